@@ -1,0 +1,174 @@
+"""What every script does around its work: constants become flags, and bad input becomes one line.
+
+A script's interface is the block of constants in capitals at its top. `run(main, globals())` gives each of
+them a flag of the same name (`NUM_CODES` is `--num-codes`), with the remark beside it as the help text,
+and calls `main` with the values. A constant of None is taken from the checkpoint of the stage before.
+"""
+import argparse
+import ast
+import io
+import math
+import re
+import signal
+import sys
+import tokenize
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+
+class UserError(Exception):
+    """Something the user can put right; its text is the one line they see."""
+
+
+class Rule(NamedTuple):
+    """What a constant may be: its type, and bounds, a list of choices or a pattern."""
+
+    kind: type
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    choices: tuple = ()
+    odd: bool = False
+    pattern: str = ""
+
+    def parse(self, value: Any) -> Any:
+        """The value (a flag's text, or a constant as the script has it) checked; ValueError says what is wrong."""
+        words = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+        if isinstance(value, str) and self.kind in (int, float):
+            try:
+                value = self.kind(value)
+            except ValueError:
+                raise ValueError(f"must be {words[self.kind]}, not {value!r}") from None
+        if self.kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not self.kind:
+            raise ValueError(f"must be {words[self.kind]}, not {value!r}")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"must be one of {', '.join(map(str, self.choices))}, not {value!r}")
+        if self.pattern and not re.fullmatch(self.pattern, value):
+            raise ValueError(f"must match {self.pattern}, not {value!r}")
+        if self.odd and value % 2 == 0:
+            raise ValueError(f"must be odd, not {value}")
+        if self.kind in (int, float):
+            if not math.isfinite(value):
+                raise ValueError(f"must be finite, not {value}")
+            if value < self.low:
+                raise ValueError(f"must be at least {self.low}, not {value}")
+            if value > self.high:
+                raise ValueError(f"must be at most {self.high}, not {value}")
+            if value <= self.above:
+                raise ValueError(f"must be above {self.above}, not {value}")
+        return value
+
+
+# A constant means the same in every script, so its rule is written once. One without a rule is held to its type.
+RULES = {
+    "DATASET": Rule(str, pattern=".+"),
+    "DATA_DIR": Rule(str, pattern=".+"),
+    "OUTPUT_DIR": Rule(str, pattern=".+"),
+    "LIMIT": Rule(int, low=0),
+    "EPOCHS": Rule(int, low=1),
+    "BATCH_SIZE": Rule(int, low=1),
+    "LEARNING_RATE": Rule(float, above=0, high=10),
+    "SEED": Rule(int, low=0, high=2**63 - 1),
+    "DEVICE": Rule(str, pattern=r"auto|cpu|mps|cuda(:\d+)?"),
+    "DOWNSAMPLE": Rule(int, choices=(2, 4, 8)),
+    "HIDDEN": Rule(int, low=2, high=8192),
+    "RESIDUAL_BLOCKS": Rule(int, low=0, high=100),
+    "RESIDUAL_HIDDEN": Rule(int, low=1, high=8192),
+    "NUM_CODES": Rule(int, low=2, high=32768),
+    "CODE_DIM": Rule(int, low=2, high=8192),
+    "CODEBOOK": Rule(str, choices=("ema", "gradient")),
+    "EMA_DECAY": Rule(float, low=0, high=0.999999),
+    "COMMITMENT_COST": Rule(float, low=0),
+    "REVIVE_BELOW": Rule(float, low=0, high=0.5),
+    "LAYERS": Rule(int, low=1, high=1000),
+    "KERNEL_SIZE": Rule(int, low=3, high=31, odd=True),
+    "CLASS_DROPOUT": Rule(float, low=0, high=1),
+    "SAVE_EVERY": Rule(float, above=0),
+    "RESUME": Rule(str, choices=("auto", "never")),
+    "COMPILE": Rule(str, choices=("auto", "yes", "no")),
+    "SAMPLE_EVERY": Rule(int, low=0),
+    "NUM_SAMPLES": Rule(int, low=1),
+    "NUM_IMAGES": Rule(int, low=1),
+    "TEMPERATURE": Rule(float, low=0),
+    "TOP_K": Rule(int, low=0),
+    "TOP_P": Rule(float, above=0, high=1),
+    "CLASS_LABEL": Rule(int, low=-2),
+    "SOURCE": Rule(str, choices=("uniform", "gaussian")),
+}
+
+
+def flag(name: str) -> str:
+    """The flag of a constant: NUM_CODES is --num-codes."""
+    return "--" + name.lower().replace("_", "-")
+
+
+def constants(script: dict[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Name to (value, remark) of the constants that a script assigns at its top level; script: its globals()."""
+    source = Path(script["__file__"]).read_text(encoding="utf-8")
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    remarks = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
+            found[node.targets[0].id] = (script[node.targets[0].id], remarks.get(node.end_lineno, ""))
+    return found
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (--help lists every flag)\n")
+
+
+def parse(script: dict[str, Any], argv: list[str] | None = None) -> argparse.Namespace:
+    """The script's constants, each overridden by its flag in argv, under their own names in capitals.
+
+    Exits with status 2 and one line on a wrong flag or a constant that its rule does not allow.
+    """
+    parser = _Parser(prog=Path(script["__file__"]).name, description=script["__doc__"], allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = constants(script)
+    for name, (value, remark) in found.items():
+        default = "from the checkpoint" if value is None else repr(value)
+        text = f"{remark} [{default}]".replace("%", "%%")
+        if isinstance(value, bool):
+            parser.add_argument(flag(name), dest=name, default=value, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(flag(name), dest=name, default=value, metavar="X", help=text)
+    args = parser.parse_args(argv)
+    for name, (default, _) in found.items():
+        value = getattr(args, name)
+        rule = RULES.get(name) or Rule(type(default))
+        if value is None and default is None:
+            continue
+        try:
+            setattr(args, name, rule.parse(value))
+        except ValueError as error:
+            parser.error(f"{name} ({flag(name)}) {error}")
+    return args
+
+
+def run(main: Callable[[argparse.Namespace], None], script: dict[str, Any]) -> None:
+    """Call main with the script's flags; what the user can put right becomes one line and exit status 1."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    args = parse(script)
+    try:
+        main(args)
+    except UserError as error:
+        problem = str(error)
+    except KeyboardInterrupt:
+        print(f"{Path(script['__file__']).name}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:  # a full disk, a directory without permission: the operating system's own words
+        where = f": {error.filename}" if error.filename else ""
+        problem = f"{error.strerror or error}{where}"
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        problem = f"out of memory: try a smaller {flag('BATCH_SIZE')} or a smaller model"
+    else:
+        return
+    print(f"{Path(script['__file__']).name}: error: {problem}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,183 @@
+"""Data sets as tensors: the embedded glyphs, torchvision's by name.
+
+`load` gives the training, validation and test split, each one uint8 tensor of images (N, C, H, W) and one of
+labels. Images stay uint8 wherever they lie, so that a batch is a gather and one conversion (`to_float`).
+"""
+import io
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from checkpoint import atomic
+from cli import UserError
+
+GLYPHS = {"train": 20_000, "test": 2_000}  # images drawn for either split
+GLYPHS_VERSION = 1                         # change it with anything that changes the drawing: it names the cache
+GLYPH_SIZE = 28                            # pixels, height and width
+GLYPH_FONTS = [
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
+    "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic",
+    "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta", "cmr10", "cmb10", "cmss10", "cmtt10",
+]
+
+# torchvision's class and the arguments that choose the training and the test split
+TORCHVISION = {
+    "mnist": ("MNIST", {"train": True}, {"train": False}),
+    "fashion_mnist": ("FashionMNIST", {"train": True}, {"train": False}),
+    "kmnist": ("KMNIST", {"train": True}, {"train": False}),
+    "qmnist": ("QMNIST", {"what": "train"}, {"what": "test"}),
+    "emnist": ("EMNIST", {"split": "balanced", "train": True}, {"split": "balanced", "train": False}),
+    "usps": ("USPS", {"train": True}, {"train": False}),
+    "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
+    "cifar100": ("CIFAR100", {"train": True}, {"train": False}),
+    "svhn": ("SVHN", {"split": "train"}, {"split": "test"}),
+    "stl10": ("STL10", {"split": "train"}, {"split": "test"}),
+}
+
+
+class Split(NamedTuple):
+    images: Tensor  # (N, C, H, W) uint8
+    labels: Tensor  # (N,) int64
+
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+class Data(NamedTuple):
+    train: Split
+    validation: Split  # a fixed twentieth of the training images: the only one that may choose anything
+    test: Split        # only ever reported
+    class_names: list[str]
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images to float32 in [0, 1]."""
+    return images.float().div_(255)
+
+
+def load(name: str, data_dir: str, limit: int = 0) -> Data:
+    """The data set `name`, kept or looked for under data_dir; limit: use the first N images of either part.
+
+    UserError if there is no such data set, or if it cannot be had.
+    """
+    if name == "glyphs":
+        (train, test), class_names = glyphs(data_dir), [str(digit) for digit in range(10)]
+    elif name in TORCHVISION:
+        train, test, class_names = from_torchvision(name, data_dir)
+    else:
+        raise UserError(f"DATASET (--dataset): no data set is called {name!r}; there are: "
+                        f"{', '.join(['glyphs', *TORCHVISION])}")
+    if limit:
+        train, test = (Split(part.images[:limit], part.labels[:limit]) for part in (train, test))
+    count = len(train.images)
+    if count < 2:
+        raise UserError(f"LIMIT (--limit) of {limit} leaves nothing to train on: use at least 2 images")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    chosen, rest = order.split([max(1, count // 20), count - max(1, count // 20)])
+    rest = rest.sort().values
+    return Data(Split(train.images[rest], train.labels[rest]), Split(train.images[chosen], train.labels[chosen]),
+                test, class_names)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Glyphs
+
+
+def draw_glyphs(count: int, seed: int | tuple[int, ...]) -> Split:
+    """Draw `count` digits, light on black, with random font, size, rotation, shear, shift, stroke and contrast."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+    directory = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(10, size=count)
+    fonts = rng.integers(len(GLYPH_FONTS), size=count)
+    sizes = rng.integers(72, 105, size=count)          # at four times the final size, as is all up to `reduce`
+    strokes = rng.integers(0, 5, size=count)
+    angles = rng.normal(0, np.radians(8), size=count)
+    shears = rng.normal(0, 0.15, size=count)
+    shifts = rng.normal(0, 5, size=(count, 2))
+    inks = rng.uniform(120, 255, size=count)
+    canvas, middle = 4 * GLYPH_SIZE, 2 * GLYPH_SIZE
+    loaded: dict[tuple[int, int], ImageFont.FreeTypeFont] = {}
+    images = np.empty((count, 1, GLYPH_SIZE, GLYPH_SIZE), np.uint8)
+    for i in tqdm(range(count), desc="drawing glyphs", leave=False, disable=None):
+        key = (int(fonts[i]), int(sizes[i]))
+        if key not in loaded:
+            loaded[key] = ImageFont.truetype(str(directory / f"{GLYPH_FONTS[key[0]]}.ttf"), key[1])
+        picture = Image.new("L", (canvas, canvas))
+        ImageDraw.Draw(picture).text((middle, middle), str(labels[i]), fill=255, font=loaded[key], anchor="mm",
+                                     stroke_width=int(strokes[i]))
+        cos, sin = np.cos(angles[i]), np.sin(angles[i])
+        a, b, c, d = cos, cos * shears[i] - sin, sin, sin * shears[i] + cos  # rotation times shear, about the middle
+        offset_x = middle - a * (middle + shifts[i, 0]) - b * (middle + shifts[i, 1])
+        offset_y = middle - c * (middle + shifts[i, 0]) - d * (middle + shifts[i, 1])
+        picture = picture.transform(picture.size, Image.Transform.AFFINE, (a, b, offset_x, c, d, offset_y),
+                                    Image.Resampling.BILINEAR)
+        images[i, 0] = np.rint(np.asarray(picture.reduce(4), np.float32) * (inks[i] / 255))
+    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def glyphs(data_dir: str) -> tuple[Split, Split]:
+    """The glyphs' training and test split, from the cache under data_dir or drawn anew."""
+    path = Path(data_dir) / f"glyphs-{GLYPHS_VERSION}.npz"
+    keys = [f"{part}_{kind}" for part in GLYPHS for kind in ("images", "labels")]
+    try:
+        with np.load(path) as cache:
+            arrays = [torch.from_numpy(cache[key]) for key in keys]
+        return Split(*arrays[:2]), Split(*arrays[2:])
+    except FileNotFoundError:
+        pass
+    except Exception:  # a damaged cache is only a cache
+        print(f"{path} cannot be read: drawing the glyphs anew", file=sys.stderr)
+    train, test = (draw_glyphs(count, (i, GLYPHS_VERSION)) for i, count in enumerate(GLYPHS.values()))
+    buffer = io.BytesIO()
+    np.savez(buffer, **{key: array.numpy() for key, array in zip(keys, (*train, *test))})
+    try:
+        with atomic(path) as file:
+            file.write(buffer.getbuffer())
+    except OSError as error:
+        print(f"the glyphs are not cached in {data_dir}: {error.strerror}", file=sys.stderr)
+    return train, test
+
+
+# ---------------------------------------------------------------------------------------------------------
+# torchvision
+
+
+def from_torchvision(name: str, data_dir: str) -> tuple[Split, Split, list[str]]:
+    """Training and test split and class names; a copy under data_dir is used as it is, or else downloaded."""
+    try:
+        import torchvision.datasets
+    except (ImportError, RuntimeError) as error:  # a torchvision built for another torch fails while it is imported
+        raise UserError(f"the data set {name!r} needs a torchvision that fits your torch ({error}); "
+                        f"`--dataset glyphs` needs none") from None
+    class_name, *arguments = TORCHVISION[name]
+    reader = getattr(torchvision.datasets, class_name)
+    splits = []
+    for argument in arguments:
+        try:
+            data = reader(data_dir, download=False, **argument)
+        except RuntimeError:  # torchvision's word for "not there, or not whole"
+            try:
+                data = reader(data_dir, download=True, **argument)
+            except Exception as error:  # each of its readers fails in its own way
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"{name} is not in {data_dir} and cannot be downloaded ({reason}): check the connection, "
+                                f"or use `--dataset glyphs`, which needs none") from None
+        images = torch.as_tensor(np.asarray(data.data))
+        if images.dim() == 3:
+            images = images.unsqueeze(1)
+        elif images.shape[-1] == 3:
+            images = images.permute(0, 3, 1, 2)
+        if name == "emnist":  # stored with rows and columns exchanged
+            images = images.transpose(2, 3)
+        targets = data.targets if hasattr(data, "targets") else data.labels
+        labels = torch.as_tensor(np.asarray(targets))
+        splits.append(Split(images.contiguous(), (labels[:, 0] if labels.dim() == 2 else labels).long()))
+    names = getattr(data, "classes", None) or [str(label) for label in range(int(splits[0].labels.max()) + 1)]
+    return *splits, list(names)

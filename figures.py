@@ -1,0 +1,64 @@
+"""Pictures and plots: grids of images as PNG files, and the curves of a training's history."""
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from checkpoint import atomic
+
+GAP = 2            # pixels between the images of a grid
+SMALLEST_SIDE = 56  # images of a grid below this are enlarged by a whole factor, so that a person can see them
+
+
+def save_image(image: Tensor, path: Path) -> None:
+    """Write one image (C, H, W) in [0, 1], grey or RGB, as a PNG of its own size."""
+    pixels = image.detach().clamp(0, 1).mul(255).round().byte().cpu().permute(1, 2, 0).numpy()
+    _save(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), path)
+
+
+def save_grid(images: Tensor, path: Path, columns: int = 0) -> None:
+    """Write images (N, C, H, W) in [0, 1] as one PNG, row by row; columns: 0 makes it about square."""
+    count, channels, height, width = images.shape
+    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    factor = max(1, math.ceil(SMALLEST_SIDE / min(height, width))) if max(height, width) < 4 * SMALLEST_SIDE else 1
+    pixels = images.detach().clamp(0, 1).mul(255).round().byte().cpu().numpy()
+    pixels = pixels.repeat(factor, 2).repeat(factor, 3)
+    height, width = pixels.shape[2:]
+    rows = math.ceil(count / columns)
+    sheet = np.full((channels, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), 128, np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
+        sheet[:, top:top + height, left:left + width] = image
+    _save(Image.fromarray(sheet[0] if channels == 1 else sheet.transpose(1, 2, 0)), path)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with atomic(path) as file:
+        picture.save(file, "PNG")
+
+
+def save_curves(history: list[dict[str, Any]], panels: dict[str, list[str]], path: Path) -> None:
+    """Plot columns of a history against its epochs, a row of two panels for each entry of `panels` (title: columns).
+
+    The left panel shows the whole run, the right one the later half of the epochs on a scale of its own.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(10, 3.4 * len(panels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    late = history[len(history) // 2:]
+    for axes, (title, columns) in zip(figure.subplots(len(panels), 2, squeeze=False), panels.items()):
+        for axis, part, when in ((axes[0], history, "all epochs"), (axes[1], late, "later half")):
+            for column in columns:
+                axis.plot([row["epoch"] for row in part], [row[column] for row in part], ".-", label=column)
+            axis.set(title=f"{title}, {when}", xlabel="epoch")
+            axis.grid(alpha=0.3)
+            axis.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    with atomic(path) as file:
+        file.write(buffer.getbuffer())

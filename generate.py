@@ -1,0 +1,69 @@
+"""Make new images: draw grids of codes from the PixelCNN, decode them with the VQ-VAE.
+
+Reads `vqvae.pt` and `pixelcnn.pt` from OUTPUT_DIR; writes `sample_0.png` ... and the grid `samples.png` there.
+Sample i depends on SEED and i alone, not on how many are drawn.
+"""
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import devices
+import figures
+from cli import UserError
+from cli import run as run_script
+from sampler import Sampler, uniforms
+
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and pixelcnn.pt
+NUM_SAMPLES = 100         # images to make
+TEMPERATURE = 1.0         # divides the logits: below 1 plays safe, above 1 is bolder; 0: always the likeliest code
+TOP_K = 0                 # draw among the k likeliest codes; 0: all
+TOP_P = 1.0               # draw among the fewest codes whose probabilities reach p together
+CLASS_LABEL = -1          # the class to draw; -1: the classes in turn, -2: no class given
+SEED = 0                  # of the draws: the same seed gives the same images
+BATCH_SIZE = 64           # grids drawn at once
+DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
+
+
+@torch.no_grad()
+def main(args: argparse.Namespace) -> None:
+    device = devices.pick(args.DEVICE)
+    stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
+    prior = checkpoint.load(args.OUTPUT_DIR, "pixelcnn")
+    checkpoint.check_pair(stored, prior)
+    vqvae = checkpoint.build(stored).to(device)
+    model = checkpoint.build(prior).to(device)
+    classes = model.num_classes
+    if args.CLASS_LABEL >= classes:
+        there = f"0 to {classes - 1} ({', '.join(prior['data']['class_names'])})" if classes else "none"
+        raise UserError(f"CLASS_LABEL (--class-label): there is no class {args.CLASS_LABEL}; there are {there}")
+    numbers = torch.arange(args.NUM_SAMPLES)
+    labels = numbers % max(1, classes) if args.CLASS_LABEL == -1 else \
+        torch.full_like(numbers, classes if args.CLASS_LABEL == -2 else args.CLASS_LABEL)
+    mine = devices.share(numbers)
+    height, width = prior["grid"]
+    batch_size = min(args.BATCH_SIZE, max(1, len(mine)))
+    sampler = Sampler(model, batch_size, width, args.TEMPERATURE, args.TOP_K, args.TOP_P)
+    output = Path(args.OUTPUT_DIR)
+    batches = mine.split(batch_size) if len(mine) else []
+    with tqdm(desc="sampling", total=len(batches) * height, unit="row", disable=not devices.is_main()) as bar:
+        images = []
+        for part in batches:
+            chance = uniforms(args.SEED, int(part[0]), len(part), height, width)
+            codes = sampler(labels[part], chance, on_row=bar.update)
+            images.append(vqvae.decode(codes, stored["data"]["height"], stored["data"]["width"]))
+    shape = (0, *(stored["data"][name] for name in ("channels", "height", "width")))
+    images = torch.cat([torch.empty(shape, device=device), *images])
+    for number, image in zip(mine.tolist(), images):
+        figures.save_image(image, output / f"sample_{number}.png")
+    images = devices.gather(images, args.NUM_SAMPLES)
+    if devices.is_main():
+        columns = classes if args.CLASS_LABEL == -1 and 1 < classes <= 20 else 0
+        figures.save_grid(images, output / "samples.png", columns)
+        print(f"wrote {args.NUM_SAMPLES} samples to {output / 'sample_0.png'} ... and the grid {output / 'samples.png'}")
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

@@ -1,0 +1,329 @@
+"""The networks: a VQ-VAE that turns images into grids of codes, and a PixelCNN that models those grids.
+
+The encoder halves the image a few times, every position of its output `z_e` is replaced by the nearest row
+of a codebook (`z_q`, and the row's index is the code), and the decoder paints the image from `z_q`. The
+gated PixelCNN then learns p(codes) = prod_i p(code_i | the codes before it in raster order, class).
+
+Papers, cited by number in the code:
+[1] van den Oord et al., Neural Discrete Representation Learning, 2017, arXiv:1711.00937
+[2] van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016, arXiv:1606.05328
+[3] Razavi et al., Generating Diverse High-Fidelity Images with VQ-VAE-2, 2019, arXiv:1906.00446
+[4] Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding, 2007
+[5] Zeghidour et al., SoundStream, 2021, arXiv:2107.03312 (dead codes replaced by current encoder outputs)
+"""
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NEAREST_CHUNK = 2**24  # most entries of the distance matrix held at a time
+TRIAL = 5              # a new code starts with this many times the usage below which codes are revived
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Quantizer
+
+
+def nearest_codes(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest codebook row of every latent vector by squared distance ([1], eq. 1).
+
+    z_e: (N, D); codebook: (K, D). Returns codes (N,) int64 in [0, K) and the squared distances (N,) to them.
+    """
+    # |z - e|^2 = |z|^2 + |e|^2 - 2 z.e, and |z|^2 is the same for every code: one product and one argmin
+    code_norms = codebook.square().sum(1)
+    chunk = max(1, NEAREST_CHUNK // len(codebook))
+    parts = [torch.addmm(code_norms, part, codebook.T, alpha=-2).min(1) for part in z_e.split(chunk)]
+    codes = torch.cat([part.indices for part in parts])
+    distances = torch.cat([part.values for part in parts]) + z_e.square().sum(1)
+    return codes, distances.clamp_min(0)
+
+
+def perplexity(counts: Tensor) -> float:
+    """exp(entropy) of the code frequencies: the number of codes in even use, from 1 to K. counts: (K,)."""
+    frequency = counts.double() / counts.sum().clamp_min(1)
+    return torch.special.entr(frequency).sum().exp().item()
+
+
+class Quantized(NamedTuple):
+    """What the quantizer makes of a batch; every loss is a mean over the elements of `z_e`."""
+
+    z_q: Tensor              # (B, D, H, W) the nearest codes, with the gradient passed straight to z_e
+    codes: Tensor            # (B, H, W) int64 indices into the codebook
+    codebook_loss: Tensor    # ||sg[z_e] - e||^2; moves the codebook, and only where it is learnt by gradient
+    commitment_loss: Tensor  # ||z_e - sg[e]||^2; moves the encoder, not yet multiplied by beta
+    counts: Tensor           # (K,) how often each code was chosen in this batch
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest-code quantizer with straight-through gradients ([1], section 3.1) and a codebook that lives.
+
+    Against codebook collapse: every `z_e` is normalised over its channels (layer norm, no parameters), so
+    the encoder cannot answer the commitment loss by shrinking towards zero; the codebook starts from encoder
+    outputs (`start`); and while training, a code whose moving usage falls below `revive_below` of an even
+    share is put onto a current encoder output [5], drawn in proportion to its squared distance from its code
+    as in k-means++ [4]: plain draws would mostly land on the background, which has its codes already. It
+    starts there with little usage, so that it soon either earns its place or moves on: a code that starts with
+    an even share of usage, unused, outlives the first epoch, in which the encoder moves away from most codes.
+
+    num_codes: K. code_dim: D. codebook: "ema" moves each code to the moving average of the vectors that
+    chose it ([1], appendix A.1), "gradient" leaves it to the optimiser and the codebook loss.
+    """
+
+    def __init__(self, num_codes: int, code_dim: int, codebook: str = "ema", ema_decay: float = 0.97,
+                 revive_below: float = 0.02):
+        super().__init__()
+        if codebook not in ("ema", "gradient"):
+            raise ValueError(f'codebook must be "ema" or "gradient", not {codebook!r}')
+        self.ema = codebook == "ema"
+        self.ema_decay = ema_decay
+        self.revive_below = revive_below
+        self.codebook = nn.Parameter(torch.randn(num_codes, code_dim), requires_grad=not self.ema)
+        # N_i and m_i in [1], eq. 6 and 7, the moving counts and sums of z_e, in units of an even share of the batch
+        self.register_buffer("usage", torch.ones(num_codes))
+        self.register_buffer("sums", self.codebook.detach().clone())
+
+    def normalise(self, z_e: Tensor) -> Tensor:
+        """Layer norm over the channels: (B, D, H, W) to (B, H, W, D), every vector of mean 0, variance 1."""
+        z_e = z_e.permute(0, 2, 3, 1)
+        return F.layer_norm(z_e, z_e.shape[-1:])
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        """The codebook rows of codes (B, H, W), as the decoder takes them: (B, D, H, W)."""
+        return F.embedding(codes, self.codebook).permute(0, 3, 1, 2)
+
+    def forward(self, z_e: Tensor) -> Quantized:
+        """Quantize z_e (B, D, H, W) as the encoder put it out; in training mode, move the codebook too."""
+        z_e = self.normalise(z_e.float())  # distances need float32 where autocast gives less
+        flat = z_e.detach().flatten(0, 2)
+        with torch.no_grad():
+            codes, distances = nearest_codes(flat, self.codebook)
+            counts = torch.bincount(codes, minlength=len(self.codebook))
+        z_q = F.embedding(codes.view(z_e.shape[:3]), self.codebook)
+        codebook_loss = F.mse_loss(z_q, z_e.detach())
+        commitment_loss = F.mse_loss(z_e, z_q.detach())
+        straight_through = z_e + (z_q - z_e).detach()
+        if self.training:
+            self._update(flat, codes, distances, counts)
+        return Quantized(straight_through.permute(0, 3, 1, 2), codes.view(z_e.shape[:3]),
+                         codebook_loss, commitment_loss, counts)
+
+    @torch.no_grad()
+    def start(self, z_e: Tensor) -> None:
+        """Put the codebook onto encoder outputs z_e (B, D, H, W): a k-means++ draw [4] in a few rounds."""
+        flat = self.normalise(z_e).flatten(0, 2)
+        num_codes = len(self.codebook)
+        drawn = flat[torch.randint(len(flat), (1,), device=flat.device)]
+        while len(drawn) < num_codes:  # doubling: each round draws as many codes as there are, by distance
+            _, distances = nearest_codes(flat, drawn)
+            drawn = torch.cat([drawn, self._draw(flat, distances, min(len(drawn), num_codes - len(drawn)))])
+        self._place(torch.ones(num_codes, 1, dtype=torch.bool, device=flat.device), drawn)
+
+    @torch.no_grad()
+    def _update(self, flat: Tensor, codes: Tensor, distances: Tensor, counts: Tensor) -> None:
+        """Move usage, and in EMA mode the codebook, towards this batch ([1], eq. 6 to 8); revive dead codes."""
+        even_share = len(flat) / len(self.codebook)
+        self.usage.lerp_(counts / even_share, 1 - self.ema_decay)
+        if self.ema:
+            batch_sums = torch.zeros_like(self.sums).index_add_(0, codes, flat)
+            self.sums.lerp_(batch_sums / even_share, 1 - self.ema_decay)
+            self.codebook.copy_(self.sums / self.usage.clamp_min(1e-8).unsqueeze(1))
+        if self.revive_below > 0:
+            dead = (self.usage < self.revive_below).unsqueeze(1)
+            self._place(dead, self._draw(flat, distances, len(self.codebook)))
+
+    def _place(self, which: Tensor, vectors: Tensor) -> None:
+        """Move the codes that `which` (K, 1) marks onto their rows of vectors (K, D), with a new code's usage."""
+        start = min(1.0, TRIAL * self.revive_below) or 1.0
+        self.codebook.copy_(torch.where(which, vectors, self.codebook))
+        self.sums.copy_(torch.where(which, vectors * start, self.sums))
+        self.usage.copy_(torch.where(which.squeeze(1), start, self.usage))
+
+    @staticmethod
+    def _draw(flat: Tensor, distances: Tensor, count: int) -> Tensor:
+        """(count, D) rows of flat, drawn with replacement in proportion to their squared distances."""
+        cumulative = (distances.double() + 1e-12).cumsum(0)
+        points = torch.rand(count, dtype=cumulative.dtype, device=flat.device) * cumulative[-1]
+        return flat[torch.searchsorted(cumulative, points).clamp_max(len(flat) - 1)]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# VQ-VAE
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1x1(relu(conv3x3(relu(x)))) ([1], section 4.1)."""
+
+    def __init__(self, hidden: int, residual_hidden: int):
+        super().__init__()
+        self.conv3 = nn.Conv2d(hidden, residual_hidden, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(residual_hidden, hidden, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv1(F.relu(self.conv3(F.relu(x))))
+
+
+class Reconstruction(NamedTuple):
+    """A batch through the whole VQ-VAE."""
+
+    images: Tensor           # (B, C, H, W), the size of the input; not clipped to [0, 1]
+    quantized: Quantized
+
+
+class VQVAE(nn.Module):
+    """The VQ-VAE of [1] for images (B, C, H, W) with pixels in [0, 1], of any height and width.
+
+    Images are padded at the right and bottom to a multiple of `downsample` (2, 4 or 8) and the output is cropped,
+    so the grid of codes is (ceil(H / downsample), ceil(W / downsample)). `config` holds the arguments, from which
+    `VQVAE(**config)` builds the same network. The decoder's output is linear: a sigmoid saturates on
+    black backgrounds and passes no gradient there.
+    """
+
+    def __init__(self, channels: int, hidden: int, residual_blocks: int, residual_hidden: int, downsample: int,
+                 num_codes: int, code_dim: int, codebook: str = "ema", ema_decay: float = 0.97,
+                 revive_below: float = 0.02):
+        super().__init__()
+        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.downsample = downsample
+        halvings = int(math.log2(downsample))
+        if 2**halvings != downsample or downsample < 2:
+            raise ValueError(f"downsample must be a power of two from 2 up, not {downsample}")
+        widths = [channels] + [hidden // 2] * (halvings - 1) + [hidden]
+
+        def blocks():
+            return [ResidualBlock(hidden, residual_hidden) for _ in range(residual_blocks)]
+
+        encoder = []
+        for wide, narrow in zip(widths, widths[1:]):
+            encoder += [nn.Conv2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU()]
+        encoder += [nn.Conv2d(hidden, hidden, 3, padding=1), *blocks(), nn.ReLU(), nn.Conv2d(hidden, code_dim, 1)]
+        self.encoder = nn.Sequential(*encoder)
+        self.quantizer = VectorQuantizer(num_codes, code_dim, codebook, ema_decay, revive_below)
+        decoder = [nn.Conv2d(code_dim, hidden, 3, padding=1), *blocks()]
+        for wide, narrow in zip(widths[:0:-1], widths[-2::-1]):
+            decoder += [nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
+        self.decoder = nn.Sequential(*decoder)
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the grid of codes for images of this height and width."""
+        return -(-height // self.downsample), -(-width // self.downsample)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Encoder output z_e (B, D, grid height, grid width), before normalising and quantizing."""
+        height, width = images.shape[2:]
+        right, bottom = -width % self.downsample, -height % self.downsample
+        return self.encoder(F.pad(images, (0, right, 0, bottom), mode="replicate") if right or bottom else images)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to codes (B, grid height, grid width) int64."""
+        z_e = self.quantizer.normalise(self.latents(images))
+        return nearest_codes(z_e.flatten(0, 2), self.quantizer.codebook)[0].view(z_e.shape[:3])
+
+    def decode(self, codes: Tensor, height: int, width: int) -> Tensor:
+        """Codes (B, grid height, grid width) to images (B, C, height, width) clipped to [0, 1]."""
+        return self.decoder(self.quantizer.look_up(codes))[:, :, :height, :width].clamp(0, 1)
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        quantized = self.quantizer(self.latents(images))
+        height, width = images.shape[2:]
+        return Reconstruction(self.decoder(quantized.z_q)[:, :, :height, :width], quantized)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# PixelCNN
+
+
+class CausalConv2d(nn.Conv2d):
+    """A masked convolution that stores and multiplies only what its mask lets through ([2], section 2).
+
+    For kernel size 3 and the position marked x, the masks of the two stacks are (1: seen)
+
+        vertical A   vertical B      horizontal A   horizontal B
+          1 1 1        1 1 1            0 0 0          0 0 0
+          0 x 0        1 x 1            1 x 0          1 x 0
+          0 0 0        0 0 0            0 0 0          0 0 0
+        (x: 0)       (x: 1)           (x: 0)         (x: 1)
+
+    Type A, the first layer, sees the codes themselves and must leave out x (the vertical stack: x's whole
+    row). Type B, every later layer, sees features: a vertical feature at x knows only rows above x, so its
+    own row is allowed, and a horizontal one only what is left of x or above. Either way nothing at or after x
+    is seen, and together the stacks see all that is before it: no blind spot.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, stack: str, mask: str):
+        reach = kernel_size // 2
+        length = reach + (mask == "B")
+        vertical = stack == "vertical"
+        super().__init__(inputs, outputs, (length, kernel_size) if vertical else (1, length))
+        self.reach = reach
+        self.sides = reach if vertical else 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, inputs, H, W). Returns (B, outputs, H, W)."""
+        height, width = x.shape[2:]
+        if self.kernel_size[0] == 1 and self.sides == 0:
+            return super().forward(F.pad(x, (self.reach, 0, 0, 0)))[..., :width]
+        return super().forward(F.pad(x, (self.sides, self.sides, self.reach, 0)))[:, :, :height]
+
+
+def gate(x: Tensor) -> Tensor:
+    """tanh of the first half of the channels times sigmoid of the second ([2], eq. 2). x: (B, 2C, H, W)."""
+    signal, valve = x.chunk(2, 1)
+    return signal.tanh() * valve.sigmoid()
+
+
+class GatedBlock(nn.Module):
+    """One layer of both stacks ([2], figure 2): the horizontal stack is fed from the vertical, never back."""
+
+    def __init__(self, hidden: int, kernel_size: int, mask: str):
+        super().__init__()
+        self.residual = mask == "B"
+        self.vertical = CausalConv2d(hidden, 2 * hidden, kernel_size, "vertical", mask)
+        self.horizontal = CausalConv2d(hidden, 2 * hidden, kernel_size, "horizontal", mask)
+        self.across = nn.Conv2d(2 * hidden, 2 * hidden, 1, bias=False)  # vertical to horizontal
+        self.out = nn.Conv2d(hidden, hidden, 1, bias=False)
+
+    def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """v, h: (B, C, H, W), the stacks; condition: (B, 4C, 1, 1), added before the gates. Returns v, h."""
+        v_condition, h_condition = condition.chunk(2, 1)
+        v_features = self.vertical(v) + v_condition
+        h_features = self.horizontal(h) + self.across(v_features) + h_condition
+        v_new, h_new = gate(v_features), self.out(gate(h_features))
+        return (v + v_new, h + h_new) if self.residual else (v_new, h_new)
+
+
+class PixelCNN(nn.Module):
+    """Gated PixelCNN [2] over grids of codes, of any height and width, conditioned on a class or on none.
+
+    Class `num_classes` means "no class"; training shows it in place of some labels, so one model draws from
+    p(codes | class) and from p(codes). With `num_classes` 0 it is the only one. `config` holds the arguments,
+    from which `PixelCNN(**config)` builds the same network.
+    """
+
+    def __init__(self, num_codes: int, num_classes: int, hidden: int, layers: int, kernel_size: int):
+        super().__init__()
+        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        if kernel_size % 2 == 0 or kernel_size < 3:
+            raise ValueError(f"kernel_size must be odd and at least 3, not {kernel_size}")
+        self.num_classes = num_classes
+        self.embedding = nn.Embedding(num_codes, hidden)
+        self.blocks = nn.ModuleList(GatedBlock(hidden, kernel_size, "A" if i == 0 else "B") for i in range(layers))
+        self.condition = nn.Embedding(num_classes + 1, layers * 4 * hidden)
+        nn.init.zeros_(self.condition.weight)
+        self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(hidden, 2 * hidden, 1), nn.ReLU(),
+                                  nn.Conv2d(2 * hidden, num_codes, 1))
+
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """Logits of every code given the codes before it: codes (B, H, W) int64, labels (B,) int64 in
+        [0, num_classes]. Returns (B, K, H, W); the logits at a position depend on earlier codes only.
+        """
+        v = h = self.embedding(codes).permute(0, 3, 1, 2)
+        conditions = self.condition(labels)[:, :, None, None].chunk(len(self.blocks), 1)
+        for block, condition in zip(self.blocks, conditions):
+            v, h = block(v, h, condition)
+        return self.head(h)
+
+    def nll(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """Mean negative log-likelihood in nats per code, a scalar."""
+        return F.cross_entropy(self(codes, labels), codes)

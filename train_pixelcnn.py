@@ -1,0 +1,148 @@
+"""Train the PixelCNN on the codes of a trained VQ-VAE: `vqvae.pt` in, `pixelcnn.pt` out.
+
+The images are encoded once; training sees codes alone. After every epoch OUTPUT_DIR holds a checkpoint to
+continue from, with the weights that did best on the validation split, the history as a table, and its curves.
+"""
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import checkpoint
+import dataset
+import devices
+import figures
+from cli import run as run_script
+from modules import VQVAE, PixelCNN
+from sampler import Sampler, uniforms
+from training import Run, lock, should_compile
+
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
+DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
+DATA_DIR = None           # where data sets are kept, or downloaded to
+LIMIT = None              # use only the first N images of the training and of the test part; 0: all
+EPOCHS = 8                # passes over the training codes
+BATCH_SIZE = 64           # grids of codes a step, over all processes together
+LEARNING_RATE = 2e-3      # the highest, of AdamW; it rises briefly and then falls to 0
+SEED = 0                  # of the weights and the order of the grids
+DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
+HIDDEN = 64               # channels of either stack
+LAYERS = 8                # gated layers; each sees KERNEL_SIZE // 2 codes further
+KERNEL_SIZE = 3           # of the masked convolutions, odd
+CLASS_DROPOUT = 0.1       # share of labels hidden in training, so that the model can draw without a class too
+SAMPLE_EVERY = 2          # epochs between grids of samples; 0: none
+SAVE_EVERY = 600          # seconds between checkpoints within an epoch; there is one after each epoch anyway
+RESUME = "auto"           # "auto" continues an unfinished run; "never" starts over
+OVERWRITE = False         # let RESUME = "never" replace a finished run
+COMPILE = "auto"          # torch.compile: "yes", "no", or "auto": for long runs on CUDA, where its start pays off
+TENSORBOARD = False       # write event files for TensorBoard as well
+
+PANELS = {"negative log-likelihood (nats per code)": ["train_nll", "validation_nll"],
+          "bits per image": ["train_bits_per_image", "validation_bits_per_image"]}
+
+
+@torch.no_grad()
+def encode(model: VQVAE, images: Tensor, batch_size: int = 512) -> Tensor:
+    """The codes (N, grid height, grid width) of uint8 images, in the smallest integers that hold them."""
+    dtype = torch.uint8 if model.config["num_codes"] <= 256 else torch.int16
+    parts = tqdm(images.split(batch_size), desc="encoding", leave=False, disable=not devices.is_main())
+    return torch.cat([model.encode(dataset.to_float(part)).to(dtype) for part in parts])
+
+
+def metrics(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
+    """A split's negative log-likelihood from its sums: in nats per code, and in bits per image of `positions` codes."""
+    totals = {name: devices.all_sum(total.clone()) for name, total in totals.items()}
+    nll = (totals["nll"] / totals["count"]).item()
+    return {"nll": nll, "bits_per_image": nll * positions / math.log(2)}
+
+
+@torch.no_grad()
+def evaluate(model: PixelCNN, codes: Tensor, labels: Tensor, batch_size: int) -> dict[str, float]:
+    """The metrics of codes (N, H, W) given their labels; each process does its share."""
+    model.eval()
+    totals = {"count": torch.zeros((), device=labels.device), "nll": torch.zeros((), device=labels.device)}
+    for part, label in zip(devices.share(codes).split(batch_size), devices.share(labels).split(batch_size)):
+        totals["count"] += len(part)
+        totals["nll"] += model.nll(part.long(), label) * len(part)
+    return metrics(totals, codes[0].numel())
+
+
+def main(args: argparse.Namespace) -> None:
+    device = devices.pick(args.DEVICE)
+    stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
+    vqvae = checkpoint.build(stored).to(device, memory_format=torch.channels_last)
+    args = checkpoint.fill(args, stored)
+    held = lock(args.OUTPUT_DIR)
+    torch.manual_seed(args.SEED)
+    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT)
+    checkpoint.check_images(stored, data.train.images)
+    train, validation, test = (encode(vqvae, split.images.to(device)) for split in data[:3])
+    train_labels, validation_labels, test_labels = (split.labels.to(device) for split in data[:3])
+    num_classes = len(data.class_names)
+    model = PixelCNN(vqvae.config["num_codes"], num_classes, args.HIDDEN, args.LAYERS, args.KERNEL_SIZE)
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01,
+                                  fused=device.type != "mps")
+    run = Run(args, "pixelcnn", model, optimizer, len(train), "validation_nll", PANELS,
+              data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names},
+              grid=list(train.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]))
+    if should_compile(args, device, run.steps):
+        model.compile()
+    stepped = DistributedDataParallel(model) if devices.world() > 1 else model
+    positions = train[0].numel()
+
+    while run.epoch < args.EPOCHS:
+        model.train()
+        with tqdm(desc=f"epoch {run.epoch + 1}/{args.EPOCHS}", total=run.steps, initial=run.step, unit="step",
+                  leave=False, disable=not devices.is_main()) as bar:
+            for index in run.batches():
+                hidden = torch.rand(len(index)) < args.CLASS_DROPOUT
+                mine = devices.share(index).to(device)
+                codes = train[mine].long()
+                labels = train_labels[mine].masked_fill(devices.share(hidden).to(device), num_classes)
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    logits = stepped(codes, labels)
+                loss = F.cross_entropy(logits.float(), codes)
+                # every grid counts the same, also where the processes' shares differ by one
+                optimizer.zero_grad()
+                (loss * len(mine) * devices.world() / len(index)).backward()
+                optimizer.step()
+                sofar = run.add(loss, len(mine), nll=loss * len(mine))
+                bar.update()
+                if sofar:
+                    bar.set_postfix(nll=f"{sofar['nll']:.4f}")
+        row = {f"train_{name}": value for name, value in metrics(run.totals, positions).items()}
+        row |= {f"validation_{name}": value
+                for name, value in evaluate(model, validation, validation_labels, args.BATCH_SIZE).items()}
+        if devices.is_main():
+            print(f"epoch {run.epoch + 1}/{args.EPOCHS}: train nll {row['train_nll']:.4f}, validation nll "
+                  f"{row['validation_nll']:.4f} nats per code, {row['validation_bits_per_image']:.1f} bits per image")
+            if args.SAMPLE_EVERY and (run.epoch + 1) % args.SAMPLE_EVERY == 0:
+                save_samples(model, vqvae, stored["data"], train.shape[1:], args.SEED,
+                             Path(args.OUTPUT_DIR) / "samples" / f"epoch_{run.epoch + 1:03d}.png")
+        run.end_epoch(row)
+
+    model.load_state_dict(run.best)
+    result = evaluate(model, test, test_labels, args.BATCH_SIZE)
+    if devices.is_main():
+        print(f"test: {result['nll']:.4f} nats per code, {result['bits_per_image']:.1f} bits per image (uniform codes: "
+              f"{positions * math.log2(vqvae.config['num_codes']):.1f})")
+        print(f"wrote {run.path}, and its history, curves and samples beside it")
+    held.close()
+
+
+@torch.no_grad()
+def save_samples(model: PixelCNN, vqvae: VQVAE, data: dict, grid: tuple[int, int], seed: int, path: Path) -> None:
+    """Write a grid of 64 samples, the classes in turn; grid: height and width in codes."""
+    labels = torch.arange(64) % max(1, model.num_classes)
+    codes = Sampler(model.eval(), 64, grid[1])(labels, uniforms(seed, 0, 64, *grid))
+    figures.save_grid(vqvae.decode(codes, data["height"], data["width"]), path)
+
+
+if __name__ == "__main__":
+    run_script(main, globals())
