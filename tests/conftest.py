@@ -1,0 +1,64 @@
+"""Fixtures that the tests share: scripts run in this process, and one small trained run."""
+import importlib
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import cli  # noqa: E402  (needs the path above)
+
+torch.set_num_threads(2)
+
+SMALL = ["--limit", "300", "--epochs", "1", "--batch-size", "50", "--device", "cpu"]
+SMALL_VQVAE = [*SMALL, "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16", "--code-dim", "8"]
+SMALL_PIXELCNN = [*SMALL, "--hidden", "16", "--layers", "2"]
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def script(capfd):
+    """script("generate", "--seed", "1") runs a script as the command line would; returns status, stdout, stderr."""
+    def run(name: str, *flags: object) -> Outcome:
+        module = importlib.import_module(name)
+        capfd.readouterr()
+        argv, sys.argv = sys.argv, [f"{name}.py", *map(str, flags)]
+        try:
+            cli.run(module.main, vars(module))
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        finally:
+            sys.argv = argv
+        return Outcome(status, *capfd.readouterr())
+    return run
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A directory with the glyphs drawn once for all tests."""
+    import dataset
+    path = tmp_path_factory.mktemp("data")
+    dataset.load("glyphs", str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, data_dir):
+    """The directory of a small finished run: copy it before changing anything in it."""
+    import train_pixelcnn
+    import train_vqvae
+    output = tmp_path_factory.mktemp("trained")
+    where = ["--output-dir", str(output)]
+    train_vqvae.main(cli.parse(vars(train_vqvae), [*SMALL_VQVAE, *where, "--data-dir", str(data_dir)]))
+    train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*SMALL_PIXELCNN, *where]))
+    return output

@@ -1,0 +1,138 @@
+"""The incremental sampler against the plain loop: a full forward pass for every code."""
+import itertools
+import random
+
+import pytest
+import torch
+
+from modules import PixelCNN
+from sampler import Sampler, draw, uniforms
+
+
+def random_model(num_codes, num_classes, hidden, layers, kernel_size, seed=0):
+    torch.manual_seed(seed)
+    model = PixelCNN(num_codes, num_classes, hidden, layers, kernel_size).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return model
+
+
+@torch.no_grad()
+def plain(model, labels, uniform, known=None, **options):
+    """Codes and logits (B, K, H, W) by one whole forward pass a code."""
+    count, height, width = uniform.shape
+    codes = torch.zeros(count, height, width, dtype=torch.int64)
+    logits = torch.zeros(count, model.config["num_codes"], height, width)
+    for row, column in itertools.product(range(height), range(width)):
+        logits[:, :, row, column] = model(codes, labels)[:, :, row, column]
+        drawn = draw(logits[:, :, row, column], uniform[:, row, column], **options)
+        given = torch.full_like(drawn, -1) if known is None else known[:, row, column]
+        codes[:, row, column] = torch.where(given >= 0, given, drawn)
+    return codes, logits
+
+
+def with_logits(model, batch_size, width, **options):
+    """A sampler, and the list to which it adds the logits of every code that it draws."""
+    sampler, kept = Sampler(model, batch_size, width, **options), []
+    step = sampler._code
+
+    def recorded(column):
+        step(column)
+        kept.append(sampler.logits.clone())
+    sampler._code = recorded
+    return sampler, kept
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_same_codes_and_logits_as_the_plain_loop(seed):
+    pick = random.Random(seed)
+    num_codes, num_classes = pick.randint(2, 40), pick.choice([0, 1, 5])
+    model = random_model(num_codes, num_classes, pick.choice([4, 10, 16]), pick.randint(1, 5), pick.choice([3, 5, 7]), seed)
+    count, height, width = pick.randint(1, 4), pick.randint(1, 7), pick.randint(1, 7)
+    options = {"temperature": pick.choice([0.0, 0.7, 1.0, 1.5]), "top_k": pick.choice([0, 1, 3]),
+               "top_p": pick.choice([0.5, 0.9, 1.0])}
+    labels = torch.randint(num_classes + 1, (count,))
+    uniform = uniforms(seed, 0, count, height, width)
+    known = torch.where(torch.rand(uniform.shape) < 0.3, torch.randint(num_codes, uniform.shape), -1) \
+        if pick.random() < 0.5 else None
+    codes, logits = plain(model, labels, uniform, known, **options)
+    sampler, kept = with_logits(model, count + pick.randint(0, 2), width, **options)
+    for _ in range(2):  # twice: nothing of one call may be left for the next
+        kept.clear()
+        assert torch.equal(sampler(labels, uniform, known), codes)
+        fast = torch.stack([step[:count] for step in kept], 2).view_as(logits)
+        torch.testing.assert_close(fast, logits, atol=1e-4, rtol=1e-4)
+
+
+def test_known_codes_are_kept_and_the_rest_follows_them():
+    model = random_model(9, 0, 8, 3, 3)
+    uniform, labels = uniforms(0, 0, 2, 4, 4), torch.zeros(2, dtype=torch.int64)
+    known = torch.full((2, 4, 4), -1)
+    known[:, :2] = torch.randint(9, (2, 2, 4))
+    codes = Sampler(model, 2, 4)(labels, uniform, known)
+    assert torch.equal(codes[:, :2], known[:, :2])
+    assert not torch.equal(codes[:, 2:], Sampler(model, 2, 4)(labels, uniform)[:, 2:])
+
+
+def test_a_sample_depends_on_its_number_alone():
+    model = random_model(9, 3, 8, 3, 3)
+    labels = torch.arange(7) % 3
+    together = Sampler(model, 7, 4)(labels, uniforms(5, 0, 7, 4, 4))
+    apart = [Sampler(model, 2, 4)(labels[i:i + 2], uniforms(5, i, len(labels[i:i + 2]), 4, 4)) for i in range(0, 7, 2)]
+    assert torch.equal(torch.cat(apart), together)
+    assert not torch.equal(Sampler(model, 7, 4)(labels, uniforms(6, 0, 7, 4, 4)), together)
+
+
+def test_wrong_sizes_are_refused():
+    sampler = Sampler(random_model(5, 0, 4, 1, 3), 2, 4)
+    for shape in [(3, 4, 4), (2, 4, 5), (0, 4, 4)]:
+        with pytest.raises(ValueError):
+            sampler(torch.zeros(shape[0], dtype=torch.int64), torch.zeros(shape))
+
+
+def test_samples_follow_the_exact_joint_distribution():
+    """2x2 grids of 3 codes: 81 of them, each with an exact probability by the chain rule."""
+    model = random_model(3, 1, 6, 2, 3)
+    grids = torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2)
+    with torch.no_grad():
+        logs = model(grids, torch.zeros(len(grids), dtype=torch.int64)).log_softmax(1)
+    exact = logs.gather(1, grids[:, None]).sum((1, 2, 3)).exp()
+    assert exact.sum().item() == pytest.approx(1, abs=1e-5)
+    count = 40_000
+    drawn = Sampler(model, count, 2)(torch.zeros(count, dtype=torch.int64), torch.rand(count, 2, 2,
+                                     generator=torch.Generator().manual_seed(0)))
+    place = (drawn.flatten(1) * torch.tensor([27, 9, 3, 1])).sum(1)
+    expected = exact * count
+    chi_squared = ((torch.bincount(place, minlength=81) - expected) ** 2 / expected)[expected >= 5].sum()
+    degrees = int((expected >= 5).sum()) - 1
+    assert degrees > 20
+    assert chi_squared < degrees + 4 * (2 * degrees) ** 0.5  # four standard deviations
+
+
+# ---- draw
+
+
+def test_draw_inverts_the_cumulative_distribution():
+    logits = torch.tensor([[0.5, 0.0, 0.3, 0.2]]).log().expand(6, 4)
+    uniform = torch.tensor([0.0, 0.49, 0.51, 0.79, 0.81, 1 - 2**-24])
+    assert draw(logits, uniform).tolist() == [0, 0, 2, 2, 3, 3]  # never 1, which has no probability
+
+
+def test_temperature_top_k_and_top_p():
+    logits = torch.tensor([[0.5, 0.1, 0.25, 0.15]]).log().expand(1000, 4)
+    uniform = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    assert draw(logits, uniform, temperature=0).unique().tolist() == [0]
+    assert draw(logits, uniform, top_k=2).unique().tolist() == [0, 2]
+    assert draw(logits, uniform, top_p=0.74).unique().tolist() == [0, 2]
+    assert draw(logits, uniform, top_p=0.76).unique().tolist() == [0, 2, 3]
+    assert draw(logits, uniform, top_p=1e-6).unique().tolist() == [0]
+    cold, plain_, hot = ((draw(logits, uniform, temperature=t) == 0).float().mean() for t in (0.5, 1.0, 2.0))
+    assert cold > plain_ > hot
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_no_uniform_reaches_a_code_without_probability(top_p):
+    logits = torch.full((3, 50), -torch.inf)
+    logits[:, [3, 7, 20]] = torch.randn(3, 3)
+    for value in (0.0, 0.5, 1 - 2**-24, 1 - 2**-23):
+        assert set(draw(logits, torch.full((3,), value), top_p=top_p).tolist()) <= {3, 7, 20}
