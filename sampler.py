@@ -15,7 +15,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from modules import PixelCNN
 
@@ -37,7 +36,8 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
     """
     if temperature == 0:
         return logits.argmax(1)
-    logits = logits / temperature
+    if temperature != 1:
+        logits = logits / temperature
     if 0 < top_k < logits.shape[1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     probabilities = logits.softmax(1)
@@ -71,12 +71,16 @@ class Sampler:
         def taps(weight: Tensor) -> Tensor:  # (outputs, C, length) to the (length * C, outputs) matrix of a window
             return weight.permute(2, 1, 0).flatten(0, 1).contiguous()
 
-        # weights as matrices: vertical_taps[l][j] carries a row into the row j below it
-        self.vertical_taps = [[taps(block.vertical.weight[:, :, reach - j])
+        # Weights as matrices; vertical_taps[l][j] carries a row into the row j below it. tanh(x) is taken as
+        # 2 sigmoid(2x) - 1, a fourth of its cost: features hold their first half doubled, see `_gate`.
+        double = torch.ones(2 * self.hidden, device=device)
+        double[:self.hidden] = 2
+        self.double = double
+        self.vertical_taps = [[taps(block.vertical.weight[:, :, reach - j]) * double
                                if j or block.residual else None for j in range(reach + 1)] for block in model.blocks]
-        self.across = [block.across.weight[:, :, 0, 0].T.contiguous() for block in model.blocks]
-        self.horizontal_taps = [taps(block.horizontal.weight[:, :, 0]) for block in model.blocks]
-        self.out = [block.out.weight[:, :, 0, 0].T.contiguous() for block in model.blocks]
+        self.across = [block.across.weight[:, :, 0, 0].T / double[:, None] * double for block in model.blocks]
+        self.horizontal_taps = [taps(block.horizontal.weight[:, :, 0]) * double for block in model.blocks]
+        self.out = [block.out.weight[:, :, 0, 0].T * 2 for block in model.blocks]
         self.head = [(conv.bias, conv.weight[:, :, 0, 0].T.contiguous()) for conv in (model.head[1], model.head[3])]
 
         def zeros(*shape: int) -> list[Tensor]:
@@ -97,10 +101,16 @@ class Sampler:
         self.uniform = torch.zeros(batch_size, width, device=device)
         self.known = torch.full((batch_size, width), -1, device=device)
         self.codes = torch.zeros(batch_size, width, dtype=torch.int64, device=device)
-        self.logits: Tensor | None = None  # of the code drawn last
+        self.gates = torch.zeros(batch_size, 2 * self.hidden, device=device)  # of the code being drawn
+        self.signal, self.valve = self.gates.chunk(2, 1)
+        self.half = torch.tensor(0.5, device=device)  # a number would be made a tensor anew for every code
+        self.gated = torch.zeros(batch_size, self.hidden, device=device)
+        self.last = torch.zeros(batch_size, self.hidden, device=device)  # the horizontal stack's output
+        self.logits = torch.zeros(batch_size, model.config["num_codes"], device=device)  # of the codes drawn last
+        self.places = [self._places(column) for column in range(width)]
         self.graph = self._capture() if device.type == "cuda" else None
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
                  on_row: Callable[[], None] = lambda: None) -> Tensor:
         """Draw a grid for each label: (B, height, width) int64 codes on the model's device.
@@ -129,13 +139,27 @@ class Sampler:
             on_row()
         return grids
 
+    def _places(self, column: int) -> list[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
+        """For each layer, what `_code` reads and writes at a column, as views made once: making them costs as much
+        as the sums. The features so far, the window of the layer's input, its last place (None: no residual), and
+        the place of the output.
+        """
+        places = []
+        for i, block in enumerate(self.model.blocks):
+            end = column + self.reach + block.residual
+            window = self.h[i].view(self.batch_size, -1)[:, column * self.hidden:end * self.hidden]
+            target = self.h[i + 1][:, column + self.reach] if i + 1 < len(self.h) else self.last
+            h = self.h[i][:, column + self.reach] if block.residual else None
+            places.append((self.h_features[i][:, column], window, h, target))
+        return places
+
     def _start(self) -> None:
         """The state above the first row: nothing but the biases and the class."""
         conditions = self.model.condition(self.labels).chunk(len(self.model.blocks), 1)
         for i, (block, condition) in enumerate(zip(self.model.blocks, conditions)):
             v_condition, h_condition = condition[:, None].expand(-1, self.width, -1).flatten(0, 1).chunk(2, 1)
-            torch.add(v_condition, block.vertical.bias, out=self.v_bias[i])
-            torch.add(h_condition, block.horizontal.bias, out=self.h_bias[i])
+            torch.mul(v_condition + block.vertical.bias, self.double, out=self.v_bias[i])
+            torch.mul(h_condition + block.horizontal.bias, self.double, out=self.h_bias[i])
             for features in self.v_features[i]:
                 features.copy_(self.v_bias[i])
         self.h[0].zero_()
@@ -152,11 +176,9 @@ class Sampler:
                 self._carry(i, window, rows_below)
             torch.addmm(self.h_bias[i], features, self.across[i], out=self.h_features[i].view_as(features))
             if i + 1 < len(self.model.blocks):
-                gated = gate_(features).view(self.batch_size, self.width, -1)
-                if i == 0:
-                    self.v[1][:, inside] = gated
-                else:
-                    torch.add(self.v[i][:, inside], gated, out=self.v[i + 1][:, inside])
+                gated = self._gate(features, *features.chunk(2, 1)).view(self.batch_size, self.width, -1)
+                before = self.v[i][:, inside] if i else torch.zeros_like(gated)
+                torch.add(before, gated, alpha=2, out=self.v[i + 1][:, inside])
         for column in range(self.width):
             self._code(column)
         if rows_below:
@@ -175,21 +197,27 @@ class Sampler:
 
     def _code(self, column: int) -> None:
         """Draw the codes of one column of the row, by the horizontal stack and the head."""
-        hidden, reach = self.hidden, self.reach
-        here = slice((column + reach) * hidden, (column + reach + 1) * hidden)
-        h = None
-        for i, block in enumerate(self.model.blocks):
-            row = self.h[i].view(self.batch_size, -1)
-            window = row[:, column * hidden:(column + reach + block.residual) * hidden]
-            gated = gate_(torch.addmm(self.h_features[i][:, column], window, self.horizontal_taps[i]))
-            target = {"out": self.h[i + 1].view(self.batch_size, -1)[:, here]} if i + 1 < len(self.h) else {}
-            h = torch.addmm(h, gated, self.out[i], **target) if block.residual else torch.mm(gated, self.out[i], **target)
+        for taps, out, (features, window, h, target) in zip(self.horizontal_taps, self.out, self.places[column]):
+            torch.addmm(features, window, taps, out=self.gates)
+            self._gate(self.gates, self.signal, self.valve, out=self.gated)
+            if h is None:
+                torch.mm(self.gated, out, out=target)
+            else:
+                torch.addmm(h, self.gated, out, out=target)
         (bias_1, weight_1), (bias_2, weight_2) = self.head
-        self.logits = torch.addmm(bias_2, torch.addmm(bias_1, h.relu(), weight_1).relu_(), weight_2)
+        torch.addmm(bias_2, torch.addmm(bias_1, self.last.relu(), weight_1).relu_(), weight_2, out=self.logits)
         drawn = draw(self.logits, self.uniform[:, column], *self.options)
         codes = torch.where(self.known[:, column] >= 0, self.known[:, column], drawn)
         self.codes[:, column] = codes
-        self.h[0][:, column + reach] = self.model.embedding(codes)
+        self.h[0][:, column + self.reach] = self.model.embedding(codes)
+
+    def _gate(self, features: Tensor, signal: Tensor, valve: Tensor, out: Tensor | None = None) -> Tensor:
+        """Half of `modules.gate` for features (N, 2C) with their first half doubled, which it overwrites: (N, C).
+
+        tanh(a) sigmoid(b) = 2 (sigmoid(2a) - 1/2) sigmoid(b). signal, valve: the halves of features, as views.
+        """
+        features.sigmoid_()
+        return torch.mul(signal.sub_(self.half), valve, out=out)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """A row as a CUDA graph. It runs as if all rows below were wanted: how many there are is not fixed."""
@@ -202,9 +230,3 @@ class Sampler:
         with torch.cuda.graph(graph):
             self._row(rows_below=self.reach)
         return graph
-
-
-def gate_(features: Tensor) -> Tensor:
-    """`modules.gate` for features (N, 2C), whose first half it overwrites. Returns (N, C)."""
-    features[:, :features.shape[1] // 2].tanh_()
-    return F.glu(features, 1)  # first half times sigmoid of the second
