@@ -96,6 +96,12 @@ RULES = {
     "TOP_K": Rule(int, low=0),
     "TOP_P": Rule(float, above=0, high=1),
     "CLASS_LABEL": Rule(int, low=-2),
+    "REPEATS": Rule(int, low=1),
+    "GRIDS": Rule(str, pattern=r"\d+( \d+)*"),
+    "BATCHES": Rule(str, pattern=r"\d+( \d+)*"),
+    "PER_CODE_GRIDS": Rule(str, pattern=r"\d+( \d+)*"),
+    "PER_CODE_BATCH": Rule(int, low=1),
+    "PLAIN_CODES": Rule(int, low=1),
     "SOURCE": Rule(str, choices=("uniform", "gaussian")),
 }
 
@@ -106,14 +112,16 @@ def flag(name: str) -> str:
 
 
 def constants(script: dict[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Name to (value, remark) of the constants that a script assigns at its top level; script: its globals()."""
+    """Name to (value, remark) of the plain constants that a script assigns at its top level; script: its globals()."""
     source = Path(script["__file__"]).read_text(encoding="utf-8")
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     remarks = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     found = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
-            found[node.targets[0].id] = (script[node.targets[0].id], remarks.get(node.end_lineno, ""))
+            value = script[node.targets[0].id]
+            if value is None or isinstance(value, (bool, int, float, str)):
+                found[node.targets[0].id] = (value, remarks.get(node.end_lineno, ""))
     return found
 
 

@@ -1,0 +1,227 @@
+"""Measure the speed of sampling, training, quantizing, encoding and starting; print a table and write it as JSON.
+
+Every figure is a median over repeats, after a warm-up, with the smallest and the largest beside it. What is
+compared is run in turn in the same process, and a ratio is the median of the ratios of each turn. The yardsticks
+are one forward pass over the grids that are sampled (all the multiplications a sampler needs), and the rate of a
+large matrix product for training.
+"""
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import checkpoint
+import devices
+from cli import run as run_script
+from modules import VQVAE, PixelCNN
+from sampler import Sampler, draw, uniforms
+
+OUTPUT_DIR = "output"     # where benchmark.json is written
+REPEATS = 5               # turns that are counted, after one that is not
+GRIDS = "8 16 32"         # sizes of the square grids to sample, in codes
+BATCHES = "1 16 64"       # how many grids at once
+PER_CODE_GRIDS = "8 16 32 64"  # sizes of the grids for the cost of a code
+PER_CODE_BATCH = 16       # grids at once for the cost of a code
+PLAIN_CODES = 2           # codes that the plain loop draws; its time for a whole grid is scaled from them
+COMPILED = True           # also measure compiled training steps, which compile for a minute or two first
+DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
+SEED = 0                  # of weights and data, which do not matter to the figures
+
+PRIOR = {"num_codes": 512, "num_classes": 10, "hidden": 64, "layers": 15, "kernel_size": 3}
+STANDARD = {"channels": 3, "hidden": 128, "residual_blocks": 2, "residual_hidden": 32, "downsample": 4, "num_codes": 512,
+            "code_dim": 64}
+MATRIX = 2048             # rows and columns of the matrix product
+
+
+class Turns:
+    """Functions timed in turn, A B C A B C ..., so that a machine whose speed drifts treats them alike."""
+
+    def __init__(self, device: torch.device, repeats: int, **functions: Callable[[], Any]):
+        self.times: dict[str, list[float]] = {name: [] for name in functions}
+        for turn in range(repeats + 1):
+            for name, function in functions.items():
+                self._wait(device)
+                start = time.perf_counter()
+                function()
+                self._wait(device)
+                if turn:
+                    self.times[name].append(time.perf_counter() - start)
+
+    @staticmethod
+    def _wait(device: torch.device) -> None:
+        if device.type != "cpu":
+            getattr(torch, device.type).synchronize()
+
+    def seconds(self, name: str) -> dict[str, float]:
+        return spread(self.times[name])
+
+    def ratio(self, above: str, below: str, factor: float = 1.0) -> dict[str, float]:
+        return spread([factor * a / b for a, b in zip(self.times[above], self.times[below])])
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def show(figure: dict[str, float], unit: str = "", scale: float = 1.0) -> str:
+    median, low, high = (f"{figure[key] * scale:.3g}" for key in ("median", "low", "high"))
+    return f"{median}{unit} ({low} to {high})"
+
+
+def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The sampler against one forward pass over the same grids, and against the plain loop."""
+    model = PixelCNN(**PRIOR).to(device, memory_format=torch.channels_last).eval()
+    rows = []
+    for size in map(int, args.GRIDS.split()):
+        for batch in map(int, args.BATCHES.split()):
+            uniform = uniforms(args.SEED, 0, batch, size, size).to(device)
+            labels = torch.arange(batch, device=device) % PRIOR["num_classes"]
+            sampler = Sampler(model, batch, size)
+            codes = sampler(labels, uniform)
+
+            @torch.inference_mode()
+            def forward() -> None:
+                model(codes, labels)
+
+            @torch.inference_mode()
+            def plain() -> None:
+                for column in range(args.PLAIN_CODES):
+                    codes[:, 0, column] = draw(model(codes, labels)[:, :, 0, column], uniform[:, 0, column])
+
+            turns = Turns(device, args.REPEATS, sampler=lambda: sampler(labels, uniform), forward=forward, plain=plain)
+            row = {"what": f"sample {batch} x {size}x{size}", "seconds": turns.seconds("sampler"),
+                   "over_forward": turns.ratio("sampler", "forward"),
+                   "times_faster_than_plain_loop": turns.ratio("plain", "sampler", size * size / args.PLAIN_CODES)}
+            print(f"{row['what']:24} {show(row['seconds'], ' s'):28} {show(row['over_forward'], 'x a forward pass'):42} "
+                  f"{show(row['times_faster_than_plain_loop'], 'x the plain loop')}", flush=True)
+            rows.append(row)
+    return rows
+
+
+def cost_per_code(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Microseconds that one step of the sampler, the codes of one place in every grid, costs at each size of grid."""
+    model = PixelCNN(**PRIOR).to(device).eval()
+    sizes = [int(size) for size in args.PER_CODE_GRIDS.split()]
+    labels = torch.arange(args.PER_CODE_BATCH) % PRIOR["num_classes"]
+
+    def sample(size: int) -> Callable[[], Tensor]:
+        sampler, uniform = Sampler(model, len(labels), size), uniforms(args.SEED, 0, len(labels), size, size)
+        return lambda: sampler(labels, uniform)
+
+    turns = Turns(device, args.REPEATS, **{str(size): sample(size) for size in sizes})
+    rows = []
+    for size in sizes:
+        figure = spread([1e6 * seconds / size**2 for seconds in turns.times[str(size)]])
+        rows.append({"what": f"a code of {len(labels)} x {size}x{size}", "microseconds": figure})
+        print(f"{rows[-1]['what']:24} {show(figure, ' us')}", flush=True)
+    return rows
+
+
+def training_step(network: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Callable[[], None]:
+    """A training step as the scripts make it: forward, backward, fused optimiser, bf16 autocast on CUDA."""
+    learnt = [weight for weight in network.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(learnt, lr=1e-4, fused=device.type != "mps")
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            value = loss()
+        value.backward()
+        optimizer.step()
+    return step
+
+
+def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Steps of both trainings in images a second, FLOP/s, and as a share of the rate of a matrix product."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    left, right = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
+    images = torch.rand(256, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    codes = torch.randint(PRIOR["num_codes"], (128, 8, 8), device=device)
+    labels = torch.randint(PRIOR["num_classes"], (128,), device=device)
+
+    def make(stage: str, compiled: bool) -> tuple[Callable[[], None], int, int]:
+        network = VQVAE(**STANDARD) if stage == "vqvae" else PixelCNN(**PRIOR)
+        network.to(device, memory_format=torch.channels_last).train()
+
+        def loss() -> Tensor:
+            if stage == "pixelcnn":
+                return network.nll(codes, labels)
+            output = network(images)
+            return F.mse_loss(output.images, images) + 0.25 * output.quantized.commitment_loss
+
+        with FlopCounterMode(display=False) as counter:
+            loss().backward()
+        if compiled:
+            network.compile()
+        return training_step(network, loss, device), counter.get_total_flops(), 256 if stage == "vqvae" else 128
+
+    rows = []
+    for stage in ("vqvae", "pixelcnn"):
+        for compiled in (False, True) if args.COMPILED else (False,):
+            step, flops, count = make(stage, compiled)
+            turns = Turns(device, args.REPEATS, step=step, product=lambda: left @ right)
+            share = turns.ratio("product", "step", flops / (2 * MATRIX**3))
+            row = {"what": f"{stage} step, {'compiled' if compiled else 'eager'}", "seconds": turns.seconds("step"),
+                   "images_per_second": spread([count / seconds for seconds in turns.times["step"]]),
+                   "gflops": spread([flops / seconds / 1e9 for seconds in turns.times["step"]]), "share": share}
+            print(f"{row['what']:24} {show(row['images_per_second'], ' images/s'):32} {show(row['gflops'], ' GFLOP/s'):28} "
+                  f"{show(share, '%', 100)} of the matrix product's rate", flush=True)
+            rows.append(row)
+    return rows
+
+
+def the_rest(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The quantizer alone, encoding a data set, and the start of a script."""
+    model = VQVAE(**STANDARD).to(device, memory_format=torch.channels_last).eval()
+    z_e = torch.randn(256, STANDARD["code_dim"], 8, 8, device=device)
+    images = torch.randint(256, (2048, 3, 32, 32), dtype=torch.uint8, device=device)
+
+    @torch.inference_mode()
+    def encode() -> None:
+        for part in images.split(512):
+            model.encode(part.float().div_(255))
+
+    @torch.inference_mode()
+    def quantize() -> None:
+        model.quantizer(z_e)
+
+    def start() -> None:
+        script = Path(__file__).with_name("generate.py")
+        subprocess.run([sys.executable, str(script), "--help"], check=True, stdout=subprocess.DEVNULL)
+
+    turns = Turns(device, args.REPEATS, quantize=quantize, encode=encode, start=start)
+    rows = [{"what": "quantizer alone", "vectors_per_second": spread([256 * 64 / t for t in turns.times["quantize"]])},
+            {"what": "encoding, 3x32x32", "images_per_second": spread([2048 / t for t in turns.times["encode"]])},
+            {"what": "start of a script", "seconds": turns.seconds("start")}]
+    print(f"{rows[0]['what']:24} {show(rows[0]['vectors_per_second'], ' vectors/s')}\n"
+          f"{rows[1]['what']:24} {show(rows[1]['images_per_second'], ' images/s')}\n"
+          f"{rows[2]['what']:24} {show(rows[2]['seconds'], ' s')}")
+    return rows
+
+
+def main(args: argparse.Namespace) -> None:
+    device = devices.pick(args.DEVICE)
+    torch.manual_seed(args.SEED)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
+    machine = f"{platform.machine()} {platform.system()}, {name}, torch {torch.__version__}"
+    print(f"{machine}; medians of {args.REPEATS} (smallest to largest)")
+    rows = [*sampling(device, args), *cost_per_code(device, args), *training(device, args), *the_rest(device, args)]
+    path = Path(args.OUTPUT_DIR) / "benchmark.json"
+    with checkpoint.atomic(path) as file:
+        file.write(json.dumps({"machine": machine, "repeats": args.REPEATS, "rows": rows}, indent=1).encode())
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

@@ -1,0 +1,126 @@
+"""Data sets: the same every time, split without overlap, and refused in one line."""
+import os
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import dataset
+from cli import UserError
+
+MNIST = os.path.join(os.path.dirname(__file__), "..", "..", "shared", "data")
+
+
+def rows(split):
+    return {image.numpy().tobytes() for image in split.images}
+
+
+def test_glyphs_are_deterministic_in_the_seed():
+    first, again, other = (dataset.draw_glyphs(40, seed) for seed in (3, 3, 4))
+    assert torch.equal(first.images, again.images) and torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.images, other.images)
+    assert first.images.shape == (40, 1, 28, 28) and first.images.dtype == torch.uint8
+
+
+def test_glyphs_are_all_different_and_no_image_is_in_two_splits(data_dir):
+    data = dataset.load("glyphs", str(data_dir))
+    parts = [rows(split) for split in data[:3]]
+    assert [len(part) for part in parts] == [19_000, 1_000, 2_000]  # as many as images: none comes twice
+    assert len(set.union(*parts)) == 22_000
+    for split in data[:3]:
+        assert split.labels.bincount(minlength=10).min() > 0.07 * len(split.labels)
+        assert split.images.flatten(1).max(1).values.min() > 90     # something is drawn in every one
+    assert data.class_names == [str(digit) for digit in range(10)]
+
+
+def test_no_glyph_is_cut_off(data_dir):
+    images = dataset.load("glyphs", str(data_dir)).train.images[:, 0]
+    border = torch.cat([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], 1)
+    assert (border.max(1).values > 60).float().mean() < 0.02
+
+
+def test_validation_is_a_fixed_twentieth_and_limit_takes_the_first(data_dir):
+    data = dataset.load("glyphs", str(data_dir), limit=200)
+    assert [len(split.images) for split in data[:3]] == [190, 10, 200]
+    assert torch.equal(data.validation.images, dataset.load("glyphs", str(data_dir), limit=200).validation.images)
+    with np.load(next(data_dir.glob("glyphs-*.npz"))) as cache:
+        first = {image.tobytes() for image in cache["train_images"][:200]}
+    assert rows(data.train) | rows(data.validation) == first
+
+
+def test_the_cache_is_used_and_a_damaged_one_is_drawn_anew(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dataset, "GLYPHS", {"train": 30, "test": 10})
+    drawn = dataset.load("glyphs", str(tmp_path))
+    monkeypatch.setattr(dataset, "draw_glyphs", None)
+    assert torch.equal(dataset.load("glyphs", str(tmp_path)).train.images, drawn.train.images)
+    monkeypatch.undo()
+    monkeypatch.setattr(dataset, "GLYPHS", {"train": 30, "test": 10})
+    cache = next(tmp_path.iterdir())
+    cache.write_bytes(cache.read_bytes()[:-100])
+    assert torch.equal(dataset.load("glyphs", str(tmp_path)).train.images, drawn.train.images)
+    assert "drawing the glyphs anew" in capsys.readouterr().err
+
+
+def test_to_float_scales_to_one():
+    assert torch.equal(dataset.to_float(torch.tensor([0, 255, 51], dtype=torch.uint8)), torch.tensor([0, 1, 0.2]))
+
+
+@pytest.mark.skipif(not os.path.isdir(os.path.join(MNIST, "MNIST")), reason="needs a copy of MNIST beside the project")
+def test_a_present_mnist_is_read_without_a_connection():
+    data = dataset.load("mnist", MNIST)
+    assert [tuple(split.images.shape) for split in data[:3]] == [(57_000, 1, 28, 28), (3_000, 1, 28, 28),
+                                                                 (10_000, 1, 28, 28)]
+    assert data.test.labels[:4].tolist() == [7, 2, 1, 0] and len(data.class_names) == 10
+
+
+# What each of torchvision's readers keeps in memory: array, its shape, and the name of the labels
+KEPT = {
+    "mnist": (torch.Tensor, (6, 28, 28), "targets"), "fashion_mnist": (torch.Tensor, (6, 28, 28), "targets"),
+    "kmnist": (torch.Tensor, (6, 28, 28), "targets"), "emnist": (torch.Tensor, (6, 28, 28), "targets"),
+    "qmnist": (torch.Tensor, (6, 28, 28), "targets"), "usps": (np.array, (6, 16, 16), "targets"),
+    "cifar10": (np.array, (6, 32, 32, 3), "targets"), "cifar100": (np.array, (6, 32, 32, 3), "targets"),
+    "svhn": (np.array, (6, 3, 32, 32), "labels"), "stl10": (np.array, (6, 3, 96, 96), "labels"),
+}
+
+
+@pytest.mark.parametrize("name", dataset.TORCHVISION)
+def test_every_torchvision_set_comes_out_the_same_way(name, monkeypatch, tmp_path):
+    datasets = pytest.importorskip("torchvision.datasets", reason="needs a torchvision that fits the installed torch")
+    make, shape, labels = KEPT[name]
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    asked = []
+
+    def reader(root, download, **arguments):
+        asked.append((root, download, arguments))
+        if not download:
+            raise RuntimeError("Dataset not found.")  # then it must be asked to download
+        array = torch.from_numpy(pixels) if make is torch.Tensor else pixels
+        return types.SimpleNamespace(data=array, **{labels: list(range(6))})
+
+    assert hasattr(datasets, dataset.TORCHVISION[name][0])
+    monkeypatch.setattr(datasets, dataset.TORCHVISION[name][0], reader)
+    train, test, names = dataset.from_torchvision(name, str(tmp_path))
+    assert [download for _, download, _ in asked] == [False, True] * 2 and asked[1][2] != asked[3][2]
+    channels = 1 if len(shape) == 3 else 3
+    assert train.images.shape[1] == channels and train.images.dtype == torch.uint8 and train.images.is_contiguous()
+    expected = pixels[0].T if name == "emnist" else pixels[0].transpose(2, 0, 1) if shape[-1] == 3 else pixels[0]
+    assert np.array_equal(train.images[0].numpy().reshape(expected.shape), expected)
+    assert test.labels.tolist() == list(range(6)) and len(names) == 6
+
+
+def test_no_connection_is_one_line_that_names_glyphs(monkeypatch, tmp_path):
+    datasets = pytest.importorskip("torchvision.datasets", reason="needs a torchvision that fits the installed torch")
+
+    def reader(root, download, **arguments):
+        raise RuntimeError("Dataset not found.") if not download else OSError("<urlopen error\nno route>")
+    monkeypatch.setattr(datasets, "CIFAR10", reader)
+    with pytest.raises(UserError, match="glyphs") as error:
+        dataset.load("cifar10", str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, limit, says", [("nosuch", 0, "nosuch"), ("glyphs", 1, "LIMIT")])
+def test_bad_input_is_named(data_dir, name, limit, says):
+    with pytest.raises(UserError, match=says):
+        dataset.load(name, str(data_dir), limit)
