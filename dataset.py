@@ -87,7 +87,7 @@ def batches(indices: Iterable[Tensor], device: torch.device, *tensors: Tensor) -
         folder.release()
         if device.type == "cuda":  # from pinned memory the copy runs while this process goes on
             rows = [part if part.is_cuda else part.pin_memory() for part in rows]
-        return [part.to(device, non_blocking=True) for part in rows]
+        return [part.to(device, non_blocking=device.type == "cuda") for part in rows]
 
     if all(tensor.device.type != "cpu" for tensor in tensors):
         yield from map(read, indices)
@@ -114,7 +114,7 @@ def load(name: str, data_dir: str, limit: int = 0, reading: folder.Reading = fol
         train, test, class_names = from_torchvision(name, data_dir)
     elif Path(name).is_dir():
         if reading.nifti_low >= reading.nifti_high:
-            raise UserError(f"NIFTI_LOW (--nifti-low) of {reading.nifti_low} must be below NIFTI_HIGH (--nifti-high) of "
+            raise UserError(f"NIFTI_LOW (--nifti-low) of {reading.nifti_low} must be below NIFTI_HIGH (--nifti-high), "
                             f"{reading.nifti_high}")
         return from_folder(name, data_dir, limit, reading)
     else:

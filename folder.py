@@ -80,7 +80,7 @@ def load(root: str, data_dir: str, reading: Reading) -> Folder:
     """
     files, others = list_files(root)
     key = repr((str(Path(root).resolve()), reading._replace(max_unreadable=0)))
-    home = Path(data_dir) / "folders" / f"{Path(root).resolve().name}-{_digest(key)[:12]}"
+    home = Path(data_dir) / "folders" / f"{Path(root).resolve().name[:50]}-{_digest(key)[:12]}"
     listing = _digest(repr(sorted(files)))
     index = _read_index(home, listing)
     if index is None:
@@ -163,7 +163,8 @@ def arrange(names: list[str]) -> tuple[list[tuple[str, bool, int]], list[str], l
     else:
         tests = {name for name in names if chance[name] < TEST_SHARE} or {names[0]}
     class_names = sorted({parts[0] for parts in classes.values() if parts}) if all(classes.values()) else []
-    order = [(name, name in tests, class_names.index(classes[name][0]) if class_names else 0) for name in names]
+    numbers = {name: number for number, name in enumerate(class_names)}
+    order = [(name, name in tests, numbers[classes[name][0]] if numbers else 0) for name in names]
     return sorted(order, key=lambda entry: entry[1]), class_names, stray
 
 
@@ -257,7 +258,7 @@ def ends(values: np.ndarray, reading: Reading) -> tuple[float, float]:
 
 
 def to_bytes(values: np.ndarray, bottom: float, top: float) -> np.ndarray:
-    """Intensities as uint8, bottom and below as 0, top and above as 255; NaN as 0, and all of them where both are one."""
+    """Intensities as uint8: bottom and below 0, top and above 255, NaN 0, and where bottom is top too."""
     scaled = (values.astype(np.float64) - bottom) / ((top - bottom) or np.inf)
     return np.rint(np.nan_to_num(scaled, nan=0).clip(0, 1) * 255).astype(np.uint8, order="C")
 
@@ -292,8 +293,6 @@ def _decode_folder(root: str, files: list[tuple[str, int, int]], home: Path, lis
                    reading: Reading) -> dict[str, Any]:
     """Decode the files into the directory `home` and return its index."""
     order, class_names, stray = arrange([name for name, _, _ in files])
-    if not order:
-        raise UserError(f"DATASET (--dataset): the folder train in {root} holds no image")
     started = time.monotonic()
     work = home.with_name(home.name + ".tmp")
     shutil.rmtree(work, ignore_errors=True)

@@ -33,10 +33,9 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 
 
 def similarity(original: np.ndarray, copy: np.ndarray) -> float:
-    """SSIM of two images (C, H, W) in [0, 1] as Wang et al. (2004) define it: Gaussian window of sigma 1.5, 11 pixels wide.
-
-    The mean leaves out the 5 pixels at the edges, where the window meets mirrored pixels; images of fewer than 11
-    pixels a side leave out as many as they can, at least 1 pixel remains.
+    """SSIM of two images (C, H, W) in [0, 1] as Wang et al. (2004) define it: Gaussian window of sigma 1.5, 11 pixels
+    wide. The mean leaves out the 5 pixels at the edges, where the window meets mirrored ones; images of fewer than
+    11 pixels a side leave out fewer.
     """
     window = min(11, *(side - (side + 1) % 2 for side in original.shape[1:]))
     return structural_similarity(original, copy, channel_axis=0, data_range=1.0, gaussian_weights=True, sigma=1.5,
@@ -68,8 +67,8 @@ def main(args: argparse.Namespace) -> None:
     vqvae = checkpoint.build(stored).to(device)
     args = checkpoint.fill(args, stored)
     if args.LATENT_CHANNEL >= vqvae.config["code_dim"]:
-        raise UserError(f"LATENT_CHANNEL (--latent-channel): there is no channel {args.LATENT_CHANNEL}, the latent space "
-                        f"has {vqvae.config['code_dim']}")
+        raise UserError(f"LATENT_CHANNEL (--latent-channel): there is no channel {args.LATENT_CHANNEL}, z_e has "
+                        f"{vqvae.config['code_dim']}")
     images = find_images(args, stored)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.SEED))[:args.NUM_IMAGES]
     originals = dataset.to_float(images[chosen]).contiguous()
@@ -83,8 +82,7 @@ def main(args: argparse.Namespace) -> None:
         print("image {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(number, *rows[-1]))
     print("mean of {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(len(rows), *np.mean(rows, 0)))
     if min(originals.shape[2:]) < 11:
-        print("these images are smaller than SSIM's window of 11 pixels, which reaches over their edges: compare it with "
-              "care")
+        print("SSIM: its window of 11 pixels is larger than these images and reaches over their edges")
     columns = min(10, len(originals))
     pairs = [torch.cat(pair) for pair in zip(originals.split(columns), copies.split(columns))]
     figures.save_grid(torch.cat(pairs), output / "reconstructions.png", columns)
@@ -92,8 +90,8 @@ def main(args: argparse.Namespace) -> None:
     codes = vqvae.encode(originals[:4].to(device))
     figures.save_latents(originals[:4], copies[:4], z_e, vqvae.quantizer.look_up(codes), codes, args.LATENT_CHANNEL,
                          vqvae.config["num_codes"], output / "latents.png")
-    print(f"wrote {output / 'reconstructed_image_0.png'} ..., the grid {output / 'reconstructions.png'}, originals over "
-          f"reconstructions, and {output / 'latents.png'}")
+    print(f"wrote {output / 'reconstructed_image_0.png'} ..., the grid {output / 'reconstructions.png'}, originals "
+          f"over reconstructions, and {output / 'latents.png'}")
 
 
 if __name__ == "__main__":

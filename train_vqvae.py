@@ -122,7 +122,8 @@ def main(args: argparse.Namespace) -> None:
     variance = max(pixel_variance(train.images), 1e-6)  # puts the error on the scale of the latent losses
     if not run.resumed:
         with torch.no_grad():
-            first = torch.randperm(len(train.images))[:max(args.BATCH_SIZE, 256)]
+            enough = max(args.BATCH_SIZE, min(256, 2**19 // (height * width)))  # large images have many vectors each
+            first = torch.randperm(len(train.images))[:enough]
             (images,), = dataset.batches([first], device, train.images)
             model.quantizer.start(model.latents(dataset.to_float(images)))
     if should_compile(args, device, run.steps):

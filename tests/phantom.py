@@ -27,7 +27,7 @@ def slice_of(rng: np.random.Generator, height: int, width: int, noise: float = 0
 
 
 def write_study(root: Path, count: int, odd: int, height: int = 256, width: int = 128, odd_width: int = 144) -> None:
-    """Write `count` slices of height x width as .nii.gz, and `odd` that are odd_width wide, with MRI-like intensities."""
+    """Write `count` slices of height x width as .nii.gz, and `odd` that are odd_width wide, of MRI-like intensities."""
     root.mkdir(parents=True, exist_ok=True)
     for number in range(count + odd):
         rng = np.random.default_rng(number)
