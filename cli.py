@@ -40,8 +40,8 @@ class Rule(NamedTuple):
                 value = self.kind(value)
             except ValueError:
                 raise ValueError(f"must be {words[self.kind]}, not {value!r}") from None
-        if self.kind is float and type(value) is int:
-            value = float(value)
+        if self.kind in (float, str) and type(value) is int:
+            value = self.kind(value)
         if type(value) is not self.kind:
             raise ValueError(f"must be {words[self.kind]}, not {value!r}")
         if self.choices and value not in self.choices:
@@ -68,6 +68,13 @@ RULES = {
     "DATA_DIR": Rule(str, pattern=".+"),
     "OUTPUT_DIR": Rule(str, pattern=".+"),
     "LIMIT": Rule(int, low=0),
+    "IMAGE_SIZE": Rule(str, pattern=r"0|[1-9]\d{0,3}(x[1-9]\d{0,3})?"),
+    "CHANNELS": Rule(int, choices=(0, 1, 3)),
+    "NIFTI_AXIS": Rule(int, choices=(0, 1, 2)),
+    "NIFTI_SCALE": Rule(str, choices=("slice", "volume")),
+    "NIFTI_LOW": Rule(float, low=0, high=100),
+    "NIFTI_HIGH": Rule(float, low=0, high=100),
+    "MAX_UNREADABLE": Rule(float, low=0, high=1),
     "EPOCHS": Rule(int, low=1),
     "BATCH_SIZE": Rule(int, low=1),
     "LEARNING_RATE": Rule(float, above=0, high=10),
@@ -95,6 +102,7 @@ RULES = {
     "TEMPERATURE": Rule(float, low=0),
     "TOP_K": Rule(int, low=0),
     "TOP_P": Rule(float, above=0, high=1),
+    "LATENT_CHANNEL": Rule(int, low=0),
     "CLASS_LABEL": Rule(int, low=-2),
     "REPEATS": Rule(int, low=1),
     "GRIDS": Rule(str, pattern=r"\d+( \d+)*"),

@@ -1,10 +1,15 @@
-"""Data sets as tensors: the embedded glyphs, torchvision's by name.
+"""Data sets as tensors: the embedded glyphs, torchvision's by name, or a folder of images.
 
 `load` gives the training, validation and test split, each one uint8 tensor of images (N, C, H, W) and one of
-labels. Images stay uint8 wherever they lie, so that a batch is a gather and one conversion (`to_float`).
+labels. Images stay uint8 wherever they lie, so that a batch is a gather and one conversion (`to_float`). A tensor
+that would crowd the device's memory stays on the host (`place`), and a folder's images on disk; `batches` reads
+both ahead of use.
 """
 import io
 import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import folder
 from checkpoint import atomic
 from cli import UserError
 
+DEVICE_SHARE = 0.5  # of a device's free memory that one tensor of the data may take
 GLYPHS = {"train": 20_000, "test": 2_000}  # images drawn for either split
 GLYPHS_VERSION = 1                         # change it with anything that changes the drawing: it names the cache
 GLYPH_SIZE = 28                            # pixels, height and width
@@ -45,7 +52,7 @@ class Split(NamedTuple):
     labels: Tensor  # (N,) int64
 
     def to(self, device: torch.device) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(place(self.images, device), place(self.labels, device))
 
 
 class Data(NamedTuple):
@@ -60,18 +67,59 @@ def to_float(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-def load(name: str, data_dir: str, limit: int = 0) -> Data:
-    """The data set `name`, kept or looked for under data_dir; limit: use the first N images of either part.
+def place(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device if that has room for it, or else where it is."""
+    free = float("inf")
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "mps":
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return tensor.to(device) if tensor.nbytes <= DEVICE_SHARE * free else tensor
 
+
+def batches(indices: Iterable[Tensor], device: torch.device, *tensors: Tensor) -> Iterator[list[Tensor]]:
+    """For every index tensor its rows of each of the tensors, on the device.
+
+    Where the tensors lie on the host or on disk, a thread reads the rows while those before them are in use.
+    """
+    def read(index: Tensor) -> list[Tensor]:
+        rows = [tensor[index.to(tensor.device)] for tensor in tensors]
+        folder.release()
+        if device.type == "cuda":  # from pinned memory the copy runs while this process goes on
+            rows = [part if part.is_cuda else part.pin_memory() for part in rows]
+        return [part.to(device, non_blocking=device.type == "cuda") for part in rows]
+
+    if all(tensor.device.type != "cpu" for tensor in tensors):
+        yield from map(read, indices)
+        return
+    ahead: deque = deque()
+    with ThreadPoolExecutor(1) as thread:
+        for index in indices:
+            ahead.append(thread.submit(read, index))
+            if len(ahead) == 2:
+                yield ahead.popleft().result()
+        for rows in ahead:
+            yield rows.result()
+
+
+def load(name: str, data_dir: str, limit: int = 0, reading: folder.Reading = folder.Reading()) -> Data:
+    """The data set `name`, kept or looked for under data_dir, or the images of the folder of that name.
+
+    limit: use the first N images of either part. reading: how a folder's files become images.
     UserError if there is no such data set, or if it cannot be had.
     """
     if name == "glyphs":
         (train, test), class_names = glyphs(data_dir), [str(digit) for digit in range(10)]
     elif name in TORCHVISION:
         train, test, class_names = from_torchvision(name, data_dir)
+    elif Path(name).is_dir():
+        if reading.nifti_low >= reading.nifti_high:
+            raise UserError(f"NIFTI_LOW (--nifti-low) of {reading.nifti_low} must be below NIFTI_HIGH (--nifti-high), "
+                            f"{reading.nifti_high}")
+        return from_folder(name, data_dir, limit, reading)
     else:
-        raise UserError(f"DATASET (--dataset): no data set is called {name!r}; there are: "
-                        f"{', '.join(['glyphs', *TORCHVISION])}")
+        raise UserError(f"DATASET (--dataset): no data set and no folder is called {name!r}; there are: "
+                        f"{', '.join(['glyphs', *TORCHVISION])}, or the path of a folder of images")
     if limit:
         train, test = (Split(part.images[:limit], part.labels[:limit]) for part in (train, test))
     count = len(train.images)
@@ -81,6 +129,20 @@ def load(name: str, data_dir: str, limit: int = 0) -> Data:
     chosen, rest = order.split([max(1, count // 20), count - max(1, count // 20)])
     rest = rest.sort().values
     return Data(Split(train.images[rest], train.labels[rest]), Split(train.images[chosen], train.labels[chosen]),
+                test, class_names)
+
+
+def from_folder(root: str, data_dir: str, limit: int, reading: folder.Reading) -> Data:
+    """The images of a folder as views of its decoded array on disk: they lie in an order by chance already."""
+    images, labels, count, class_names = folder.load(root, data_dir, reading)
+    train, test = Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
+    if limit:
+        train, test = (Split(part.images[:limit], part.labels[:limit]) for part in (train, test))
+    if len(train.images) < 2 or not len(test.images):
+        raise UserError(f"{root} and LIMIT (--limit) of {limit} leave {len(train.images)} images to train on and "
+                        f"{len(test.images)} to test with: use at least 2 and 1")
+    held = max(1, len(train.images) // 20)
+    return Data(Split(train.images[held:], train.labels[held:]), Split(train.images[:held], train.labels[:held]),
                 test, class_names)
 
 

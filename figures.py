@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -41,6 +42,33 @@ def _save(picture: Image.Image, path: Path) -> None:
         picture.save(file, "PNG")
 
 
+def save_latents(images: Tensor, copies: Tensor, z_e: Tensor, z_q: Tensor, codes: Tensor, channel: int, num_codes: int,
+                 path: Path) -> None:
+    """Plot a row for each image: itself and its reconstruction (N, C, H, W), one channel of z_e and the same channel of
+    z_q (N, D, h, w) on one scale, and the map of its codes (N, h, w) in [0, num_codes).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(15, 0.5 + 3 * len(images)), layout="constrained")
+    FigureCanvasAgg(figure)
+    latents = torch.stack([z_e[:, channel], z_q[:, channel]]).cpu().numpy()
+    scales = [{"cmap": "gray", "vmin": 0, "vmax": 1}] * 2 \
+        + [{"cmap": "viridis", "vmin": latents.min().item(), "vmax": latents.max().item()}] * 2 \
+        + [{"cmap": "nipy_spectral", "vmin": 0, "vmax": num_codes - 1}]
+    titles = ["original", "reconstruction", f"z_e (layer norm), channel {channel}", f"z_q, channel {channel}", "codes"]
+    for row, axes in enumerate(figure.subplots(len(images), 5, squeeze=False)):
+        pictures = [image[row].permute(1, 2, 0).cpu().numpy() for image in (images, copies)]
+        pictures += [*latents[:, row], codes[row].cpu().numpy()]
+        for axis, picture, title, scale in zip(axes, pictures, titles, scales):
+            shown = axis.imshow(picture, interpolation="nearest", **scale)
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(title)
+            if title not in titles[:2]:
+                figure.colorbar(shown, ax=axis)
+    _save_figure(figure, path)
+
+
 def save_curves(history: list[dict[str, Any]], panels: dict[str, list[str]], path: Path) -> None:
     """Plot columns of a history against its epochs, a row of two panels for each entry of `panels` (title: columns).
 
@@ -58,6 +86,10 @@ def save_curves(history: list[dict[str, Any]], panels: dict[str, list[str]], pat
             axis.set(title=f"{title}, {when}", xlabel="epoch")
             axis.grid(alpha=0.3)
             axis.legend()
+    _save_figure(figure, path)
+
+
+def _save_figure(figure: Any, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     with atomic(path) as file:

@@ -1,39 +1,63 @@
 """Put images through the VQ-VAE and measure what is lost.
 
-Reads `vqvae.pt` from OUTPUT_DIR; writes `reconstructed_image_0.png` ..., each original beside its
-reconstruction, and the grid `reconstructions.png`, originals over reconstructions.
+Reads `vqvae.pt` from OUTPUT_DIR; writes `reconstructed_image_0.png` ..., each original beside its reconstruction,
+the grid `reconstructions.png`, originals over reconstructions, and `latents.png`, what lies between them.
+
+MSE, PSNR and SSIM are scikit-image's, of images in [0, 1] (data range 1).
 """
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
-from skimage.metrics import structural_similarity
+from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 import checkpoint
 import dataset
 import devices
 import figures
+import folder
 from cli import UserError
 from cli import run as run_script
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
-DATASET = None            # where the images come from; None: the data set that the VQ-VAE was trained on
+DATASET = None            # a data set, a folder or one image file; None: the data set that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to
-LIMIT = None              # choose among the first N images of the test split; 0: all
-NUM_IMAGES = 10           # images to reconstruct, drawn from the test split
+LIMIT = None              # choose among the first N images; 0: all
+IMAGE_SIZE = None         # of a folder's or a file's images, as in the training; 0: their own
+NUM_IMAGES = 10           # images to reconstruct, drawn from the test split, or from all images of an unknown folder
+LATENT_CHANNEL = 0        # the channel of z_e and z_q to show in latents.png
 SEED = 0                  # of the choice of images
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
 
-def similarity(original: Tensor, copy: Tensor) -> float:
-    """SSIM of two images (C, H, W) in [0, 1] as Wang et al. (2004) define it: Gaussian window of sigma 1.5 (11 pixels),
-    data range 1. NaN for images smaller than the window.
+def similarity(original: np.ndarray, copy: np.ndarray) -> float:
+    """SSIM of two images (C, H, W) in [0, 1] as Wang et al. (2004) define it: Gaussian window of sigma 1.5, 11 pixels
+    wide. The mean leaves out the 5 pixels at the edges, where the window meets mirrored ones; images of fewer than
+    11 pixels a side leave out fewer.
     """
-    if min(original.shape[1:]) < 11:
-        return float("nan")
-    return structural_similarity(original.cpu().numpy(), copy.cpu().numpy(), channel_axis=0, data_range=1.0,
-                                 gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    window = min(11, *(side - (side + 1) % 2 for side in original.shape[1:]))
+    return structural_similarity(original, copy, channel_axis=0, data_range=1.0, gaussian_weights=True, sigma=1.5,
+                                 use_sample_covariance=False, win_size=window)
+
+
+def find_images(args: argparse.Namespace, stored: dict) -> Tensor:
+    """The uint8 images (N, C, H, W) that DATASET offers: a test split, or all of a folder or file that the VQ-VAE was
+    not trained on, with the channels it needs but of any size. UserError if they do not fit it, or are too few.
+    """
+    reading = folder.Reading(**stored["data"]["reading"])._replace(image_size=args.IMAGE_SIZE)
+    converted = reading._replace(channels=stored["data"]["channels"])
+    path = Path(args.DATASET)
+    if path.is_file():
+        return folder.read(args.DATASET, converted)
+    if path.is_dir() and args.DATASET not in ("glyphs", *dataset.TORCHVISION, stored["data"]["dataset"]):
+        return folder.load(args.DATASET, args.DATA_DIR, converted).images[:args.LIMIT or None]
+    images = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading).test.images
+    checkpoint.check_images(stored, images)
+    if args.NUM_IMAGES > len(images):
+        raise UserError(f"NUM_IMAGES (--num-images) of {args.NUM_IMAGES} is more than the {len(images)} test images")
+    return images
 
 
 @torch.no_grad()
@@ -42,27 +66,32 @@ def main(args: argparse.Namespace) -> None:
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
     args = checkpoint.fill(args, stored)
-    images = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT).test.images
-    checkpoint.check_images(stored, images)
-    if args.NUM_IMAGES > len(images):
-        raise UserError(f"NUM_IMAGES (--num-images) of {args.NUM_IMAGES} is more than the {len(images)} test images")
+    if args.LATENT_CHANNEL >= vqvae.config["code_dim"]:
+        raise UserError(f"LATENT_CHANNEL (--latent-channel): there is no channel {args.LATENT_CHANNEL}, z_e has "
+                        f"{vqvae.config['code_dim']}")
+    images = find_images(args, stored)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.SEED))[:args.NUM_IMAGES]
-    originals = dataset.to_float(images[chosen])
-    copies = torch.cat([vqvae(part.to(device)).images.clamp(0, 1).cpu() for part in originals.split(64)])
+    originals = dataset.to_float(images[chosen]).contiguous()
+    copies = torch.cat([vqvae(part.to(device)).images.clamp(0, 1).cpu() for part in originals.split(1)])
     output = Path(args.OUTPUT_DIR)
     rows = []
     for number, (original, copy) in enumerate(zip(originals, copies)):
         figures.save_grid(torch.stack([original, copy]), output / f"reconstructed_image_{number}.png", columns=2)
-        mse = (original - copy).square().mean()
-        rows.append(torch.tensor([mse, -10 * mse.clamp_min(1e-12).log10(), similarity(original, copy)]))
-        print(f"image {number}: MSE {rows[-1][0]:.5f}, PSNR {rows[-1][1]:.2f} dB, SSIM {rows[-1][2]:.4f}")
-    mean = torch.stack(rows).mean(0)
-    print(f"mean of {len(rows)}: MSE {mean[0]:.5f}, PSNR {mean[1]:.2f} dB, SSIM {mean[2]:.4f}")
+        pair = original.numpy(), copy.numpy()
+        rows.append((mean_squared_error(*pair), peak_signal_noise_ratio(*pair, data_range=1.0), similarity(*pair)))
+        print("image {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(number, *rows[-1]))
+    print("mean of {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(len(rows), *np.mean(rows, 0)))
+    if min(originals.shape[2:]) < 11:
+        print("SSIM: its window of 11 pixels is larger than these images and reaches over their edges")
     columns = min(10, len(originals))
     pairs = [torch.cat(pair) for pair in zip(originals.split(columns), copies.split(columns))]
     figures.save_grid(torch.cat(pairs), output / "reconstructions.png", columns)
-    print(f"wrote {output / 'reconstructed_image_0.png'} ... and the grid {output / 'reconstructions.png'}, originals "
-          f"over reconstructions")
+    z_e = vqvae.quantizer.normalise(vqvae.latents(originals[:4].to(device))).permute(0, 3, 1, 2)
+    codes = vqvae.encode(originals[:4].to(device))
+    figures.save_latents(originals[:4], copies[:4], z_e, vqvae.quantizer.look_up(codes), codes, args.LATENT_CHANNEL,
+                         vqvae.config["num_codes"], output / "latents.png")
+    print(f"wrote {output / 'reconstructed_image_0.png'} ..., the grid {output / 'reconstructions.png'}, originals "
+          f"over reconstructions, and {output / 'latents.png'}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import checkpoint
 import dataset
 import devices
 import figures
+import folder
 from cli import run as run_script
 from modules import VQVAE, PixelCNN
 from sampler import Sampler, uniforms
@@ -47,11 +48,19 @@ PANELS = {"negative log-likelihood (nats per code)": ["train_nll", "validation_n
 
 
 @torch.no_grad()
-def encode(model: VQVAE, images: Tensor, batch_size: int = 512) -> Tensor:
-    """The codes (N, grid height, grid width) of uint8 images, in the smallest integers that hold them."""
+def encode(model: VQVAE, images: Tensor, at_once: int = 2**19) -> Tensor:
+    """The codes (N, grid height, grid width) of uint8 images, on the host, in the smallest integers that hold them.
+
+    at_once: how many pixels go through the encoder together.
+    """
     dtype = torch.uint8 if model.config["num_codes"] <= 256 else torch.int16
-    parts = tqdm(images.split(batch_size), desc="encoding", leave=False, disable=not devices.is_main())
-    return torch.cat([model.encode(dataset.to_float(part)).to(dtype) for part in parts])
+    height, width = images.shape[2:]
+    indices = torch.arange(len(images)).split(max(1, at_once // (height * width)))
+    parts = dataset.batches(indices, next(model.parameters()).device, images)
+    codes = torch.empty((len(images), *model.grid_size(height, width)), dtype=dtype)
+    for index, (part,) in zip(tqdm(indices, desc="encoding", leave=False, disable=not devices.is_main()), parts):
+        codes[index] = model.encode(dataset.to_float(part)).to("cpu", dtype)
+    return codes
 
 
 def metrics(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
@@ -65,8 +74,10 @@ def metrics(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
 def evaluate(model: PixelCNN, codes: Tensor, labels: Tensor, batch_size: int) -> dict[str, float]:
     """The metrics of codes (N, H, W) given their labels; each process does its share."""
     model.eval()
-    totals = {"count": torch.zeros((), device=labels.device), "nll": torch.zeros((), device=labels.device)}
-    for part, label in zip(devices.share(codes).split(batch_size), devices.share(labels).split(batch_size)):
+    device = next(model.parameters()).device
+    totals = {"count": torch.zeros((), device=device), "nll": torch.zeros((), device=device)}
+    indices = devices.share(torch.arange(len(codes))).split(batch_size)
+    for part, label in dataset.batches(indices, device, codes, labels):
         totals["count"] += len(part)
         totals["nll"] += model.nll(part.long(), label) * len(part)
     return metrics(totals, codes[0].numel())
@@ -79,10 +90,10 @@ def main(args: argparse.Namespace) -> None:
     args = checkpoint.fill(args, stored)
     held = lock(args.OUTPUT_DIR)
     torch.manual_seed(args.SEED)
-    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT)
+    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, folder.Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
-    train, validation, test = (encode(vqvae, split.images.to(device)) for split in data[:3])
-    train_labels, validation_labels, test_labels = (split.labels.to(device) for split in data[:3])
+    train, validation, test = (dataset.place(encode(vqvae, split.images), device) for split in data[:3])
+    train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])
     num_classes = len(data.class_names)
     model = PixelCNN(vqvae.config["num_codes"], num_classes, args.HIDDEN, args.LAYERS, args.KERNEL_SIZE)
     model.to(device, memory_format=torch.channels_last)
@@ -100,19 +111,18 @@ def main(args: argparse.Namespace) -> None:
         model.train()
         with tqdm(desc=f"epoch {run.epoch + 1}/{args.EPOCHS}", total=run.steps, initial=run.step, unit="step",
                   leave=False, disable=not devices.is_main()) as bar:
-            for index in run.batches():
-                hidden = torch.rand(len(index)) < args.CLASS_DROPOUT
-                mine = devices.share(index).to(device)
-                codes = train[mine].long()
-                labels = train_labels[mine].masked_fill(devices.share(hidden).to(device), num_classes)
+            for count, (codes, labels) in run.batches(train, train_labels):
+                hidden = torch.rand(count) < args.CLASS_DROPOUT
+                codes = codes.long()
+                labels = labels.masked_fill(devices.share(hidden).to(device), num_classes)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     logits = stepped(codes, labels)
                 loss = F.cross_entropy(logits.float(), codes)
                 # every grid counts the same, also where the processes' shares differ by one
                 optimizer.zero_grad()
-                (loss * len(mine) * devices.world() / len(index)).backward()
+                (loss * len(codes) * devices.world() / count).backward()
                 optimizer.step()
-                sofar = run.add(loss, len(mine), nll=loss * len(mine))
+                sofar = run.add(loss, len(codes), nll=loss * len(codes))
                 bar.update()
                 if sofar:
                     bar.set_postfix(nll=f"{sofar['nll']:.4f}")

@@ -19,14 +19,22 @@ from tqdm import tqdm
 import dataset
 import devices
 import figures
+import folder
 from cli import run as run_script
 from modules import VQVAE, perplexity
 from training import Run, lock, should_compile
 
-DATASET = "glyphs"        # "glyphs" (drawn here, no download) or a torchvision name: mnist, cifar10, ...
+DATASET = "glyphs"        # "glyphs" (drawn here, no download), a torchvision name (mnist, cifar10, ...) or a folder
 DATA_DIR = "data"         # where data sets are kept, or downloaded to
 OUTPUT_DIR = "output"     # the run's directory: one directory is one run
 LIMIT = 0                 # use only the first N images of the training and of the test part; 0: all
+IMAGE_SIZE = 0            # of a folder's images; 0: as most are; 64 or 256x128 (height x width): resized and cropped
+CHANNELS = 0              # of a folder's images; 0: 1 if all are grey, or else 3; 1: grey; 3: RGB
+NIFTI_AXIS = 2            # the axis along which NIfTI volumes are cut into slices: 0, 1 or 2
+NIFTI_SCALE = "volume"    # intensities are scaled to 8 bits over each "slice" or each "volume" ...
+NIFTI_LOW = 0.5           # ... from this percentile, which becomes black ...
+NIFTI_HIGH = 99.5         # ... to this one, which becomes white
+MAX_UNREADABLE = 0.01     # share of a folder's image files that may be left out because they cannot be decoded
 EPOCHS = 3                # passes over the training images
 BATCH_SIZE = 64           # images a step, over all processes together
 LEARNING_RATE = 2e-3      # the highest, of Adam; it rises briefly and then falls to 0
@@ -72,7 +80,8 @@ def evaluate(model: VQVAE, images: Tensor, batch_size: int) -> dict[str, float]:
     """The metrics of uint8 images (N, C, H, W); each process does its share."""
     model.eval()
     totals: dict[str, Tensor] = {}
-    for part in devices.share(images).split(batch_size):
+    device = next(model.parameters()).device
+    for part, in dataset.batches(devices.share(torch.arange(len(images))).split(batch_size), device, images):
         batch = dataset.to_float(part)
         output = model(batch)
         sums = {"count": torch.tensor(float(len(batch)), device=batch.device),
@@ -84,9 +93,11 @@ def evaluate(model: VQVAE, images: Tensor, batch_size: int) -> dict[str, float]:
     return metrics(totals, model.config["num_codes"])
 
 
-def pixel_variance(images: Tensor) -> float:
-    """Variance of the pixels, scaled to [0, 1], of uint8 images."""
-    histogram = torch.bincount(images.flatten(), minlength=256).double().cpu()
+def pixel_variance(images: Tensor, enough: int = 2**26) -> float:
+    """Variance of the pixels, scaled to [0, 1], of uint8 images; of evenly spaced ones, with `enough` pixels."""
+    spaced = torch.arange(0, len(images), math.ceil(images.nbytes / enough))
+    parts = dataset.batches(spaced.split(1024), images.device, images)
+    histogram = sum(torch.bincount(part.flatten(), minlength=256) for part, in parts).double().cpu()
     values = torch.arange(256).double() / 255
     mean = (histogram * values).sum() / histogram.sum()
     return ((histogram * (values - mean) ** 2).sum() / histogram.sum()).item()
@@ -96,7 +107,8 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     held = lock(args.OUTPUT_DIR)
     torch.manual_seed(args.SEED)
-    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT)
+    reading = folder.Reading(*(getattr(args, name.upper()) for name in folder.Reading._fields))
+    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading)
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
     model = VQVAE(channels, args.HIDDEN, args.RESIDUAL_BLOCKS, args.RESIDUAL_HIDDEN, args.DOWNSAMPLE, args.NUM_CODES,
@@ -106,12 +118,14 @@ def main(args: argparse.Namespace) -> None:
     optimizer = torch.optim.Adam(learnt, lr=args.LEARNING_RATE, fused=device.type != "mps")
     run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS,
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT, "class_names": data.class_names,
-                    "channels": channels, "height": height, "width": width})
+                    "reading": reading._asdict(), "channels": channels, "height": height, "width": width})
     variance = max(pixel_variance(train.images), 1e-6)  # puts the error on the scale of the latent losses
     if not run.resumed:
         with torch.no_grad():
-            first = torch.randperm(len(train.images))[:max(args.BATCH_SIZE, 256)].to(device)
-            model.quantizer.start(model.latents(dataset.to_float(train.images[first])))
+            enough = max(args.BATCH_SIZE, min(256, 2**19 // (height * width)))  # large images have many vectors each
+            first = torch.randperm(len(train.images))[:enough]
+            (images,), = dataset.batches([first], device, train.images)
+            model.quantizer.start(model.latents(dataset.to_float(images)))
     if should_compile(args, device, run.steps):
         model.compile()
     stepped = DistributedDataParallel(model, broadcast_buffers=False) if devices.world() > 1 else model
@@ -121,9 +135,8 @@ def main(args: argparse.Namespace) -> None:
         model.train()
         with tqdm(desc=f"epoch {run.epoch + 1}/{args.EPOCHS}", total=run.steps, initial=run.step, unit="step",
                   leave=False, disable=not devices.is_main()) as bar:
-            for index in run.batches():
-                mine = devices.share(index).to(device)
-                images = dataset.to_float(train.images[mine])
+            for count, (images,) in run.batches(train.images):
+                images = dataset.to_float(images)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     output = stepped(images)
                 quantized = output.quantized
@@ -133,11 +146,11 @@ def main(args: argparse.Namespace) -> None:
                     loss = loss + quantized.codebook_loss
                 # every image counts the same, also where the processes' shares differ by one
                 optimizer.zero_grad()
-                (loss * len(mine) * devices.world() / len(index)).backward()
+                (loss * len(images) * devices.world() / count).backward()
                 optimizer.step()
-                sofar = run.add(loss, len(mine), mse=mse * len(mine),
-                                codebook_loss=quantized.codebook_loss * len(mine),
-                                commitment_loss=quantized.commitment_loss * len(mine), counts=quantized.counts)
+                sofar = run.add(loss, len(images), mse=mse * len(images),
+                                codebook_loss=quantized.codebook_loss * len(images),
+                                commitment_loss=quantized.commitment_loss * len(images), counts=quantized.counts)
                 bar.update()
                 if sofar:
                     bar.set_postfix(mse=f"{sofar['mse']:.5f}", commitment=f"{sofar['commitment_loss']:.3f}")
@@ -145,7 +158,8 @@ def main(args: argparse.Namespace) -> None:
         row |= {f"validation_{name}": value
                 for name, value in evaluate(model, validation.images, args.BATCH_SIZE).items()}
         if devices.is_main():
-            save_reconstructions(model, validation.images[shown],
+            (images,), = dataset.batches([shown], device, validation.images)
+            save_reconstructions(model, images,
                                  Path(args.OUTPUT_DIR) / "reconstructions" / f"epoch_{run.epoch + 1:03d}.png")
             print(f"epoch {run.epoch + 1}/{args.EPOCHS}: train MSE {row['train_mse']:.5f}, validation MSE "
                   f"{row['validation_mse']:.5f}, PSNR {row['validation_psnr']:.2f} dB, perplexity "

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import checkpoint
+import dataset
 import devices
 import figures
 from cli import UserError, flag
@@ -82,24 +84,28 @@ class Run:
 
     # ---- the loop
 
-    def batches(self) -> Iterator[Tensor]:
-        """The rest of this epoch's batches of image indices; sets the learning rate, and saves when it is time.
+    def batches(self, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+        """The rest of this epoch's batches: how many items each has, and this process's share of them, a row of each
+        of the tensors per item, on the network's device. Sets the learning rate, and saves when it is time.
 
-        Every image comes once an epoch, in an order fixed by SEED and the epoch; batches differ in size by one at most.
+        Every item comes once an epoch, in an order fixed by SEED and the epoch; batches differ in size by one at most.
         """
         generator = torch.Generator().manual_seed((self.args.SEED * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.count, generator=generator).tensor_split(self.steps)
+        shares = (devices.share(index) for index in order[self.step:])  # read ahead of the steps
+        device = next(self.network.parameters()).device
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            while self.step < self.steps:
-                self._set_learning_rate()
-                yield order[self.step]
-                self.step += 1
-                stop = self._anyone_stopped()
-                if stop or time.monotonic() - self.saved_at > self.args.SAVE_EVERY:
-                    self.save()
-                if stop:
-                    self._exit(stop)
+            with closing(dataset.batches(shares, device, *tensors)) as batches:
+                for rows in batches:
+                    self._set_learning_rate()
+                    yield len(order[self.step]), rows
+                    self.step += 1
+                    stop = self._anyone_stopped()
+                    if stop or time.monotonic() - self.saved_at > self.args.SAVE_EVERY:
+                        self.save()
+                    if stop:
+                        self._exit(stop)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -1,0 +1,641 @@
+"""Folders of images: every format, mode, size and kind of damage is read rightly or refused with one line."""
+import json
+import multiprocessing
+import os
+import random
+import struct
+import zlib
+
+import nibabel
+import numpy as np
+import phantom
+import pytest
+import torch
+from conftest import SMALL_PIXELCNN, SMALL_VQVAE
+from PIL import Image
+
+import cli
+import dataset
+import figures
+import folder
+import reconstruct
+import train_vqvae
+from cli import UserError
+from folder import Reading
+from modules import VQVAE
+from training import Run
+
+
+def noise(height, width, channels=1, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    return pixels[:, :, 0] if channels == 1 else pixels
+
+
+def write(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path, **options)
+    return path
+
+
+def write_many(root, count, height=6, width=8, channels=1, suffix=".png", start=0):
+    for number in range(start, start + count):
+        write(root / f"{number:04d}{suffix}", noise(height, width, channels, seed=number))
+    return root
+
+
+def load(root, tmp_path, **reading):
+    return folder.load(str(root), str(tmp_path / "data"), Reading(**reading))
+
+
+def one(path, **reading):
+    """The only image (H, W, C) of a file, as numbers that may be subtracted."""
+    images = folder.read(str(path), Reading(**reading))
+    assert len(images) == 1 and images.dtype == torch.uint8
+    return images[0].permute(1, 2, 0).numpy().astype(int)
+
+
+# ---- formats and modes
+
+
+GREY, COLOUR = noise(17, 31), noise(17, 31, 3)
+SMOOTH = np.linspace(0, 255, 17 * 31).astype(np.uint8).reshape(17, 31)  # survives lossy formats
+
+
+@pytest.mark.parametrize("name, options, loss", [
+    ("a.png", {}, 0), ("a.bmp", {}, 0), ("a.gif", {}, 0), ("a.tif", {}, 0), ("a.tiff", {"compression": "tiff_lzw"}, 0),
+    ("A.PNG", {}, 0), ("a.webp", {"lossless": True}, 0), ("a.jpg", {"quality": 95}, 4),
+    ("a.jpeg", {"progressive": True}, 8),
+])
+def test_formats(tmp_path, name, options, loss):
+    pixels = SMOOTH if loss else GREY
+    image = one(write(tmp_path / name, pixels, **options))
+    assert image.shape[:2] == pixels.shape
+    assert abs(image - pixels[:, :, None].astype(int)).max() <= loss
+    if name.lower()[-3:] not in ("gif", "ebp", "jpg", "peg"):  # of more than 256 colours, and without loss
+        assert np.array_equal(one(write(tmp_path / ("c" + name), COLOUR, **options)), COLOUR)
+
+
+def over_white(colour, alpha):
+    return np.rint(colour * (alpha / 255) + 255 * (1 - alpha / 255))
+
+
+def test_modes(tmp_path):
+    alpha = noise(17, 31, seed=5)
+    clear = np.dstack([COLOUR, alpha])
+    wide = np.random.default_rng(0).integers(0, 65536, (17, 31), np.uint16)
+    plain = Image.fromarray(COLOUR).quantize(16)
+    palette = plain.copy()
+    palette.info["transparency"] = 3
+    shown = np.asarray(palette.convert("RGB")).copy()
+    shown[np.asarray(palette) == 3] = 255
+    real = np.linspace(-3, 7, 17 * 31, dtype=np.float32).reshape(17, 31)
+    cases = {
+        "1.png": (Image.fromarray(GREY > 127), (GREY > 127)[:, :, None] * 255, 0),
+        "L.png": (GREY, GREY[:, :, None], 0),
+        "P grey.gif": (Image.fromarray(GREY).convert("P"), GREY[:, :, None], 0),
+        "P.png": (plain, np.asarray(plain.convert("RGB")), 0),
+        "P clear.png": (palette, shown, 0),
+        "RGB.png": (COLOUR, COLOUR, 0),
+        "RGBA.png": (clear, over_white(COLOUR, alpha[:, :, None]), 1),
+        "LA.png": (Image.fromarray(np.dstack([GREY, alpha])), over_white(GREY, alpha)[:, :, None], 1),
+        "16 bits.png": (wide, np.rint(wide / 257)[:, :, None], 0),
+        "16 bits.tif": (wide, np.rint(wide / 257)[:, :, None], 0),
+        "float.tif": (real, np.linspace(-1.3, 256.3, 17 * 31).clip(0, 255).reshape(17, 31, 1), 1),
+        "CMYK.tif": (Image.fromarray(COLOUR).convert("CMYK"), COLOUR, 1),
+        "CMYK.jpg": (Image.new("CMYK", (31, 17), (0, 255, 255, 0)), np.full((17, 31, 3), (255, 0, 0)), 3),
+    }
+    for name, (image, expected, loss) in cases.items():
+        read = one(write(tmp_path / name, image))
+        assert read.shape == expected.shape, name
+        assert abs(read - expected).max() <= loss, name
+
+
+def test_sixteen_bits_in_either_byte_order(tmp_path):
+    for order in "<>":
+        write(tmp_path / "a.tif", np.arange(65536 - 6, 65536, dtype=f"{order}u2").reshape(2, 3))
+        assert np.array_equal(one(tmp_path / "a.tif"), np.full((2, 3, 1), 255))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_exif_orientation(tmp_path, suffix):
+    pixels = np.zeros((16, 40), np.uint8)
+    pixels[:8, :8] = 255                       # the corner at the upper left, which a turn to the right puts
+    exif = Image.Exif()                        # at the upper right
+    exif[0x0112] = 6
+    image = one(write(tmp_path / f"a{suffix}", pixels, exif=exif), channels=1)
+    assert image.shape == (40, 16, 1) and image[3, 12, 0] > 200 and image[3, 3, 0] < 50
+    small = one(tmp_path / f"a{suffix}", channels=1, image_size="20x8")
+    assert small.shape == (20, 8, 1) and small[1, 6, 0] > 200
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.fromarray(noise(9, 9, seed=i)) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert np.array_equal(one(tmp_path / "a.gif")[:, :, 0], noise(9, 9, seed=0))
+
+
+def test_the_content_counts_and_not_the_suffix(tmp_path):
+    write(tmp_path / "a.png", GREY)
+    os.rename(tmp_path / "a.png", tmp_path / "a.jpg")
+    assert np.array_equal(one(tmp_path / "a.jpg")[:, :, 0], GREY)
+
+
+# ---- NIfTI
+
+
+def nifti(path, values, **options):
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4), **options), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ"])
+def test_nifti_slices_and_volumes(tmp_path, name):
+    volume = np.random.default_rng(0).integers(0, 1000, (5, 7, 4)).astype(np.int16)
+    exact = {"nifti_low": 0.0, "nifti_high": 100.0}
+    nifti(tmp_path / name, volume)
+    low, high = volume.min(), volume.max()
+    scaled = np.rint((volume - low) * (255 / (high - low)))
+    for axis in range(3):
+        images = folder.read(str(tmp_path / name), Reading(nifti_axis=axis, **exact))
+        assert np.array_equal(images[:, 0], np.moveaxis(scaled, axis, 0))
+    images = folder.read(str(tmp_path / name), Reading(nifti_scale="slice", **exact))
+    assert all((image.min(), image.max()) == (0, 255) for image in images)
+    for shape in ((5, 28), (5, 28, 1), (5, 28, 1, 1)):
+        nifti(tmp_path / name, volume.reshape(shape))
+        assert np.array_equal(one(tmp_path / name, **exact)[:, :, 0], scaled.reshape(5, 28))
+
+
+def test_nifti_percentiles_nan_and_infinities(tmp_path):
+    values = np.arange(100, dtype=np.float32).reshape(10, 10)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    image = one(nifti(tmp_path / "a.nii", values), nifti_low=10.0, nifti_high=90.0)[:, :, 0]
+    low, high = np.percentile(np.arange(3, 100), (10, 90))
+    assert tuple(image[0, :3]) == (0, 255, 0)
+    assert np.array_equal(image.flat[3:], np.rint(((np.arange(3, 100) - low) / (high - low) * 255).clip(0, 255)))
+    for values in (np.full((4, 4), np.nan), np.full((4, 4), 7.0), np.full((4, 4), np.inf)):
+        assert set(one(nifti(tmp_path / "b.nii", values)).flat) <= {0, 255}
+    spot = np.zeros((40, 40))
+    spot[3, 4] = 1.0                           # above no percentile but the hundredth
+    assert one(nifti(tmp_path / "c.nii", spot)).argmax() == 3 * 40 + 4
+    assert one(nifti(tmp_path / "d.nii", np.array([[0.0, 1e300], [1e300, 0.0]]))).max() == 255
+
+
+@pytest.mark.parametrize("values, word", [
+    (np.zeros((4, 4, 2, 2), np.float32), "neither a slice nor a volume"), (np.zeros(5, np.float32), "neither"),
+    (np.zeros((4, 4), np.complex64), "not real numbers"),
+    (np.zeros((4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "not real numbers"),
+])
+def test_nifti_that_is_no_image(tmp_path, values, word):
+    with pytest.raises(UserError, match=word):
+        folder.read(str(nifti(tmp_path / "a.nii", values)), Reading())
+
+
+def test_nifti_that_claims_to_be_huge(tmp_path):
+    nifti(tmp_path / "a.nii", np.zeros((4, 4, 4), np.uint8))
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    data[40:48] = struct.pack("<4h", 3, 30000, 30000, 30000)
+    (tmp_path / "a.nii").write_bytes(data)
+    with pytest.raises(UserError, match="30000x30000x30000"):
+        folder.read(str(tmp_path / "a.nii"), Reading())
+
+
+# ---- damage
+
+
+def png_header(height, width):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.tif", "a.webp", "a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("content, word", [
+    (b"", "empty"), (b"not an image at all", "known format"), (png_header(20_000, 20_000), "decompression bomb"),
+    (png_header(10_000, 10_000), "decompression bomb"), (png_header(200, 200), ""), (b"\x1f\x8b" + b"\0" * 30, ""),
+])
+def test_broken_content_is_refused_in_one_line(tmp_path, name, content, word):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="cannot be decoded: .+") as error:
+        folder.read(str(tmp_path / name), Reading())
+    assert "\n" not in str(error.value)
+    if ".nii" not in name:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".gif", ".tif", ".webp", ".nii", ".nii.gz"])
+def test_truncated_anywhere_and_flipped_bits(tmp_path, suffix, capfd):
+    path = tmp_path / f"a{suffix}"
+    (nifti if ".nii" in suffix else write)(path, GREY)
+    whole, data = one(path), path.read_bytes()
+    chance = random.Random(0)
+    for cut in [1, 2, *(chance.randrange(len(data)) for _ in range(30)), len(data) - 1]:
+        path.write_bytes(data[:cut])
+        try:
+            assert np.array_equal(one(path), whole)  # what is missing were no pixels
+        except UserError as error:
+            assert "\n" not in str(error)
+    for _ in range(30):
+        damaged = bytearray(data)
+        damaged[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            folder.read(str(path), Reading())
+        except UserError as error:
+            assert "\n" not in str(error)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+# ---- folders
+
+
+def test_flat_folder_holds_out_a_fixed_tenth(tmp_path):
+    root = write_many(tmp_path / "images", 300)
+    names = [name for name, _, _ in folder.list_files(str(root))[0]]
+    order, classes, _ = folder.arrange(names)
+    tests = {name for name, test, _ in order if test}
+    assert classes == [] and 15 <= len(tests) <= 45
+    fewer = {name for name, test, _ in folder.arrange(names[::2])[0] if test}
+    assert fewer == tests & set(names[::2])
+    data = load(root, tmp_path)
+    assert data.train == 300 - len(tests) and data.images.shape == (300, 1, 6, 8) and not data.labels.any()
+    for image, (name, _, _) in zip(data.images, order):
+        assert np.array_equal(image[0], noise(6, 8, seed=int(name[:4])))
+
+
+def test_class_folders_and_splits(tmp_path):
+    for part, count in (("train", 20), ("test", 7)):
+        for number, name in enumerate(("cat", "dog")):
+            write_many(tmp_path / "a" / part / name / "deeper", count, start=100 * number)
+    write_many(tmp_path / "a" / "val" / "cat", 5)
+    (tmp_path / "a" / ".hidden.png").write_bytes(b"junk")
+    data = load(tmp_path / "a", tmp_path)
+    assert data.class_names == ["cat", "dog"] and len(data.images) == 54 and data.train == 40
+    for image, label in zip(data.images, data.labels):
+        start = 100 * int(label)
+        assert any(np.array_equal(image[0], noise(6, 8, seed=start + i)) for i in range(20))
+    write_many(tmp_path / "b" / "cat", 20)
+    write_many(tmp_path / "b" / "train", 20)      # a class, as there is neither a test split nor train alone
+    assert load(tmp_path / "b", tmp_path).class_names == ["cat", "train"]
+
+
+def test_splits_of_a_data_set(tmp_path):
+    root = write_many(tmp_path / "images", 100)
+    data = dataset.load(str(root), str(tmp_path / "data"))
+    assert len(data.validation.images) == 100 // 20 - (len(data.test.images) > 0)
+    seen = [image.numpy().tobytes() for split in data[:3] for image in split.images]
+    assert len(set(seen)) == 100
+    few = dataset.load(str(root), str(tmp_path / "data"), limit=6)
+    assert [len(split.images) for split in few[:3]] == [5, 1, 6]
+    with pytest.raises(UserError, match="use at least 2"):
+        dataset.load(str(root), str(tmp_path / "data"), limit=1)
+
+
+def test_channels(tmp_path):
+    root = write_many(tmp_path / "images", 10)
+    assert load(root, tmp_path).images.shape[1] == 1
+    assert load(root, tmp_path, channels=3).images.shape[1] == 3
+    write_many(root, 2, channels=3, start=20)
+    images = load(root, tmp_path).images
+    assert images.shape == (12, 3, 6, 8)
+    assert sum(bool((image[0] == image[2]).all()) for image in images) == 10
+    grey = load(root, tmp_path, channels=1).images
+    assert grey.shape[1] == 1
+    coloured = np.asarray(Image.fromarray(noise(6, 8, 3, seed=20)).convert("L"))
+    assert any(np.array_equal(image[0], coloured) for image in grey)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (17, 31), (28, 28), (256, 144), (1, 500)])
+def test_sizes(tmp_path, height, width):
+    root = write_many(tmp_path / "images", 5, height, width)
+    images = load(root, tmp_path).images
+    assert images.shape == (5, 1, height, width)
+    model = VQVAE(1, 8, 1, 4, 4, 8, 4).eval()
+    pixels = dataset.to_float(images[:2])
+    before = model(pixels).images
+    assert before.shape == pixels.shape
+
+    def spoil(_module, _inputs, output):
+        output[:, :, height:] = output[:, :, :, width:] = torch.nan
+        return output
+    model.decoder.register_forward_hook(spoil)
+    assert torch.equal(model(pixels).images, before)  # so neither does the loss see what padding became
+    assert load(root, tmp_path, image_size="16x24").images.shape == (5, 1, 16, 24)
+
+
+def test_odd_ones_out_are_dropped_and_named(tmp_path, capfd):
+    root = write_many(tmp_path / "images", 20, 6, 8)
+    write(root / "tall.png", noise(8, 6))
+    write(root / "large.png", noise(60, 80))
+    assert load(root, tmp_path).images.shape == (20, 1, 6, 8)
+    said = capfd.readouterr().err
+    assert "8x6 and not 6x8" in said and "tall.png" in said and "60x80 and not 6x8" in said and "large.png" in said
+    load(root, tmp_path)
+    assert "tall.png" in capfd.readouterr().err      # said at every start
+    assert load(root, tmp_path, image_size="6x8").images.shape == (22, 1, 6, 8)
+    assert "left out" not in capfd.readouterr().err
+
+
+def test_resizing_crops_to_the_middle(tmp_path):
+    pixels = np.zeros((10, 30), np.uint8)
+    pixels[:, 10:20] = 255
+    write(tmp_path / "a.png", pixels)
+    assert one(tmp_path / "a.png", image_size="5").mean() > 245
+    assert one(tmp_path / "a.png", image_size="4x12").shape == (4, 12, 1)
+
+
+def test_a_few_unreadable_files_are_left_out_and_more_are_an_error(tmp_path, capfd):
+    root = write_many(tmp_path / "images", 199)
+    (root / "broken.png").write_bytes(b"junk")
+    assert len(load(root, tmp_path).images) == 199
+    assert "broken.png (not an image of a known format)" in capfd.readouterr().err
+    for number in range(12):
+        (root / f"bad{number}.jpg").write_bytes(b"")
+    os.symlink(root / "nowhere.png", root / "link.png")
+    with pytest.raises(UserError, match="14 of the 213 .* MAX_UNREADABLE .*; .* and 4 more") as error:
+        load(root, tmp_path)
+    assert "\n" not in str(error.value) and str(error.value).count("(empty)") >= 8
+    assert len(load(root, tmp_path, max_unreadable=0.1).images) == 199
+    assert "link.png (No such file or directory)" in capfd.readouterr().err
+
+
+def test_folders_that_are_none(tmp_path, script):
+    def refused(root, *flags):
+        outcome = script("train_vqvae", "--dataset", root, "--data-dir", tmp_path / "data", "--output-dir",
+                         tmp_path / "out", *flags)
+        assert outcome.status == 1 and outcome.err.count("\n") == 1 + ("decoded 1 images" in outcome.err)
+        assert "train_vqvae.py: error: " in outcome.err and "Traceback" not in outcome.err
+        return outcome.err
+    for name in ("empty", "texts", "loop", "broken", "pipe"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("hello")
+    assert "no image" in refused(tmp_path / "empty") and "1 .txt" in refused(tmp_path / "texts")
+    os.symlink(tmp_path / "loop", tmp_path / "loop" / "again")
+    write_many(tmp_path / "loop", 3)
+    assert "symbolic link" in refused(tmp_path / "loop")
+    os.unlink(tmp_path / "loop" / "again")
+    os.symlink("self", tmp_path / "loop" / "self")
+    assert "symbolic links" in refused(tmp_path / "loop")
+    (tmp_path / "broken" / "a.png").write_bytes(b"junk")
+    assert "1 of the 1 image files" in refused(tmp_path / "broken")
+    assert "cannot be decoded" in refused(tmp_path / "broken", "--max-unreadable", 1)
+    os.mkfifo(tmp_path / "pipe" / "a.png")
+    assert "no image" in refused(tmp_path / "pipe")
+    write_many(tmp_path / "single", 1)
+    assert "use at least 2" in refused(tmp_path / "single")
+    assert "no folder is called" in refused(tmp_path / "nowhere")
+    assert not list((tmp_path / "data" / "folders").glob("*.tmp"))
+
+
+def test_folder_without_permission(tmp_path, monkeypatch):
+    root = write_many(tmp_path / "images" / "inside", 3)
+
+    def scandir(path):
+        if str(path) == str(root):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)  # root, who may run the tests, may read everything
+    with pytest.raises(UserError, match="inside: Permission denied"):
+        load(tmp_path / "images", tmp_path)
+
+
+@pytest.mark.parametrize("flags", [("--image-size", "0x4"), ("--image-size", "big"), ("--channels", "2"),
+                                   ("--nifti-axis", "3"), ("--nifti-low", "101"), ("--max-unreadable", "1.5")])
+def test_wrong_flags(script, flags):
+    outcome = script("train_vqvae", *flags)
+    assert outcome.status == 2 and flags[0] in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_nifti_percentiles_the_wrong_way_round(tmp_path, script):
+    outcome = script("train_vqvae", "--dataset", tmp_path, "--output-dir", tmp_path, "--nifti-low", 60,
+                     "--nifti-high", 40)
+    assert outcome.status == 1 and "NIFTI_LOW" in outcome.err and outcome.err.count("\n") == 1
+
+
+# ---- the decoded array
+
+
+def decodings(monkeypatch):
+    """A list that grows by one with every decoding of a folder."""
+    calls, real = [], folder._decode_folder
+    monkeypatch.setattr(folder, "_decode_folder", lambda *given: (calls.append(1), real(*given))[1])
+    return calls
+
+
+def test_decodes_once_and_again_when_a_file_changed(tmp_path, monkeypatch):
+    calls = decodings(monkeypatch)
+    root = write_many(tmp_path / "images", 20)
+    first = load(root, tmp_path).images.clone()
+    assert torch.equal(load(root, tmp_path).images, first) and len(calls) == 1
+    write(root / "0003.png", noise(6, 8, seed=99))
+    os.utime(root / "0003.png", ns=(1, 1))
+    changed = load(root, tmp_path).images
+    assert len(calls) == 2 and (changed != first).flatten(1).any(1).sum() == 1
+    os.utime(root / "0004.png", ns=(1, 1))
+    load(root, tmp_path)
+    os.rename(root / "0005.png", root / "moved.png")
+    load(root, tmp_path)
+    os.unlink(root / "0006.png")
+    assert len(load(root, tmp_path).images) == 19 and len(calls) == 5
+    load(root, tmp_path, image_size="4")
+    load(root, tmp_path)
+    assert len(calls) == 6                     # a decoding for each way to read
+
+
+@pytest.mark.parametrize("damage", ["index cut", "pixels cut", "no pixels", "other version", "no index"])
+def test_a_damaged_decoding_is_made_anew(tmp_path, monkeypatch, damage):
+    calls = decodings(monkeypatch)
+    root = write_many(tmp_path / "images", 5)
+    first = load(root, tmp_path).images.clone()
+    home, = (path for path in (tmp_path / "data" / "folders").iterdir() if path.is_dir())
+    index, pixels = home / "index.json", home / "images"
+    if damage == "index cut":
+        index.write_bytes(index.read_bytes()[:50])
+    elif damage == "pixels cut":
+        pixels.write_bytes(pixels.read_bytes()[:-1])
+    elif damage == "no pixels":
+        pixels.unlink()
+    elif damage == "other version":
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"version": 0}))
+    else:
+        index.unlink()
+    assert torch.equal(load(root, tmp_path).images, first) and len(calls) == 2
+
+
+@pytest.mark.parametrize("where", ["_assemble", "_decode_chunks", "atomic"])
+def test_an_interrupted_decoding_leaves_nothing(tmp_path, monkeypatch, where):
+    root = write_many(tmp_path / "images", 5)
+    with monkeypatch.context() as patch:
+        def interrupt(*_):
+            raise KeyboardInterrupt
+        patch.setattr(folder, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            load(root, tmp_path)
+    assert [path.suffix for path in (tmp_path / "data" / "folders").iterdir()] == [".lock"]
+    assert len(load(root, tmp_path).images) == 5
+
+
+def _die(*_):
+    os._exit(9)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs fork to put the fault into the process")
+def test_a_decoding_process_that_dies_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "decode", _die)
+    with pytest.raises(UserError, match="a decoding process was killed"):
+        load(write_many(tmp_path / "images", 5), tmp_path)
+
+
+def _load_and_count(root, data, results):
+    results.put(len(folder.load(root, data, Reading()).images))
+
+
+def test_processes_that_start_together_decode_once(tmp_path, capfd):
+    root = write_many(tmp_path / "images", 200)
+    context = multiprocessing.get_context("fork" if os.name != "nt" else "spawn")
+    results = context.Queue()
+    given = str(root), str(tmp_path / "data"), results
+    processes = [context.Process(target=_load_and_count, args=given) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=60) for _ in processes] == [200] * 3
+    for process in processes:
+        process.join()
+    assert capfd.readouterr().err.count("decoded 200 images") == 1
+
+
+# ---- batches
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_batches_are_the_rows_in_order(count):
+    images, labels = torch.randint(0, 256, (50, 1, 3, 4), dtype=torch.uint8), torch.arange(50)
+    indices = list(torch.randperm(50)[:10 * count].split(10)) if count else []
+    got = list(dataset.batches(iter(indices), torch.device("cpu"), images, labels))
+    assert len(got) == count
+    for index, (rows, marks) in zip(indices, got):
+        assert torch.equal(rows, images[index]) and torch.equal(marks, labels[index])
+
+
+def test_batches_read_one_ahead_and_no_more():
+    asked = []
+
+    def indices():
+        for i in range(6):
+            asked.append(i)
+            yield torch.tensor([i])
+    reader = dataset.batches(indices(), torch.device("cpu"), torch.arange(6))
+    next(reader)
+    assert asked == [0, 1]
+    next(reader)
+    assert asked == [0, 1, 2]
+    reader.close()
+
+
+def resident():
+    """Bytes of memory that this process holds, files mapped included."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+def test_200_000_images_of_64x64_need_the_memory_of_a_few_batches(tmp_path):
+    count, shape = 200_000, (64, 64, 3)
+    with open(tmp_path / "images", "wb") as file:
+        file.truncate(count * 64 * 64 * 3)  # 2.4 GB of zeros that take no room on disk
+    images = folder._map(tmp_path / "images").view(count, *shape).permute(0, 3, 1, 2)
+    order = torch.randperm(count)[:20_000].split(64)  # 234 MiB of them
+    before = most = resident()
+    for number, (part,) in enumerate(dataset.batches(order, torch.device("cpu"), images)):
+        assert part.shape == (len(order[number]), 3, 64, 64)
+        most = max(most, resident())
+    print(f"resident: {before / 2**20:.0f} MiB before, {most / 2**20:.0f} MiB at most, for {images.nbytes / 2**20:.0f} MiB")
+    assert most - before < 32 * 2**20
+
+
+def test_place_goes_by_size(monkeypatch):
+    moved = []
+
+    class Probe(torch.Tensor):
+        def to(self, device):
+            moved.append(device)
+            return self
+    cuda = torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9999))
+    small, large = (torch.zeros(size, dtype=torch.uint8).as_subclass(Probe) for size in (500, 501))
+    assert dataset.place(large, cuda) is large and not moved
+    dataset.place(small, cuda)
+    assert moved == [cuda]
+
+
+def test_pixel_variance_of_evenly_spaced_images():
+    images = torch.randint(0, 256, (3000, 1, 4, 4), dtype=torch.uint8)
+    whole = dataset.to_float(images).double().var(correction=0).item()
+    assert train_vqvae.pixel_variance(images) == pytest.approx(whole)
+    third = dataset.to_float(images[::3]).double().var(correction=0).item()
+    assert train_vqvae.pixel_variance(images, enough=images.nbytes // 3) == pytest.approx(third)
+
+
+# ---- the scripts
+
+
+def test_a_continued_epoch_gets_the_rest_of_the_batches(tmp_path):
+    args = cli.parse(vars(train_vqvae), ["--batch-size", "3", "--output-dir", str(tmp_path)])
+    model = VQVAE(1, 8, 1, 4, 4, 8, 4)
+
+    def batches(step):
+        run = Run(args, "vqvae", model, torch.optim.Adam(model.parameters()), 20, "mse", {}, data={})
+        run.step = step
+        return [(run.step, count, rows.tolist()) for count, (rows,) in run.batches(torch.arange(20))]
+    whole = batches(0)
+    assert [step for step, _, _ in whole] == list(range(7))  # a step is counted when it is done, not when it is read
+    assert sorted(sum((rows for _, _, rows in whole), [])) == list(range(20))
+    assert all(count == len(rows) for _, count, rows in whole)
+    for step in (1, 6, 7):
+        assert batches(step) == whole[step:]
+
+
+def test_study_through_every_script(tmp_path, script):
+    phantom.write_study(tmp_path / "study", 40, 2, 32, 16, 18)
+    out = ["--output-dir", tmp_path / "out"]
+    outcome = script("train_vqvae", *SMALL_VQVAE, "--batch-size", 8, "--dataset", tmp_path / "study", "--data-dir",
+                     tmp_path / "data", *out)
+    assert outcome.status == 0 and "32x18 and not 32x16 as most: 2 images (case_004_slice_" in outcome.err
+    assert script("train_pixelcnn", *SMALL_PIXELCNN, "--batch-size", 8, *out).status == 0
+    assert script("generate", "--num-samples", 2, *out).status == 0
+    with Image.open(tmp_path / "out" / "sample_0.png") as sample:
+        assert sample.size == (16, 32) and sample.mode == "L"
+    outcome = script("reconstruct", "--num-images", 1, *out)
+    assert outcome.status == 0 and "mean of 1: MSE" in outcome.out
+
+
+def test_reconstruct_what_the_model_never_saw(tmp_path, script, trained):
+    out = ["--output-dir", trained, "--device", "cpu"]
+    root = write_many(tmp_path / "images", 3, 19, 45, 3)
+    outcome = script("reconstruct", *out, "--dataset", root, "--data-dir", tmp_path / "data")
+    assert outcome.status == 0 and "mean of 3: MSE" in outcome.out
+    with Image.open(trained / "reconstructed_image_0.png") as pair:
+        assert pair.size == (3 * 2 * 45 + 3 * figures.GAP, 3 * 19 + 2 * figures.GAP)  # two, enlarged three times
+    with Image.open(trained / "latents.png") as figure:
+        assert figure.size[0] > 1000
+    outcome = script("reconstruct", *out, "--dataset", root / "0000.png")
+    assert outcome.status == 0 and "mean of 1: MSE" in outcome.out
+    outcome = script("reconstruct", *out, "--dataset", root / "0000.png", "--image-size", "8x9", "--latent-channel", 3)
+    assert outcome.status == 0 and "larger than these images" in outcome.out and "nan" not in outcome.out
+    (tmp_path / "a.png").write_bytes(b"junk")
+    for flags in (("--dataset", tmp_path / "a.png"), ("--latent-channel", 8), ("--dataset", tmp_path / "nowhere")):
+        outcome = script("reconstruct", *out, *flags)
+        assert outcome.status == 1 and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 5), (10, 40), (11, 11), (40, 40)])
+def test_similarity_at_every_size(height, width):
+    image = np.random.default_rng(0).random((1, height, width)).astype(np.float32)
+    assert reconstruct.similarity(image, image) == pytest.approx(1)
+    assert reconstruct.similarity(image, 1 - image) < 0.9
+
+
+def test_constants_may_be_numbers_where_flags_are_text():
+    args = cli.parse(vars(train_vqvae), ["--image-size", "256x128"])
+    assert args.IMAGE_SIZE == "256x128" and cli.parse(vars(train_vqvae), []).IMAGE_SIZE == "0"
