@@ -66,7 +66,7 @@ def evaluate(model: PixelCNN, codes: Tensor, labels: Tensor, batch_size: int) ->
     """The metrics of codes (N, H, W) given their labels; each process does its share."""
     model.eval()
     totals = {"count": torch.zeros((), device=labels.device), "nll": torch.zeros((), device=labels.device)}
-    for part, label in zip(devices.share(codes).split(batch_size), devices.share(labels).split(batch_size)):
+    for part, label in zip(devices.parts(codes, batch_size), devices.parts(labels, batch_size)):
         totals["count"] += len(part)
         totals["nll"] += model.nll(part.long(), label) * len(part)
     return metrics(totals, codes[0].numel())
@@ -79,7 +79,8 @@ def main(args: argparse.Namespace) -> None:
     args = checkpoint.fill(args, stored)
     held = lock(args.OUTPUT_DIR)
     torch.manual_seed(args.SEED)
-    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT)
+    with devices.first_on_machine():
+        data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT)
     checkpoint.check_images(stored, data.train.images)
     train, validation, test = (encode(vqvae, split.images.to(device)) for split in data[:3])
     train_labels, validation_labels, test_labels = (split.labels.to(device) for split in data[:3])
@@ -90,7 +91,8 @@ def main(args: argparse.Namespace) -> None:
                                   fused=device.type != "mps")
     run = Run(args, "pixelcnn", model, optimizer, len(train), "validation_nll", PANELS,
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names},
-              grid=list(train.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]))
+              grid=list(train.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]),
+              images=checkpoint.fingerprint(data.train._asdict()))
     if should_compile(args, device, run.steps):
         model.compile()
     stepped = DistributedDataParallel(model) if devices.world() > 1 else model

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import checkpoint
 import dataset
 import devices
 import figures
@@ -71,8 +72,10 @@ def metrics(totals: dict[str, Tensor], num_codes: int) -> dict[str, float]:
 def evaluate(model: VQVAE, images: Tensor, batch_size: int) -> dict[str, float]:
     """The metrics of uint8 images (N, C, H, W); each process does its share."""
     model.eval()
-    totals: dict[str, Tensor] = {}
-    for part in devices.share(images).split(batch_size):
+    names = ("count", "mse", "codebook_loss", "commitment_loss")
+    totals = {name: torch.zeros((), device=images.device) for name in names}
+    totals["counts"] = torch.zeros(model.config["num_codes"], dtype=torch.int64, device=images.device)
+    for part in devices.parts(images, batch_size):
         batch = dataset.to_float(part)
         output = model(batch)
         sums = {"count": torch.tensor(float(len(batch)), device=batch.device),
@@ -80,7 +83,7 @@ def evaluate(model: VQVAE, images: Tensor, batch_size: int) -> dict[str, float]:
                 "codebook_loss": output.quantized.codebook_loss * len(batch),
                 "commitment_loss": output.quantized.commitment_loss * len(batch),
                 "counts": output.quantized.counts}
-        totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
+        totals = {name: totals[name] + value for name, value in sums.items()}
     return metrics(totals, model.config["num_codes"])
 
 
@@ -96,7 +99,8 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     held = lock(args.OUTPUT_DIR)
     torch.manual_seed(args.SEED)
-    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT)
+    with devices.first_on_machine():
+        data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT)
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
     model = VQVAE(channels, args.HIDDEN, args.RESIDUAL_BLOCKS, args.RESIDUAL_HIDDEN, args.DOWNSAMPLE, args.NUM_CODES,
@@ -106,15 +110,16 @@ def main(args: argparse.Namespace) -> None:
     optimizer = torch.optim.Adam(learnt, lr=args.LEARNING_RATE, fused=device.type != "mps")
     run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS,
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT, "class_names": data.class_names,
-                    "channels": channels, "height": height, "width": width})
+                    "channels": channels, "height": height, "width": width},
+              images=checkpoint.fingerprint(data.train._asdict()))
     variance = max(pixel_variance(train.images), 1e-6)  # puts the error on the scale of the latent losses
     if not run.resumed:
         with torch.no_grad():
-            first = torch.randperm(len(train.images))[:max(args.BATCH_SIZE, 256)].to(device)
+            first = devices.share(torch.randperm(len(train.images))[:max(args.BATCH_SIZE, 256)]).to(device)
             model.quantizer.start(model.latents(dataset.to_float(train.images[first])))
     if should_compile(args, device, run.steps):
         model.compile()
-    stepped = DistributedDataParallel(model, broadcast_buffers=False) if devices.world() > 1 else model
+    stepped = DistributedDataParallel(model) if devices.world() > 1 else model
     shown = torch.randperm(len(validation.images), generator=torch.Generator().manual_seed(0))[:32]
 
     while run.epoch < args.EPOCHS:
