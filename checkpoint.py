@@ -6,8 +6,10 @@ A checkpoint is a dict of tensors, numbers, texts, lists and dicts, saved by `to
 import argparse
 import hashlib
 import io
+import math
 import os
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ from modules import PixelCNN, VQVAE
 
 FORMAT = "vqvae-pixelcnn"
 VERSION = 1
+IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
+READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable")
 STAGES = {"vqvae": VQVAE, "pixelcnn": PixelCNN}
 
 
@@ -28,9 +32,10 @@ STAGES = {"vqvae": VQVAE, "pixelcnn": PixelCNN}
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing that takes the name `path` only when it is complete and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")  # always the same: what a crash leaves is replaced by the next one
+    temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:  # never through a link that lies there
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -38,14 +43,22 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if os.name == "posix":  # the new name outlives a power cut only once its directory is on disk too
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        except OSError:
+            pass  # not every file system knows how; the file itself is whole either way
+        finally:
+            os.close(directory)
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
-    """A digest of a network's weights: two networks with the same one give the same codes."""
+    """A digest of tensors by name: two networks whose weights have the same one give the same codes."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+        digest.update(state[name].detach().cpu().contiguous().view(-1).numpy())
     return digest.hexdigest()
 
 
@@ -66,21 +79,27 @@ def save(output_dir: str, stage: str, config: dict, model: dict[str, Tensor], **
 
 
 def load(output_dir: str, stage: str) -> dict[str, Any]:
-    """Read a stage's checkpoint. UserError, in one line, if it is missing or anything but a whole checkpoint."""
+    """Read a stage's checkpoint. UserError, in one line, if it is missing or anything but a whole checkpoint.
+
+    A file that lies about its sizes allocates nothing: it is mapped, and copied only as far as it is that long.
+    """
     path = path_of(output_dir, stage)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: make it with `python train_{stage}.py --output-dir {output_dir}`") from None
+    if not path.exists():
+        raise UserError(f"{path} does not exist: make it with `python train_{stage}.py --output-dir {output_dir}`")
     foreign = UserError(f"{path} is damaged or not a checkpoint of this project: "
                         f"delete it and run `python train_{stage}.py --output-dir {output_dir}` again")
+    if not path.is_file():
+        raise foreign
+    open(path, "rb").close()  # no permission is not damage: OSError
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # nothing packed, nothing larger than the file, no bit flipped
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:  # nothing packed, nothing larger than the file, no bit flipped
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) \
-                    or sum(entry.file_size for entry in entries) > len(data) or archive.testzip() is not None:
+                    or sum(entry.file_size for entry in entries) > size or archive.testzip() is not None:
                 raise foreign
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            [pickled] = [entry.file_size for entry in entries if entry.filename.endswith("/data.pkl")]
+        content = _plain(torch.load(path, map_location="cpu", mmap=True, weights_only=True), pickled, size)
     except Exception:  # whatever the bytes of a foreign file make the readers raise
         raise foreign from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -91,7 +110,42 @@ def load(output_dir: str, stage: str) -> dict[str, Any]:
     if content.get("stage") != stage:
         raise UserError(f"{path} is the checkpoint of the stage {content.get('stage')!r}, not of {stage!r}: "
                         f"put it back as {content.get('stage')}.pt")
+    try:
+        for names, place in ((IMAGES, content["data"]), (READING, content["data"]["reading"])):
+            for name in names:
+                RULES[name.upper()].parse(place[name])
+        if set(content["data"]["reading"]) != set(READING):
+            raise KeyError
+        if not all(type(name) is str for name in content["data"]["class_names"]):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} does not say what images it was trained on: train again") from None
     return content
+
+
+def _plain(content: Any, values: int, size: int) -> Any:
+    """A copy of what torch.load read: dicts, lists, numbers, texts and dense tensors, and ValueError for more.
+
+    values, size: the most values and the most bytes of tensors that there can be. A list that holds itself, or
+    a view that repeats one number to any size, takes no room in a file.
+    """
+    def copy(value: Any) -> Any:
+        nonlocal values, size
+        values -= 1
+        if type(value) is Tensor and value.device.type == "cpu" and value.layout == torch.strided:
+            size -= math.prod(value.shape) * value.itemsize
+            if size >= 0:
+                return value.detach().clone()
+        elif values >= 0:
+            if type(value) in (dict, OrderedDict) and all(type(key) in (str, int) for key in value):
+                return {key: copy(item) for key, item in value.items()}
+            if type(value) in (list, tuple):
+                return type(value)(map(copy, value))
+            if value is None or type(value) in (bool, int, float, str):
+                return value
+        raise ValueError("not a plain value, or more of them than the file can hold")
+
+    return copy(content)
 
 
 def build(content: dict[str, Any], weights: str = "model") -> nn.Module:
@@ -101,21 +155,21 @@ def build(content: dict[str, Any], weights: str = "model") -> nn.Module:
     that lie allocate nothing.
     """
     stage = content["stage"]
-    wrong = UserError(f"the {stage} checkpoint holds weights that do not fit its sizes: train again")
     try:
-        config = content["config"]
-        for name, value in config.items():
-            if name.upper() in RULES:
-                RULES[name.upper()].parse(value)
+        config = {name: RULES[name.upper()].parse(value) for name, value in content["config"].items()}
         with torch.device("meta"):
             network = STAGES[stage](**config)
-        layout = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
-        state = content[weights]
-        if {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()} != layout:
-            raise wrong
+        layout, state = network.state_dict(), content[weights]
+        bad = layout.keys() ^ state.keys() or {
+            name for name, tensor in layout.items()
+            if (state[name].shape, state[name].dtype) != (tensor.shape, tensor.dtype)
+            or not state[name].isfinite().all()}
+        if bad:
+            raise UserError(f"the {stage} checkpoint holds weights that are not finite or do not fit its sizes "
+                            f"({min(bad)}): train again")
         network.load_state_dict(state, assign=True)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-        raise wrong from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the {stage} checkpoint describes no network of this code ({error}): train again") from None
     return network.eval()
 
 
@@ -135,6 +189,9 @@ def check_images(stored: dict[str, Any], images: Tensor) -> None:
 
 def check_pair(vqvae: dict[str, Any], prior: dict[str, Any]) -> None:
     """UserError unless the prior learnt the codes of this very VQ-VAE: another one's codes mean nothing to it."""
-    if prior["vqvae"] != fingerprint(vqvae["model"]):
+    data, config = vqvae["data"], vqvae["config"]
+    grid = [-(-data[side] // config["downsample"]) for side in ("height", "width")]
+    if (prior.get("vqvae"), prior.get("grid"), prior["config"]["num_codes"]) \
+            != (fingerprint(vqvae["model"]), grid, config["num_codes"]):
         raise UserError("pixelcnn.pt learnt the codes of another vqvae.pt than the one beside it: train it again with "
                         "`python train_pixelcnn.py --resume never --overwrite`, or put its own vqvae.pt back")

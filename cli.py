@@ -8,6 +8,7 @@ import argparse
 import ast
 import io
 import math
+import os
 import re
 import signal
 import sys
@@ -19,6 +20,14 @@ from typing import Any, NamedTuple, NoReturn
 
 class UserError(Exception):
     """Something the user can put right; its text is the one line they see."""
+
+
+class Stopped(BaseException):
+    """A signal told the script to end; not an Exception, so that no `except Exception` takes it for a failure."""
+
+    def __init__(self, number: int, done: str = ""):
+        super().__init__(f"stopped by {signal.Signals(number).name}{done}")
+        self.status = 128 + number
 
 
 class Rule(NamedTuple):
@@ -97,7 +106,7 @@ RULES = {
     "RESUME": Rule(str, choices=("auto", "never")),
     "COMPILE": Rule(str, choices=("auto", "yes", "no")),
     "SAMPLE_EVERY": Rule(int, low=0),
-    "NUM_SAMPLES": Rule(int, low=1),
+    "NUM_SAMPLES": Rule(int, low=1, high=10_000_000),
     "NUM_IMAGES": Rule(int, low=1),
     "TEMPERATURE": Rule(float, low=0),
     "TOP_K": Rule(int, low=0),
@@ -111,6 +120,10 @@ RULES = {
     "PER_CODE_BATCH": Rule(int, low=1),
     "PLAIN_CODES": Rule(int, low=1),
     "SOURCE": Rule(str, choices=("uniform", "gaussian")),
+    # not constants, but sizes that a checkpoint states
+    "HEIGHT": Rule(int, low=1, high=16384),
+    "WIDTH": Rule(int, low=1, high=16384),
+    "NUM_CLASSES": Rule(int, low=0, high=1_000_000),
 }
 
 
@@ -167,24 +180,46 @@ def parse(script: dict[str, Any], argv: list[str] | None = None) -> argparse.Nam
 
 
 def run(main: Callable[[argparse.Namespace], None], script: dict[str, Any]) -> None:
-    """Call main with the script's flags; what the user can put right becomes one line and exit status 1."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    args = parse(script)
+    """Call main with the script's flags; what the user can put right becomes one line and exit status 1, and a
+    SIGINT or SIGTERM one line and 130 or 143.
+    """
+    name = Path(script["__file__"]).name
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a path may hold what the terminal cannot show
+    previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    problem, status = "", 0
     try:
-        main(args)
+        main(parse(script))
+        sys.stdout.flush()
     except UserError as error:
-        problem = str(error)
-    except KeyboardInterrupt:
-        print(f"{Path(script['__file__']).name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        problem, status = f"error: {error}", 1
+    except Stopped as stop:
+        problem, status = str(stop), stop.status
     except OSError as error:  # a full disk, a directory without permission: the operating system's own words
-        where = f": {error.filename}" if error.filename else ""
-        problem = f"{error.strerror or error}{where}"
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        problem = f"out of memory: try a smaller {flag('BATCH_SIZE')} or a smaller model"
-    else:
-        return
-    print(f"{Path(script['__file__']).name}: error: {problem}", file=sys.stderr)
-    sys.exit(1)
+        problem, status = f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1
+    except (RuntimeError, MemoryError) as error:
+        problem, status = f"error: {_explain(error)}", 1
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    try:
+        sys.stdout.flush()
+    except OSError:  # nothing more can be told there, nor may the interpreter try
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if status:
+        print(f"{name}: {' '.join(problem.split())}", file=sys.stderr)
+        sys.exit(status)
+
+
+def _stop(number: int, _frame: Any) -> NoReturn:
+    raise Stopped(number)
+
+
+def _explain(error: RuntimeError | MemoryError) -> str:
+    """One line for what torch could not do for want of memory or of another process; the error itself if neither."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return f"out of memory: try a smaller {flag('BATCH_SIZE')} or a smaller model"
+    if "WORLD_SIZE" in os.environ and re.search("gloo|nccl|ProcessGroup|closed by peer|Connection re", text, re.I):
+        return f"another process of this run has ended or is out of reach: {text.splitlines()[0][:200]}"
+    raise error

@@ -2,8 +2,11 @@
 
 In one process every function here does nothing or next to it, so the scripts read the same either way.
 """
+import atexit
 import datetime
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -11,7 +14,10 @@ from torch import Tensor
 
 from cli import UserError
 
-PATIENCE = datetime.timedelta(seconds=50)  # how long a process waits for another one that may have died
+PATIENCE = datetime.timedelta(seconds=50)  # how long a process waits in a step for another one that may have died
+DOWNLOAD = datetime.timedelta(hours=2)     # and where another one may be busy: with a download, a picture, a slow disk
+
+_waiting: "dist.ProcessGroup | None" = None  # for `wait`, on CPUs and with the patience of DOWNLOAD
 
 
 def pick(name: str) -> torch.device:
@@ -19,23 +25,32 @@ def pick(name: str) -> torch.device:
 
     Under torchrun it also joins the other processes, and "auto" and "cuda" give each process a GPU of its own.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    global _waiting
+    try:
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    except ValueError:
+        raise UserError(f"LOCAL_RANK is {os.environ['LOCAL_RANK']!r} in the environment: torchrun makes it a number"
+                        ) from None
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
-    if device.type == "cuda" and (not torch.cuda.is_available() or device.index >= torch.cuda.device_count()):
-        raise UserError(f"DEVICE (--device): there is no {device}: torch sees {torch.cuda.device_count()} CUDA devices; "
+    name = f"cuda:{local_rank}" if name == "cuda" else name
+    if name.startswith("cuda") and (not torch.cuda.is_available() or int(name[5:]) >= torch.cuda.device_count()):
+        raise UserError(f"DEVICE (--device): there is no {name}: torch sees {torch.cuda.device_count()} CUDA devices; "
                         f"`--device auto` takes what is there")
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("DEVICE (--device): there is no mps here; `--device auto` takes what is there")
+    device = torch.device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 in what autocast leaves in float32
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+            atexit.register(dist.destroy_process_group)
+            _waiting = dist.new_group(backend="gloo", timeout=DOWNLOAD)
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"cannot join the other processes ({str(error).splitlines()[0]}): start with torchrun") from None
+            raise UserError(f"cannot join the other processes ({str(error).splitlines()[0]}): start with torchrun, or "
+                            f"take WORLD_SIZE out of the environment") from None
     return device
 
 
@@ -54,6 +69,24 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def wait() -> None:
+    """Wait until every process is here, however long the others are busy; one that died is noticed at once."""
+    if dist.is_initialized():
+        dist.barrier(_waiting)
+
+
+@contextmanager
+def first_on_machine() -> Iterator[None]:
+    """Let one process of each machine go first with what it downloads or caches; the others find it there."""
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not first:
+        wait()
+    yield
+    if first:
+        wait()
+    wait()
+
+
 def all_sum(tensor: Tensor) -> Tensor:
     """Sum a tensor over the processes, in place."""
     if dist.is_initialized():
@@ -64,6 +97,12 @@ def all_sum(tensor: Tensor) -> Tensor:
 def share(items: Tensor) -> Tensor:
     """This process's part of items: a run of neighbours, so that the parts in order of rank are the whole."""
     return items.tensor_split(world())[rank()]
+
+
+def parts(items: Tensor, size: int) -> list[Tensor]:
+    """This process's share of items in parts of at most `size`; none where there are fewer items than processes."""
+    mine = share(items)
+    return list(mine.split(size)) if len(mine) else []
 
 
 def gather(items: Tensor, count: int) -> Tensor:

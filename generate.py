@@ -32,9 +32,9 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     prior = checkpoint.load(args.OUTPUT_DIR, "pixelcnn")
-    checkpoint.check_pair(stored, prior)
     vqvae = checkpoint.build(stored).to(device)
     model = checkpoint.build(prior).to(device)
+    checkpoint.check_pair(stored, prior)
     classes = model.num_classes
     if args.CLASS_LABEL >= classes:
         there = f"0 to {classes - 1} ({', '.join(prior['data']['class_names'])})" if classes else "none"
@@ -42,12 +42,11 @@ def main(args: argparse.Namespace) -> None:
     numbers = torch.arange(args.NUM_SAMPLES)
     labels = numbers % max(1, classes) if args.CLASS_LABEL == -1 else \
         torch.full_like(numbers, classes if args.CLASS_LABEL == -2 else args.CLASS_LABEL)
-    mine = devices.share(numbers)
     height, width = prior["grid"]
-    batch_size = min(args.BATCH_SIZE, max(1, len(mine)))
+    batch_size = min(args.BATCH_SIZE, args.NUM_SAMPLES)  # for any number of processes: rounding depends on it
     sampler = Sampler(model, batch_size, width, args.TEMPERATURE, args.TOP_K, args.TOP_P)
     output = Path(args.OUTPUT_DIR)
-    batches = mine.split(batch_size) if len(mine) else []
+    batches = devices.parts(numbers, batch_size)
     with tqdm(desc="sampling", total=len(batches) * height, unit="row", disable=not devices.is_main()) as bar:
         images = []
         for part in batches:
@@ -56,10 +55,11 @@ def main(args: argparse.Namespace) -> None:
             images.append(vqvae.decode(codes, stored["data"]["height"], stored["data"]["width"]))
     shape = (0, *(stored["data"][name] for name in ("channels", "height", "width")))
     images = torch.cat([torch.empty(shape, device=device), *images])
-    for number, image in zip(mine.tolist(), images):
-        figures.save_image(image, output / f"sample_{number}.png")
+    devices.wait()  # one of them may have had a batch more
     images = devices.gather(images, args.NUM_SAMPLES)
     if devices.is_main():
+        for number, image in enumerate(images):
+            figures.save_image(image, output / f"sample_{number}.png")
         columns = classes if args.CLASS_LABEL == -1 and 1 < classes <= 20 else 0
         figures.save_grid(images, output / "samples.png", columns)
         print(f"wrote {args.NUM_SAMPLES} samples to {output / 'sample_0.png'} ... and the grid {output / 'samples.png'}")

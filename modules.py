@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import devices
+
 NEAREST_CHUNK = 2**24  # most entries of the distance matrix held at a time
 TRIAL = 5              # a new code starts with this many times the usage below which codes are revived
 
@@ -67,6 +69,9 @@ class VectorQuantizer(nn.Module):
     starts there with little usage, so that it soon either earns its place or moves on: a code that starts with
     an even share of usage, unused, outlives the first epoch, in which the encoder moves away from most codes.
 
+    Under several processes each one calls it with its part of the batch. Counts, sums and draws are of the
+    whole batch, so all codebooks stay the same, and the same as one process would have.
+
     num_codes: K. code_dim: D. codebook: "ema" moves each code to the moving average of the vectors that
     chose it ([1], appendix A.1), "gradient" leaves it to the optimiser and the codebook loss.
     """
@@ -114,7 +119,7 @@ class VectorQuantizer(nn.Module):
         """Put the codebook onto encoder outputs z_e (B, D, H, W): a k-means++ draw [4] in a few rounds."""
         flat = self.normalise(z_e).flatten(0, 2)
         num_codes = len(self.codebook)
-        drawn = flat[torch.randint(len(flat), (1,), device=flat.device)]
+        drawn = self._draw(flat, torch.ones_like(flat[:, 0]), 1)
         while len(drawn) < num_codes:  # doubling: each round draws as many codes as there are, by distance
             _, distances = nearest_codes(flat, drawn)
             drawn = torch.cat([drawn, self._draw(flat, distances, min(len(drawn), num_codes - len(drawn)))])
@@ -123,10 +128,11 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _update(self, flat: Tensor, codes: Tensor, distances: Tensor, counts: Tensor) -> None:
         """Move usage, and in EMA mode the codebook, towards this batch ([1], eq. 6 to 8); revive dead codes."""
-        even_share = len(flat) / len(self.codebook)
+        counts = devices.all_sum(counts.clone())
+        even_share = counts.sum() / len(self.codebook)
         self.usage.lerp_(counts / even_share, 1 - self.ema_decay)
         if self.ema:
-            batch_sums = torch.zeros_like(self.sums).index_add_(0, codes, flat)
+            batch_sums = devices.all_sum(torch.zeros_like(self.sums).index_add_(0, codes, flat))
             self.sums.lerp_(batch_sums / even_share, 1 - self.ema_decay)
             self.codebook.copy_(self.sums / self.usage.clamp_min(1e-8).unsqueeze(1))
         if self.revive_below > 0:
@@ -142,10 +148,20 @@ class VectorQuantizer(nn.Module):
 
     @staticmethod
     def _draw(flat: Tensor, distances: Tensor, count: int) -> Tensor:
-        """(count, D) rows of flat, drawn with replacement in proportion to their squared distances."""
+        """(count, D) rows of the whole batch, drawn with replacement in proportion to their squared distances.
+
+        flat, distances: this process's part. The parts lie end to end on a line on which a row is as long as its
+        distance; every process draws the same points of the line, and the owner of a point gives the row.
+        """
         cumulative = (distances.double() + 1e-12).cumsum(0)
-        points = torch.rand(count, dtype=cumulative.dtype, device=flat.device) * cumulative[-1]
-        return flat[torch.searchsorted(cumulative, points).clamp_max(len(flat) - 1)]
+        lengths = torch.zeros(devices.world(), dtype=cumulative.dtype, device=flat.device)
+        lengths[devices.rank()] = cumulative[-1]
+        ends = devices.all_sum(lengths).cumsum(0)
+        points = torch.rand(count, dtype=cumulative.dtype, device=flat.device) * ends[-1]
+        owners = torch.searchsorted(ends[:-1], points, right=True)
+        points = points - (ends - lengths)[devices.rank()]
+        rows = flat[torch.searchsorted(cumulative, points).clamp_max(len(flat) - 1)]
+        return devices.all_sum(rows * (owners == devices.rank()).unsqueeze(1))
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ def draw_codes(vqvae: VQVAE, shape: tuple[int, int, int], source: str, generator
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
+    if not devices.is_main():
+        return
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored)
     height, width = stored["data"]["height"], stored["data"]["width"]

@@ -63,6 +63,8 @@ def find_images(args: argparse.Namespace, stored: dict) -> Tensor:
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
+    if not devices.is_main():
+        return
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
     args = checkpoint.fill(args, stored)

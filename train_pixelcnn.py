@@ -76,7 +76,7 @@ def evaluate(model: PixelCNN, codes: Tensor, labels: Tensor, batch_size: int) ->
     model.eval()
     device = next(model.parameters()).device
     totals = {"count": torch.zeros((), device=device), "nll": torch.zeros((), device=device)}
-    indices = devices.share(torch.arange(len(codes))).split(batch_size)
+    indices = devices.parts(torch.arange(len(codes)), batch_size)
     for part, label in dataset.batches(indices, device, codes, labels):
         totals["count"] += len(part)
         totals["nll"] += model.nll(part.long(), label) * len(part)
@@ -90,7 +90,8 @@ def main(args: argparse.Namespace) -> None:
     args = checkpoint.fill(args, stored)
     held = lock(args.OUTPUT_DIR)
     torch.manual_seed(args.SEED)
-    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, folder.Reading(**stored["data"]["reading"]))
+    with devices.first_on_machine():
+        data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, folder.Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
     train, validation, test = (dataset.place(encode(vqvae, split.images), device) for split in data[:3])
     train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])
@@ -101,7 +102,8 @@ def main(args: argparse.Namespace) -> None:
                                   fused=device.type != "mps")
     run = Run(args, "pixelcnn", model, optimizer, len(train), "validation_nll", PANELS,
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names},
-              grid=list(train.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]))
+              grid=list(train.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]),
+              images=dataset.digest(data.train))
     if should_compile(args, device, run.steps):
         model.compile()
     stepped = DistributedDataParallel(model) if devices.world() > 1 else model

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import checkpoint
 import dataset
 import devices
 import figures
@@ -79,9 +80,11 @@ def metrics(totals: dict[str, Tensor], num_codes: int) -> dict[str, float]:
 def evaluate(model: VQVAE, images: Tensor, batch_size: int) -> dict[str, float]:
     """The metrics of uint8 images (N, C, H, W); each process does its share."""
     model.eval()
-    totals: dict[str, Tensor] = {}
     device = next(model.parameters()).device
-    for part, in dataset.batches(devices.share(torch.arange(len(images))).split(batch_size), device, images):
+    names = ("count", "mse", "codebook_loss", "commitment_loss")
+    totals = {name: torch.zeros((), device=device) for name in names}
+    totals["counts"] = torch.zeros(model.config["num_codes"], dtype=torch.int64, device=device)
+    for part, in dataset.batches(devices.parts(torch.arange(len(images)), batch_size), device, images):
         batch = dataset.to_float(part)
         output = model(batch)
         sums = {"count": torch.tensor(float(len(batch)), device=batch.device),
@@ -89,7 +92,7 @@ def evaluate(model: VQVAE, images: Tensor, batch_size: int) -> dict[str, float]:
                 "codebook_loss": output.quantized.codebook_loss * len(batch),
                 "commitment_loss": output.quantized.commitment_loss * len(batch),
                 "counts": output.quantized.counts}
-        totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
+        totals = {name: totals[name] + value for name, value in sums.items()}
     return metrics(totals, model.config["num_codes"])
 
 
@@ -108,7 +111,8 @@ def main(args: argparse.Namespace) -> None:
     held = lock(args.OUTPUT_DIR)
     torch.manual_seed(args.SEED)
     reading = folder.Reading(*(getattr(args, name.upper()) for name in folder.Reading._fields))
-    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading)
+    with devices.first_on_machine():
+        data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading)
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
     model = VQVAE(channels, args.HIDDEN, args.RESIDUAL_BLOCKS, args.RESIDUAL_HIDDEN, args.DOWNSAMPLE, args.NUM_CODES,
@@ -118,17 +122,18 @@ def main(args: argparse.Namespace) -> None:
     optimizer = torch.optim.Adam(learnt, lr=args.LEARNING_RATE, fused=device.type != "mps")
     run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS,
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT, "class_names": data.class_names,
-                    "reading": reading._asdict(), "channels": channels, "height": height, "width": width})
+                    "reading": reading._asdict(), "channels": channels, "height": height, "width": width},
+              images=dataset.digest(data.train))
     variance = max(pixel_variance(train.images), 1e-6)  # puts the error on the scale of the latent losses
     if not run.resumed:
         with torch.no_grad():
             enough = max(args.BATCH_SIZE, min(256, 2**19 // (height * width)))  # large images have many vectors each
-            first = torch.randperm(len(train.images))[:enough]
+            first = devices.share(torch.randperm(len(train.images))[:enough])
             (images,), = dataset.batches([first], device, train.images)
             model.quantizer.start(model.latents(dataset.to_float(images)))
     if should_compile(args, device, run.steps):
         model.compile()
-    stepped = DistributedDataParallel(model, broadcast_buffers=False) if devices.world() > 1 else model
+    stepped = DistributedDataParallel(model) if devices.world() > 1 else model
     shown = torch.randperm(len(validation.images), generator=torch.Generator().manual_seed(0))[:32]
 
     while run.epoch < args.EPOCHS:

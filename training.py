@@ -7,13 +7,14 @@ import argparse
 import csv
 import io
 import math
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,14 @@ import checkpoint
 import dataset
 import devices
 import figures
-from cli import UserError, flag
+from cli import Stopped, UserError, flag
 
 # Constants that a run may be continued with another value of; any other one makes it another run
 FREE = {"EPOCHS", "LEARNING_RATE", "DEVICE", "COMPILE", "TENSORBOARD", "SAVE_EVERY", "SAMPLE_EVERY", "DATA_DIR",
         "OUTPUT_DIR", "RESUME", "OVERWRITE"}
+# What a message calls the content of a checkpoint that a run cannot do without
+CONTENT = {"vqvae": "vqvae.pt", "images": "DATASET (--dataset): the training images or their labels",
+           "class_names": "DATASET (--dataset): the classes", "grid": "the size of the grids of codes"}
 WARMUP = 0.03      # share of the steps over which the learning rate rises; it then falls to 0 along a cosine
 CHECK_EVERY = 10   # steps between looks at the loss: each look waits for the device
 PLOT_EVERY = 30    # seconds between plots of the curves, which take a second
@@ -34,7 +38,12 @@ COMPILE_FROM = 20_000  # steps of a run from which compiling, a minute or so, pa
 
 
 def lock(output_dir: str) -> TextIO:
-    """Hold a run's directory until the returned file is closed or this process ends, however it ends."""
+    """Hold a run's directory until the returned file is closed or this process ends, however it ends.
+
+    One process holds it for all that share the work. UserError if another training has it.
+    """
+    if not devices.is_main():
+        return open(os.devnull, "w")
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     file = open(Path(output_dir) / ".lock", "w")
     try:
@@ -44,8 +53,11 @@ def lock(output_dir: str) -> TextIO:
         else:
             import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"another training is writing to {output_dir}: wait for it, or choose another --output-dir") from None
+    except (BlockingIOError, PermissionError):
+        raise UserError(f"another training is writing to {output_dir}: wait for it, or choose another --output-dir"
+                        ) from None
+    except OSError as error:  # some network file systems
+        print(f"{output_dir} cannot be locked ({error.strerror}): let no other training write there", file=sys.stderr)
     return file
 
 
@@ -62,21 +74,29 @@ class Run:
                  count: int, monitor: str, panels: dict[str, list[str]], **content: Any):
         if args.BATCH_SIZE > count:
             raise UserError(f"BATCH_SIZE (--batch-size) of {args.BATCH_SIZE} is more than the {count} training images")
-        if args.BATCH_SIZE < devices.world():
-            raise UserError(f"BATCH_SIZE (--batch-size) of {args.BATCH_SIZE} is less than the {devices.world()} processes")
         self.args, self.stage, self.network, self.optimizer = args, stage, network, optimizer
         self.count, self.monitor, self.panels, self.content = count, monitor, panels, content
         self.steps = math.ceil(count / args.BATCH_SIZE)  # an epoch
+        if count // self.steps < devices.world():
+            raise UserError(f"BATCH_SIZE (--batch-size) of {args.BATCH_SIZE} leaves some of the {devices.world()} "
+                            f"processes without an image")
         self.epoch = self.step = 0                       # finished epochs, finished steps of the next one
         self.totals: dict[str, Tensor] = {}              # running sums of this epoch's metrics
         self.history: list[dict[str, Any]] = []
         self.best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        self.stopped_by: int | None = None
+        self.stopped_by = 0                              # the number of the signal
         self.saved_at = self.plotted_at = time.monotonic()
         self.losses: list[Tensor] = []                   # since the last look at them
+        self.handlers: dict[int, Any] = {}               # of signals, before the run took them
         self.resumed = self._resume() if args.RESUME == "auto" else False
-        if args.RESUME == "never" and not args.OVERWRITE and self._stored_is_finished():
-            raise UserError(f"{self.path} is a finished run: choose another --output-dir, or add --overwrite to replace it")
+        done = torch.tensor(self.epoch * self.steps + self.step, device=next(network.parameters()).device)
+        if devices.all_sum(done.clone()) != done * devices.world():
+            raise UserError("OUTPUT_DIR (--output-dir) holds another checkpoint for some of the processes: "
+                            "all machines must see the same directory")
+        if args.RESUME == "never" and not args.OVERWRITE and self.path.exists() \
+                and checkpoint.load(args.OUTPUT_DIR, stage).get("training", {}).get("finished"):
+            raise UserError(f"{self.path} is a finished run: choose another --output-dir, or add --overwrite to "
+                            f"replace it")
 
     @property
     def path(self) -> Path:
@@ -94,21 +114,17 @@ class Run:
         order = torch.randperm(self.count, generator=generator).tensor_split(self.steps)
         shares = (devices.share(index) for index in order[self.step:])  # read ahead of the steps
         device = next(self.network.parameters()).device
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with closing(dataset.batches(shares, device, *tensors)) as batches:
-                for rows in batches:
-                    self._set_learning_rate()
-                    yield len(order[self.step]), rows
-                    self.step += 1
-                    stop = self._anyone_stopped()
-                    if stop or time.monotonic() - self.saved_at > self.args.SAVE_EVERY:
-                        self.save()
-                    if stop:
-                        self._exit(stop)
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        with closing(dataset.batches(shares, device, *tensors)) as batches:
+            for rows in batches:
+                self._set_learning_rate()
+                yield len(order[self.step]), rows
+                self.step += 1
+                stop, due = self._interrupted()
+                if stop or due:
+                    self.save()
+                if stop:
+                    self._exit(stop)
 
     def add(self, loss: Tensor, count: int, **sums: Tensor) -> dict[str, float] | None:
         """Take note of a step: its loss, how many of the batch's items this process had, and sums to keep.
@@ -128,6 +144,7 @@ class Run:
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Finish an epoch with its metrics: keep the best weights, write history and curves, save."""
+        devices.wait()  # the main process may have been drawing
         self.history.append({"epoch": self.epoch + 1, **row})
         values = [past[self.monitor] for past in self.history]
         if values[-1] <= min(values):
@@ -136,9 +153,11 @@ class Run:
         if devices.is_main():
             self._write_history()
         self.save()
-        stop = self._anyone_stopped()
-        if stop and self.epoch < self.args.EPOCHS:
+        stop, _ = self._interrupted()
+        if stop:
             self._exit(stop)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
     # ---- parts of it
 
@@ -160,23 +179,25 @@ class Run:
                             f"try a lower {flag('LEARNING_RATE')}")
 
     def _on_signal(self, number: int, _frame: Any) -> None:
-        if self.stopped_by is not None:  # asked twice: at once
-            sys.exit(128 + number)
+        if self.stopped_by and devices.world() == 1:  # asked twice: at once; torchrun repeats what it was sent
+            raise Stopped(number, f" at once: {self.path} keeps what was saved before")
         self.stopped_by = number
 
-    def _anyone_stopped(self) -> int:
-        """The signal that any process was sent, 0 for none: they stop after the same step."""
+    def _interrupted(self) -> tuple[int, bool]:
+        """The signal that any process was sent, 0 for none, and whether a checkpoint is due: the same for all."""
+        due = time.monotonic() - self.saved_at > self.args.SAVE_EVERY
         if devices.world() == 1:
-            return self.stopped_by or 0
+            return self.stopped_by, due
+        if self.step % CHECK_EVERY:  # asking the others waits for the device
+            return 0, False
+        asked = [self.stopped_by == signal.SIGINT, self.stopped_by == signal.SIGTERM, due and devices.is_main()]
         device = next(self.network.parameters()).device
-        asked = devices.all_sum(torch.tensor(float(self.stopped_by is not None), device=device)).item()
-        return signal.SIGTERM if asked else 0
+        interrupt, terminate, due = devices.all_sum(torch.tensor(asked, dtype=torch.int64, device=device)).tolist()
+        return signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0, bool(due)
 
-    def _exit(self, number: int) -> None:
-        if devices.is_main():
-            print(f"\nstopped and saved {self.path} at epoch {self.epoch + 1}, step {self.step}; "
-                  f"the same command continues", file=sys.stderr)
-        sys.exit(128 + number)
+    def _exit(self, number: int) -> NoReturn:
+        where = f"epoch {self.epoch + 1}, step {self.step}" if self.step else f"the end of epoch {self.epoch}"
+        raise Stopped(number, f" at {where}: saved {self.path}, the same command continues")
 
     def _write_history(self) -> None:
         text = io.StringIO(newline="")
@@ -200,19 +221,21 @@ class Run:
         if not all(weight.isfinite().all() for weight in self.network.state_dict().values()):
             raise UserError(f"the weights are not finite after step {self.epoch * self.steps + self.step}: "
                             f"try a lower {flag('LEARNING_RATE')}; {self.path} was not overwritten")
+        totals = {name: devices.all_sum(total.clone()) for name, total in self.totals.items()}
+        if devices.is_main():
+            self._write(totals)
+        devices.wait()
         self.saved_at = time.monotonic()
-        if not devices.is_main():
-            return
+
+    def _write(self, totals: dict[str, Tensor]) -> None:
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random["cuda"] = torch.cuda.get_rng_state()
-        state = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch,
-                 "step": self.step, "totals": self.totals, "history": self.history, "random": random,
+        state = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()["state"],
+                 "epoch": self.epoch, "step": self.step, "totals": totals, "history": self.history, "random": random,
                  "constants": vars(self.args), "count": self.count, "finished": self.epoch >= self.args.EPOCHS}
-        checkpoint.save(self.args.OUTPUT_DIR, self.stage, self.network.config, self.best, training=state, **self.content)
-
-    def _stored_is_finished(self) -> bool:
-        return self.path.exists() and checkpoint.load(self.args.OUTPUT_DIR, self.stage)["training"]["finished"]
+        checkpoint.save(self.args.OUTPUT_DIR, self.stage, self.network.config, self.best, training=state,
+                        **self.content)
 
     def _resume(self) -> bool:
         """Continue from the checkpoint, if there is one. UserError if it is of a run with other constants."""
@@ -234,27 +257,38 @@ class Run:
             if state["count"] != self.count:
                 raise UserError(f"there are {self.count} training images now, {state['count']} when the run in "
                                 f"{self.args.OUTPUT_DIR} started: {again}")
-            for name, value in self.content.items():
-                if stored[name] != value:
-                    raise UserError(f"the run in {self.args.OUTPUT_DIR} was trained with another {name}: {again}")
+            before = {**stored, **stored["data"]}
+            for name, value in {**self.content, **self.content["data"]}.items():
+                if name not in ("data", "data_dir") and before[name] != value:
+                    raise UserError(f"{CONTENT.get(name, name)} changed since the run in {self.args.OUTPUT_DIR} "
+                                    f"started: {again}")
             checkpoint.build(stored)
             checkpoint.build({**stored, "model": state["model"]})
             self.network.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._continue_optimizer(state["optimizer"])
             device = next(self.network.parameters()).device
             self.best = {name: tensor.to(device) for name, tensor in stored["model"].items()}
             self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
-            self.totals = {name: total.to(device) for name, total in state["totals"].items()}
+            # sums over all processes, of whatever number: the main one goes on with them
+            self.totals = {name: total.to(device) * devices.is_main() for name, total in state["totals"].items()}
             torch.set_rng_state(state["random"]["cpu"])
             if device.type == "cuda" and "cuda" in state["random"]:
                 torch.cuda.set_rng_state(state["random"]["cuda"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-            raise UserError(f"{self.path} cannot be continued from, its training state is not of this code: {again}") from None
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError):
+            raise UserError(f"{self.path} cannot be continued from, its training state is not of this code: {again}"
+                            ) from None
         if devices.is_main():
             where = f"after epoch {self.epoch}" + (f", step {self.step}" if self.step else "")
             print(f"continuing {self.path} {where} of {self.args.EPOCHS}" if self.epoch < self.args.EPOCHS else
                   f"{self.path} is finished, {self.epoch} epochs: raise EPOCHS to train on, or {again}")
         return True
+
+    def _continue_optimizer(self, state: dict[int, dict[str, Tensor]]) -> None:
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        for number, moments in state.items():
+            if any(moment.dim() and moment.shape != weights[number].shape for moment in moments.values()):
+                raise ValueError("the optimiser's state is of other weights")
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
 
 def write_tensorboard(directory: Path, row: dict[str, Any]) -> None:
