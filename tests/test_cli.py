@@ -54,7 +54,7 @@ def test_a_wrong_constant_in_the_script_is_found_too(capsys, monkeypatch):
 def test_errors_that_are_no_bugs_get_one_line(capsys, monkeypatch):
     script = vars(importlib.import_module("generate"))
     monkeypatch.setattr("sys.argv", ["generate.py"])
-    for error, status, says in [(cli.UserError("no such thing"), 1, "no such thing"), (KeyboardInterrupt(), 130, "interrupted"),
+    for error, status, says in [(cli.UserError("no such thing"), 1, "no such thing"), (cli.Stopped(2), 130, "SIGINT"),
                                 (OSError(28, "No space left on device", "x.pt"), 1, "No space left on device: x.pt"),
                                 (RuntimeError("CUDA out of memory"), 1, "out of memory")]:
         def fail(_args, error=error):
