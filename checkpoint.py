@@ -40,8 +40,10 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say what was written
         raise
     if os.name == "posix":  # the new name outlives a power cut only once its directory is on disk too
         directory = os.open(path.parent, os.O_RDONLY)

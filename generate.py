@@ -47,7 +47,8 @@ def main(args: argparse.Namespace) -> None:
     sampler = Sampler(model, batch_size, width, args.TEMPERATURE, args.TOP_K, args.TOP_P)
     output = Path(args.OUTPUT_DIR)
     batches = devices.parts(numbers, batch_size)
-    with tqdm(desc="sampling", total=len(batches) * height, unit="row", disable=not devices.is_main()) as bar:
+    with tqdm(desc="sampling", total=len(batches) * height, unit="row", leave=False,
+              disable=not devices.is_main()) as bar:
         images = []
         for part in batches:
             chance = uniforms(args.SEED, int(part[0]), len(part), height, width)

@@ -1,0 +1,121 @@
+"""Trainings in processes of their own that can be killed, signalled, slowed and joined: for test_faults.py."""
+import importlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+import checkpoint
+
+# The server has imported everything and forks in no time; nothing in it has started a thread
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo", "train_vqvae",
+                              "train_pixelcnn", "generate"])
+
+
+def _child(script: str, flags: list[str], log: Path, number: int, after: float | None, step: int | None,
+           slow: float, environment: dict[str, str], before) -> None:
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    import cli
+    import training
+    module = importlib.import_module(script)
+    fsync, start, add = os.fsync, training.Run.__init__, training.Run.add
+    taken = 0
+
+    def slow_fsync(descriptor):
+        time.sleep(slow / 2)
+        fsync(descriptor)
+        time.sleep(slow / 2)
+
+    def start_clock(run, *args, **content):
+        start(run, *args, **content)
+        clock = threading.Timer(after, os.kill, (os.getpid(), number))
+        clock.daemon = True
+        clock.start()
+
+    def count_step(run, *args, **sums):
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            os.kill(os.getpid(), number)
+        return add(run, *args, **sums)
+
+    if slow:
+        os.fsync = slow_fsync
+    if after is not None:
+        training.Run.__init__ = start_clock
+    if step is not None:
+        training.Run.add = count_step
+    if before:
+        before()
+    sys.argv = [f"{script}.py", *flags]
+    cli.run(module.main, vars(module))
+
+
+def launch(script: str, flags: list[object], log: Path, number: int = signal.SIGKILL, after: float | None = None,
+           step: int | None = None, slow: float = 0.0, environment: dict[str, str] | None = None, before=None):
+    """Start a script on one thread; it is sent the signal `number` some seconds `after` its Run is made or at a `step`.
+
+    slow: seconds that every flush to disk takes. before: called in the process, first. Its output goes to `log`.
+    """
+    process = FORKS.Process(target=_child, args=(script, list(map(str, flags)), log, number, after, step, slow,
+                                                 environment or {}, before))
+    process.start()
+    return process
+
+
+def finish(process, seconds: float = 300) -> int:
+    """Wait for a process and return its exit status, -9 where a SIGKILL ended it; fails if it takes longer."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        raise AssertionError(f"still running after {seconds} s")
+    return process.exitcode
+
+
+def run(script: str, flags: list[object], log: Path, **options) -> int:
+    return finish(launch(script, flags, log, **options))
+
+
+def together(count: int, script: str, flags: list[object], log: Path, signalled: int = 0, **options) -> list:
+    """Start a script in `count` processes that share the work; options only for the one of rank `signalled`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    return [launch(script, flags, log.with_suffix(f".{rank}"), **(options if rank == signalled else {}),
+                   environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
+
+
+def differences(first, second, tolerance: float = 0.0, where: str = "") -> list[str]:
+    """Where two checkpoints or parts of them differ by more than the tolerance; paths and clocks do not count."""
+    if isinstance(first, dict):
+        if first.keys() != second.keys():
+            return [f"{where}: {first.keys() ^ second.keys()}"]
+        return [line for name in first if name not in ("constants", "data_dir")
+                for line in differences(first[name], second[name], tolerance, f"{where}.{name}")]
+    if isinstance(first, (list, tuple)) and len(first) == len(second):
+        return [line for i, pair in enumerate(zip(first, second)) for line in differences(*pair, tolerance, f"{where}[{i}]")]
+    if tolerance and isinstance(first, (torch.Tensor, float)):
+        same = torch.allclose(torch.as_tensor(first).double(), torch.as_tensor(second).double(), atol=tolerance, rtol=tolerance)
+    elif isinstance(first, torch.Tensor):
+        same = torch.equal(first, second)
+    else:
+        same = first == second
+    return [] if same else [f"{where}: {first} and {second}"]
+
+
+def compare(first: Path, second: Path, stage: str, tolerance: float = 0.0) -> list[str]:
+    """What differs between the checkpoints of a stage in two directories."""
+    contents = [checkpoint.load(str(path), stage) for path in (first, second)]
+    return differences(*contents, tolerance)

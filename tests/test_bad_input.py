@@ -1,0 +1,418 @@
+"""Bad input, in one table: every row is a command, its exit status and a fragment of the one line that it prints.
+
+Below it, files that lie: a checkpoint reader may refuse a file in one line or read what was saved, nothing else.
+"""
+import io
+import os
+import pickle
+import random
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import checkpoint
+import dataset
+import sampler
+from cli import UserError
+
+SCRIPTS = ["train_vqvae", "train_pixelcnn", "generate", "reconstruct", "random_sample"]
+
+
+# ---- what can be wrong with a run's directory, a copy of that of the small finished run
+
+
+def lacking(name: str):
+    return lambda run, patch: (run / name).unlink()
+
+
+def holding(name: str, data: bytes):
+    return lambda run, patch: (run / name).write_bytes(data)
+
+
+def cut(name: str, share: float):
+    return lambda run, patch: (run / name).write_bytes((data := (run / name).read_bytes())[:int(share * len(data))])
+
+
+def instead(name: str, other: str):
+    return lambda run, patch: shutil.copy(run / other, run / name)
+
+
+def changed(name: str, change: Callable[[dict], object]):
+    """The checkpoint with its content changed by someone who can write valid files."""
+    def write(run, patch):
+        content = torch.load(run / name, weights_only=True)
+        change(content)
+        torch.save(content, run / name)
+    return write
+
+
+def directory(name: str):
+    def make(run, patch):
+        (run / name).unlink(missing_ok=True)
+        (run / name).mkdir()
+    return make
+
+
+def pipe(name: str):
+    def make(run, patch):
+        (run / name).unlink()
+        os.mkfifo(run / name)
+    return make
+
+
+def environment(**variables: str):
+    return lambda run, patch: [patch.setenv(name, value) for name, value in variables.items()]
+
+
+def images_of(channels: int, size: int):
+    """A data set whose images have these channels and size."""
+    def replace(run, patch):
+        split = dataset.Split(torch.zeros(80, channels, size, size, dtype=torch.uint8), torch.zeros(80, dtype=torch.int64))
+        patch.setattr(dataset, "load", lambda *_: dataset.Data(split, split, split, ["all"]))
+    return replace
+
+
+def no_downloads(run, patch):
+    """torchvision finds neither a copy nor the network."""
+    def fail(*_, download, **__):
+        raise OSError("<urlopen error\nno network>") if download else RuntimeError("Dataset not found.")
+    patch.setattr("torchvision.datasets.CIFAR10.__init__", fail)
+
+
+def no_torchvision(run, patch):
+    patch.setitem(sys.modules, "torchvision.datasets", None)
+
+
+def no_memory(message: str, kind: type[Exception] = RuntimeError):
+    def fail(*_, **__):
+        raise kind(message)
+    return lambda run, patch: (patch.setattr(sampler, "draw", fail), patch.setattr(dataset, "load", fail))
+
+
+class Payload:
+    """What it leaves behind when it is unpickled tells that something in a file was run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def payload(name: str, write: Callable[[object, Path], None]):
+    return lambda run, patch: write(Payload(run / "pwned"), run / name)
+
+
+def zipped(value: object, path: Path) -> None:
+    """A whole archive as torch.save makes it, but for the pickle in it."""
+    whole = io.BytesIO()
+    torch.save({}, whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
+        for entry in source.infolist():
+            data = pickle.dumps(value, 2) if entry.filename.endswith("data.pkl") else source.read(entry)
+            target.writestr(entry.filename, data)
+
+
+def packed(run, patch):
+    """A small file that unpacks to 64 MiB, as it could to any size."""
+    with zipfile.ZipFile(run / "vqvae.pt", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("archive/data.pkl", "w") as file:
+        file.write(bytes(2**26))
+
+
+def laughing(content: dict) -> None:
+    """Lists of lists of lists: 10**30 values in a hundred bytes each."""
+    value: list = [0]
+    for _ in range(30):
+        value = [value] * 10
+    content["config"] = value
+
+
+def itself(content: dict) -> None:
+    content["config"] = content["config"] | {"hidden": (value := [])}
+    value.append(value)
+
+
+def spread(content: dict) -> None:
+    """Weights of the shapes that a huge network has, each one number repeated."""
+    content["config"] |= {"hidden": 8192}
+    network = checkpoint.VQVAE
+    with torch.device("meta"):
+        layout = network(**content["config"]).state_dict()
+    content["model"] = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in layout.items()}
+
+
+def longer(content: dict) -> None:
+    content["model"]["quantizer.codebook"] = torch.zeros(17, 8)
+
+
+def renamed(content: dict) -> None:
+    content["model"]["other"] = content["model"].pop("quantizer.codebook")
+
+
+def halved(content: dict) -> None:
+    content["model"]["quantizer.codebook"] = content["model"]["quantizer.codebook"].half()
+
+
+def poisoned(content: dict) -> None:
+    content["model"]["quantizer.codebook"][0, 0] = float("nan")
+
+
+def retrained(content: dict) -> None:
+    content["model"]["quantizer.codebook"] += 1
+
+
+def put(*path_and_value):
+    """Put a value into a nested dict: put("config", "hidden", 3)."""
+    def change(content: dict) -> None:
+        *path, name, value = path_and_value
+        for part in path:
+            content = content[part]
+        content[name] = value
+    return change
+
+
+V, P, G, R, S = "train_vqvae", "train_pixelcnn", "generate", "reconstruct", "random_sample"
+AGAIN = ["--limit", "300", "--batch-size", "50", "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16",
+         "--code-dim", "8", "--epochs", "2"]
+PRIOR = ["--hidden", "16", "--layers", "2", "--batch-size", "50", "--epochs", "2"]
+DAMAGED = "vqvae.pt is damaged or not a checkpoint of this project: delete it and run `python train_vqvae.py"
+
+# script, flags, what is wrong with the directory or around it, exit status, fragment of the line
+TABLE = [
+    # flags
+    *[(script, ["--no-such-flag", "1"], None, 2, "unrecognized arguments: --no-such-flag 1") for script in SCRIPTS],
+    *[(script, ["--device", "tpu"], None, 2, "DEVICE (--device) must match") for script in SCRIPTS],
+    *[(script, ["--device", "cuda:4096"], None, 1, "DEVICE (--device): there is no cuda:4096") for script in SCRIPTS],
+    *[(script, ["--seed", "-1"], None, 2, "SEED (--seed) must be at least 0, not -1") for script in SCRIPTS],
+    *[(script, ["--output-dir", ""], None, 2, "OUTPUT_DIR (--output-dir) must match .+, not ''") for script in SCRIPTS],
+    (V, ["--output-dir", "a\nb"], None, 2, r"OUTPUT_DIR (--output-dir) must match .+, not 'a\nb'"),
+    (V, ["--output-dir", "a\udcff"], None, 2, r"OUTPUT_DIR (--output-dir) must be text in UTF-8, not 'a\udcff'"),
+    (V, ["--epochs"], None, 2, "expected one argument"),
+    (V, ["--epochs", "0"], None, 2, "EPOCHS (--epochs) must be at least 1, not 0"),
+    (V, ["--epochs", "many"], None, 2, "must be a whole number, not 'many'"),
+    (V, ["--epochs", "1.5"], None, 2, "must be a whole number, not '1.5'"),
+    (V, ["--epoch", "2"], None, 2, "unrecognized arguments: --epoch"),
+    (V, ["extra"], None, 2, "unrecognized arguments: extra"),
+    (V, ["--overwrite=yes"], None, 2, "ignored explicit argument 'yes'"),
+    (V, ["--learning-rate", "nan"], None, 2, "LEARNING_RATE (--learning-rate) must be finite"),
+    (V, ["--learning-rate", "0"], None, 2, "must be above 0"),
+    (V, ["--num-codes", "1"], None, 2, "NUM_CODES (--num-codes) must be at least 2"),
+    (V, ["--num-codes", "99999999999999999999"], None, 2, "must be at most 32768"),
+    (V, ["--downsample", "3"], None, 2, "DOWNSAMPLE (--downsample) must be one of 2, 4, 8, not 3"),
+    (V, ["--codebook", "vq"], None, 2, "CODEBOOK (--codebook) must be one of ema, gradient"),
+    (V, ["--ema-decay", "1"], None, 2, "EMA_DECAY (--ema-decay) must be at most 0.999999"),
+    (V, ["--resume", "maybe"], None, 2, "RESUME (--resume) must be one of auto, never"),
+    (V, ["--limit", "-5"], None, 2, "LIMIT (--limit) must be at least 0"),
+    (V, ["--limit", "1"], None, 1, "LIMIT (--limit)"),
+    (V, ["--limit", "30", "--batch-size", "64", "--resume", "never", "--overwrite"], None, 1,
+     "BATCH_SIZE (--batch-size) of 64 is more than the"),
+    (P, ["--kernel-size", "4"], None, 2, "KERNEL_SIZE (--kernel-size) must be odd, not 4"),
+    (P, ["--class-dropout", "1.1"], None, 2, "must be at most 1"),
+    (P, ["--save-every", "inf"], None, 2, "SAVE_EVERY (--save-every) must be finite"),
+    (G, ["--num-samples", "0"], None, 2, "NUM_SAMPLES (--num-samples) must be at least 1"),
+    (G, ["--num-samples", "1000000000000"], None, 2, "NUM_SAMPLES (--num-samples) must be at most"),
+    (G, ["--temperature", "-1"], None, 2, "TEMPERATURE (--temperature) must be at least 0"),
+    (G, ["--top-p", "0"], None, 2, "TOP_P (--top-p) must be above 0"),
+    (G, ["--class-label", "10"], None, 1, "CLASS_LABEL (--class-label): there is no class 10; there are 0 to 9"),
+    (G, ["--class-label", "-3"], None, 2, "CLASS_LABEL (--class-label) must be at least -2"),
+    (R, ["--num-images", "100000"], None, 1, "NUM_IMAGES (--num-images) of 100000 is more than the"),
+    (S, ["--source", "noise"], None, 2, "SOURCE (--source) must be one of uniform, gaussian"),
+    # what a run cannot be continued with
+    (V, [*AGAIN, "--num-codes", "32"], None, 1, "NUM_CODES (--num-codes) is 32, but the run in"),
+    (P, [*PRIOR, "--kernel-size", "5"], None, 1, "KERNEL_SIZE (--kernel-size) is 5, but the run in"),
+    (V, [*AGAIN, "--resume", "never"], None, 1, "is a finished run: choose another --output-dir, or add --overwrite"),
+    (V, AGAIN, changed("vqvae.pt", put("training", "optimizer", 0, "exp_avg", torch.zeros(3))), 1, "cannot be continued from"),
+    (V, AGAIN, changed("vqvae.pt", put("training", None)), 1, "cannot be continued from"),
+    (V, AGAIN, changed("vqvae.pt", put("training", "random", "cpu", torch.zeros(3))), 1, "cannot be continued from"),
+    # checkpoints
+    *[(script, [], lacking("vqvae.pt"), 1, "vqvae.pt does not exist: make it with `python train_vqvae.py --output-dir")
+      for script in (P, G, R, S)],
+    (G, [], lacking("pixelcnn.pt"), 1, "pixelcnn.pt does not exist: make it with `python train_pixelcnn.py"),
+    *[(script, [], cut("vqvae.pt", 0.7), 1, DAMAGED) for script in SCRIPTS],
+    (V, ["--resume", "never"], cut("vqvae.pt", 0.7), 1, DAMAGED),
+    (G, [], cut("pixelcnn.pt", 0.99), 1, "pixelcnn.pt is damaged"),
+    (R, [], holding("vqvae.pt", b""), 1, DAMAGED),
+    (R, [], holding("vqvae.pt", b"\x89PNG\r\n" + bytes(1000)), 1, DAMAGED),
+    (S, [], instead("vqvae.pt", "vqvae_history.csv"), 1, DAMAGED),
+    (R, [], directory("vqvae.pt"), 1, DAMAGED),
+    (R, [], pipe("vqvae.pt"), 1, DAMAGED),
+    (S, [], payload("vqvae.pt", lambda value, path: path.write_bytes(pickle.dumps(value))), 1, DAMAGED),
+    (S, [], payload("vqvae.pt", lambda value, path: torch.save(value, path)), 1, DAMAGED),
+    (S, [], payload("vqvae.pt", lambda value, path: torch.save(value, path, _use_new_zipfile_serialization=False)), 1, DAMAGED),
+    (S, [], payload("vqvae.pt", lambda value, path: zipped({"format": value}, path)), 1, DAMAGED),
+    (S, [], lambda run, patch: zipped(bytearray(8), run / "vqvae.pt"), 1, DAMAGED),
+    (S, [], packed, 1, DAMAGED),
+    (S, [], changed("vqvae.pt", laughing), 1, DAMAGED),
+    (S, [], changed("vqvae.pt", itself), 1, DAMAGED),
+    (S, [], changed("vqvae.pt", spread), 1, DAMAGED),
+    (S, [], changed("vqvae.pt", put("format", "other")), 1, DAMAGED),
+    (S, [], changed("vqvae.pt", put("version", 99)), 1, "vqvae.pt is of version 99, this code reads version"),
+    (G, [], instead("vqvae.pt", "pixelcnn.pt"), 1, "vqvae.pt is the checkpoint of the stage 'pixelcnn', not of 'vqvae'"),
+    (G, [], instead("pixelcnn.pt", "vqvae.pt"), 1, "pixelcnn.pt is the checkpoint of the stage 'vqvae'"),
+    (S, [], changed("vqvae.pt", longer), 1, "weights that are not finite or do not fit its sizes (quantizer.codebook)"),
+    (S, [], changed("vqvae.pt", renamed), 1, "do not fit its sizes (other)"),
+    (S, [], changed("vqvae.pt", halved), 1, "do not fit its sizes (quantizer.codebook)"),
+    (S, [], changed("vqvae.pt", poisoned), 1, "weights that are not finite"),
+    (S, [], changed("vqvae.pt", put("config", "hidden", 8192)), 1, "do not fit its sizes"),
+    (S, [], changed("vqvae.pt", put("config", "hidden", 10**15)), 1, "must be at most 8192"),
+    (S, [], changed("vqvae.pt", put("config", "depth", 3)), 1, "describes no network of this code"),
+    (S, [], changed("vqvae.pt", put("config", [])), 1, "describes no network of this code"),
+    (S, [], changed("vqvae.pt", put("data", "height", 10**9)), 1, "does not say what images it was trained on"),
+    (R, [], changed("vqvae.pt", put("data", {})), 1, "does not say what images it was trained on"),
+    (G, [], changed("vqvae.pt", retrained), 1, "learnt the codes of another vqvae.pt"),
+    (G, [], changed("pixelcnn.pt", put("vqvae", "0" * 64)), 1, "learnt the codes of another vqvae.pt"),
+    (G, [], changed("pixelcnn.pt", put("grid", [10**6, 10**6])), 1, "learnt the codes of another vqvae.pt"),
+    (P, PRIOR, changed("vqvae.pt", retrained), 1, "vqvae.pt changed since the run in"),
+    # data sets
+    (V, ["--dataset", "nothing"], None, 1, "DATASET (--dataset)"),
+    (R, ["--dataset", "../../../etc"], None, 1, "DATASET (--dataset)"),
+    (V, ["--dataset", "$(touch x)"], None, 1, "DATASET (--dataset)"),
+    (V, ["--dataset", "cifar10"], no_downloads, 1, "cifar10 is not in"),
+    (P, ["--dataset", "cifar10"], no_downloads, 1, "cifar10 is not in"),
+    (R, ["--dataset", "cifar10"], no_torchvision, 1, "needs a torchvision that fits"),
+    (R, [], images_of(3, 28), 1, "its images have 3 channels and 28x28 pixels, the VQ-VAE was trained on 1"),
+    (P, [], images_of(1, 32), 1, "its images have 1 channels and 32x32 pixels"),
+    (V, AGAIN, images_of(3, 28), 1, "there are 80 training images now"),
+    # the environment
+    (V, [], directory(".lock"), 1, "Is a directory"),
+    (S, ["--output-dir", "{file}"], None, 1, "vqvae.pt does not exist"),
+    (V, ["--output-dir", "{file}"], None, 1, "File exists"),
+    (S, [], directory("random_samples.png"), 1, "Is a directory"),
+    (G, [], environment(WORLD_SIZE="2"), 1, "cannot join the other processes"),
+    (V, [], environment(WORLD_SIZE="two", RANK="0", MASTER_ADDR="localhost", MASTER_PORT="1"), 1, "cannot join"),
+    (P, [], environment(LOCAL_RANK="x"), 1, "LOCAL_RANK is 'x' in the environment"),
+    (G, [], no_memory("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
+    (R, [], no_memory("CUDA out of memory. Tried to allocate\nmuch"), 1, "out of memory: try a smaller"),
+    (P, PRIOR, no_memory("", MemoryError), 1, "out of memory: try a smaller"),
+]
+
+
+@pytest.fixture(scope="module")
+def once(trained, tmp_path_factory):
+    """A directory with a copy of the run: it is the same again before every row."""
+    place = tmp_path_factory.mktemp("bad")
+    (place / "file").write_text("a file\n")
+
+    def renew() -> Path:
+        shutil.rmtree(place / "run", ignore_errors=True)
+        (place / "run").mkdir()
+        for name in ("vqvae.pt", "pixelcnn.pt", "vqvae_history.csv"):
+            shutil.copy(trained / name, place / "run")
+        return place / "run"
+    return SimpleNamespace(renew=renew, file=place / "file")
+
+
+def test_the_table_is_long_enough():
+    assert len(TABLE) >= 60 and {row[0] for row in TABLE} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: " ".join([row[0], *row[1], "->", row[4]])[:100].replace("\n", " "))
+def test_bad_input_is_one_line(script, once, data_dir, monkeypatch, row):
+    name, flags, damage, status, fragment = row
+    run = once.renew()
+    if damage:
+        damage(run, monkeypatch)
+    before = {path.name: path.read_bytes() for path in run.glob("*.pt") if path.is_file()}
+    flags = [flag.format(file=once.file) for flag in flags]
+    given = [] if "--output-dir" in flags else ["--output-dir", run]
+    data = ["--data-dir", data_dir] if name == V else []
+    outcome = script(name, *data, *given, *flags)
+    line = outcome.err.split("\r")[-1]  # after what a progress bar has wiped
+    print(f"{name}.py {' '.join(flags)} | {outcome.status} | {line}")
+    assert outcome.status == status
+    assert line.startswith(f"{name}.py: error: ") and line.endswith("\n") and line.count("\n") == 1
+    assert fragment in line and "Traceback" not in outcome.err
+    assert {path.name: path.read_bytes() for path in run.glob("*.pt") if path.is_file()} == before
+    assert not (run / "pwned").exists() and not list(run.rglob("*.tmp"))
+
+
+def flat(content: object, where: str = ""):
+    """Every value of a checkpoint with its place, tensors by type, shape and bytes."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from flat(value, f"{where}.{name!r}")
+    elif isinstance(content, (list, tuple)):
+        for i, value in enumerate(content):
+            yield from flat(value, f"{where}[{i}]")
+    elif isinstance(content, torch.Tensor):
+        yield where, content.dtype, content.shape, content.stride(), content.numpy().tobytes()
+    else:
+        yield where, repr(content)
+
+
+@pytest.mark.parametrize("stage", ["vqvae", "pixelcnn"])
+def test_fuzzed_checkpoints_are_refused_or_whole(trained, tmp_path, stage):
+    """250 truncations and byte flips of either file, half of the flips where the archive keeps its own records."""
+    path = tmp_path / f"{stage}.pt"
+    data = (trained / path.name).read_bytes()
+    saved = list(flat(checkpoint.load(str(trained), stage)))
+    chance, refused, loaded = random.Random(stage), 0, 0
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        directory_at = archive.start_dir
+        headers = [entry.header_offset + chance.randrange(64) for entry in archive.infolist() for _ in range(9)]
+    for i in range(250):
+        broken = bytearray(data)
+        if i % 3 == 0:
+            del broken[chance.randrange(len(data)):]
+        else:
+            at = chance.choice([chance.randrange(len(data)), chance.randrange(directory_at, len(data)), chance.choice(headers)])
+            broken[at] ^= chance.randrange(1, 256)
+        path.write_bytes(broken)
+        try:
+            content = checkpoint.load(str(tmp_path), stage)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert list(flat(content)) == saved
+            loaded += 1
+    print(f"{stage}: {refused} refused and {loaded} loaded whole of 250")
+    assert refused + loaded == 250 and refused > 150
+
+
+def test_a_storage_that_claims_more_than_its_record(trained, tmp_path):
+    """Its pickle says 10**6 numbers, its record holds 16: reading on would give what lies behind it in memory."""
+    whole = io.BytesIO()
+    torch.save({"format": checkpoint.FORMAT, "tensor": torch.arange(4.0)}, whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / "vqvae.pt", "w") as target:
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert content.count(b"K\x04") == 2  # of the storage, and of the tensor
+                content = content.replace(b"K\x04", b"J" + (10**6).to_bytes(4, "little"))
+            target.writestr(entry.filename, content)
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(str(tmp_path), "vqvae")
+
+
+def test_names_that_a_terminal_cannot_show(script, trained, tmp_path):
+    output = shutil.copytree(trained, tmp_path / "\u0434")
+    encoding = sys.stdout.encoding
+    sys.stdout.reconfigure(encoding="ascii")
+    try:
+        outcome = script("random_sample", "--output-dir", output, "--num-samples", 2)
+    finally:
+        sys.stdout.reconfigure(encoding=encoding)
+    assert outcome.status == 0 and "wrote 2 decoded random grids" in outcome.out
+
+
+def test_only_the_runs_directory_and_the_data_are_written(script, trained, data_dir, tmp_path, monkeypatch):
+    output = shutil.copytree(trained, tmp_path / "run")
+    written = []
+    sys.addaudithook(lambda event, args: written.append(os.fsdecode(args[0])) if watching and event == "open"
+                     and isinstance(args[0], (str, bytes)) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else None)
+    watching = True
+    outcomes = [script(V, *AGAIN, "--data-dir", data_dir, "--output-dir", output),
+                script(P, *PRIOR, "--limit", 300, "--output-dir", output, "--resume", "never", "--overwrite"),
+                script(G, "--num-samples", 2, "--output-dir", output),
+                script(R, "--num-images", 2, "--output-dir", output), script(S, "--num-samples", 2, "--output-dir", output)]
+    watching = False
+    assert [outcome.status for outcome in outcomes] == [0] * 5, outcomes
+    outside = {path for path in written if not path.startswith((str(output), str(data_dir), "/dev/"))}
+    assert len(written) > 10 and not outside
