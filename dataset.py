@@ -169,11 +169,11 @@ def draw_glyphs(count: int, seed: int | tuple[int, ...]) -> Split:
     rng = np.random.default_rng(seed)
     labels = rng.integers(10, size=count)
     fonts = rng.integers(len(GLYPH_FONTS), size=count)
-    sizes = rng.integers(92, 117, size=count)          # at four times the final size, as is all up to `reduce`
+    sizes = rng.integers(92, 113, size=count)          # at four times the final size, as is all up to `reduce`
     strokes = rng.integers(1, 6, size=count)
     angles = rng.normal(0, np.radians(6), size=count)
     shears = rng.normal(0, 0.12, size=count)
-    shifts = rng.normal(0, 3, size=(count, 2))
+    shifts = rng.normal(0, 2.5, size=(count, 2))
     inks = rng.uniform(160, 255, size=count)
     canvas, middle = 4 * GLYPH_SIZE, 2 * GLYPH_SIZE
     loaded: dict[tuple[int, int], ImageFont.FreeTypeFont] = {}
