@@ -334,7 +334,7 @@ def test_resume_never_and_overwrite(script, copied, data_dir):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_are_one_and_one_continues_what_two_began(cases, stage):
+def test_two_processes_are_one_and_others_continue_what_two_began(cases, stage):
     """20 steps of a batch of 19 or 20 images, split 10 to 9, with codes revived; the second time stopped at step 10."""
     case = cases[stage]
     flags = [*case.flags, "--limit", 410, "--batch-size", 20, "--epochs", 1]
@@ -349,8 +349,11 @@ def test_two_processes_are_one_and_one_continues_what_two_began(cases, stage):
                                 number=signal.SIGTERM, step=7)
     assert [faults.finish(process) for process in processes] == [143, 143]
     assert checkpoint.load(stopped, stage)["training"]["step"] == 10
-    assert faults.run(case.script, [*flags, "--output-dir", stopped], log) == 0
-    assert faults.compare(alone, stopped, stage, tolerance=1e-4) == []
+    for count in (1, 3):
+        output = shutil.copytree(stopped, stopped.with_name(f"{stopped.name}-{count}"))
+        processes = faults.together(count, case.script, [*flags, "--output-dir", output], log)
+        assert [faults.finish(process) for process in processes] == [0] * count
+        assert faults.compare(alone, output, stage, tolerance=1e-4) == []
 
 
 def test_samples_do_not_depend_on_the_number_of_processes(trained, tmp_path):
