@@ -105,9 +105,11 @@ def differences(first, second, tolerance: float = 0.0, where: str = "") -> list[
         return [line for name in first if name not in ("constants", "data_dir")
                 for line in differences(first[name], second[name], tolerance, f"{where}.{name}")]
     if isinstance(first, (list, tuple)) and len(first) == len(second):
-        return [line for i, pair in enumerate(zip(first, second)) for line in differences(*pair, tolerance, f"{where}[{i}]")]
+        return [line for i, pair in enumerate(zip(first, second))
+                for line in differences(*pair, tolerance, f"{where}[{i}]")]
     if tolerance and isinstance(first, (torch.Tensor, float)):
-        same = torch.allclose(torch.as_tensor(first).double(), torch.as_tensor(second).double(), atol=tolerance, rtol=tolerance)
+        same = torch.allclose(*(torch.as_tensor(value).double() for value in (first, second)), atol=tolerance,
+                              rtol=tolerance)
     elif isinstance(first, torch.Tensor):
         same = torch.equal(first, second)
     else:

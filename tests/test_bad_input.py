@@ -73,7 +73,8 @@ def environment(**variables: str):
 def images_of(channels: int, size: int):
     """A data set whose images have these channels and size."""
     def replace(run, patch):
-        split = dataset.Split(torch.zeros(80, channels, size, size, dtype=torch.uint8), torch.zeros(80, dtype=torch.int64))
+        images, labels = torch.zeros(80, channels, size, size, dtype=torch.uint8), torch.zeros(80, dtype=torch.int64)
+        split = dataset.Split(images, labels)
         patch.setattr(dataset, "load", lambda *_: dataset.Data(split, split, split, ["all"]))
     return replace
 
@@ -121,8 +122,8 @@ def zipped(value: object, path: Path) -> None:
 
 def packed(run, patch):
     """A small file that unpacks to 64 MiB, as it could to any size."""
-    with zipfile.ZipFile(run / "vqvae.pt", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("archive/data.pkl", "w") as file:
-        file.write(bytes(2**26))
+    with zipfile.ZipFile(run / "vqvae.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**26))
 
 
 def laughing(content: dict) -> None:
@@ -227,7 +228,8 @@ TABLE = [
     (V, [*AGAIN, "--num-codes", "32"], None, 1, "NUM_CODES (--num-codes) is 32, but the run in"),
     (P, [*PRIOR, "--kernel-size", "5"], None, 1, "KERNEL_SIZE (--kernel-size) is 5, but the run in"),
     (V, [*AGAIN, "--resume", "never"], None, 1, "is a finished run: choose another --output-dir, or add --overwrite"),
-    (V, AGAIN, changed("vqvae.pt", put("training", "optimizer", 0, "exp_avg", torch.zeros(3))), 1, "cannot be continued from"),
+    (V, AGAIN, changed("vqvae.pt", put("training", "optimizer", 0, "exp_avg", torch.zeros(3))), 1,
+     "cannot be continued from"),
     (V, AGAIN, changed("vqvae.pt", put("training", None)), 1, "cannot be continued from"),
     (V, AGAIN, changed("vqvae.pt", put("training", "random", "cpu", torch.zeros(3))), 1, "cannot be continued from"),
     # checkpoints
@@ -244,7 +246,8 @@ TABLE = [
     (R, [], pipe("vqvae.pt"), 1, DAMAGED),
     (S, [], payload("vqvae.pt", lambda value, path: path.write_bytes(pickle.dumps(value))), 1, DAMAGED),
     (S, [], payload("vqvae.pt", lambda value, path: torch.save(value, path)), 1, DAMAGED),
-    (S, [], payload("vqvae.pt", lambda value, path: torch.save(value, path, _use_new_zipfile_serialization=False)), 1, DAMAGED),
+    (S, [], payload("vqvae.pt", lambda value, path: torch.save(value, path, _use_new_zipfile_serialization=False)), 1,
+     DAMAGED),
     (S, [], payload("vqvae.pt", lambda value, path: zipped({"format": value}, path)), 1, DAMAGED),
     (S, [], lambda run, patch: zipped(bytearray(8), run / "vqvae.pt"), 1, DAMAGED),
     (S, [], packed, 1, DAMAGED),
@@ -253,7 +256,7 @@ TABLE = [
     (S, [], changed("vqvae.pt", spread), 1, DAMAGED),
     (S, [], changed("vqvae.pt", put("format", "other")), 1, DAMAGED),
     (S, [], changed("vqvae.pt", put("version", 99)), 1, "vqvae.pt is of version 99, this code reads version"),
-    (G, [], instead("vqvae.pt", "pixelcnn.pt"), 1, "vqvae.pt is the checkpoint of the stage 'pixelcnn', not of 'vqvae'"),
+    (G, [], instead("vqvae.pt", "pixelcnn.pt"), 1, "vqvae.pt is the checkpoint of the stage 'pixelcnn', not of"),
     (G, [], instead("pixelcnn.pt", "vqvae.pt"), 1, "pixelcnn.pt is the checkpoint of the stage 'vqvae'"),
     (S, [], changed("vqvae.pt", longer), 1, "weights that are not finite or do not fit its sizes (quantizer.codebook)"),
     (S, [], changed("vqvae.pt", renamed), 1, "do not fit its sizes (other)"),
@@ -287,7 +290,8 @@ TABLE = [
     (G, [], environment(WORLD_SIZE="2"), 1, "cannot join the other processes"),
     (V, [], environment(WORLD_SIZE="two", RANK="0", MASTER_ADDR="localhost", MASTER_PORT="1"), 1, "cannot join"),
     (P, [], environment(LOCAL_RANK="x"), 1, "LOCAL_RANK is 'x' in the environment"),
-    (G, [], no_memory("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
+    (G, [], no_memory("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"), 1,
+     "out of memory"),
     (R, [], no_memory("CUDA out of memory. Tried to allocate\nmuch"), 1, "out of memory: try a smaller"),
     (P, PRIOR, no_memory("", MemoryError), 1, "out of memory: try a smaller"),
 ]
@@ -312,7 +316,7 @@ def test_the_table_is_long_enough():
     assert len(TABLE) >= 60 and {row[0] for row in TABLE} == set(SCRIPTS)
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: " ".join([row[0], *row[1], "->", row[4]])[:100].replace("\n", " "))
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: " ".join([row[0], *row[1], "->", row[4]])[:100])
 def test_bad_input_is_one_line(script, once, data_dir, monkeypatch, row):
     name, flags, damage, status, fragment = row
     run = once.renew()
@@ -361,7 +365,8 @@ def test_fuzzed_checkpoints_are_refused_or_whole(trained, tmp_path, stage):
         if i % 3 == 0:
             del broken[chance.randrange(len(data)):]
         else:
-            at = chance.choice([chance.randrange(len(data)), chance.randrange(directory_at, len(data)), chance.choice(headers)])
+            at = chance.choice([chance.randrange(len(data)), chance.randrange(len(data)),
+                                chance.randrange(directory_at, len(data)), chance.choice(headers)])
             broken[at] ^= chance.randrange(1, 256)
         path.write_bytes(broken)
         try:
@@ -404,14 +409,18 @@ def test_names_that_a_terminal_cannot_show(script, trained, tmp_path):
 
 def test_only_the_runs_directory_and_the_data_are_written(script, trained, data_dir, tmp_path, monkeypatch):
     output = shutil.copytree(trained, tmp_path / "run")
-    written = []
-    sys.addaudithook(lambda event, args: written.append(os.fsdecode(args[0])) if watching and event == "open"
-                     and isinstance(args[0], (str, bytes)) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else None)
-    watching = True
+    written, watching = [], True
+
+    def watch(event, args):
+        writes = watching and event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes and isinstance(args[0], str):
+            written.append(args[0])
+    sys.addaudithook(watch)
     outcomes = [script(V, *AGAIN, "--data-dir", data_dir, "--output-dir", output),
                 script(P, *PRIOR, "--limit", 300, "--output-dir", output, "--resume", "never", "--overwrite"),
                 script(G, "--num-samples", 2, "--output-dir", output),
-                script(R, "--num-images", 2, "--output-dir", output), script(S, "--num-samples", 2, "--output-dir", output)]
+                script(R, "--num-images", 2, "--output-dir", output),
+                script(S, "--num-samples", 2, "--output-dir", output)]
     watching = False
     assert [outcome.status for outcome in outcomes] == [0] * 5, outcomes
     outside = {path for path in written if not path.startswith((str(output), str(data_dir), "/dev/"))}

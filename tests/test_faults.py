@@ -78,7 +78,8 @@ def kill_at_random_moments(case: Case, kills: int, seed: int) -> int:
     chance, inside, lasts = random.Random(seed), 0, {}
     for slow in (0.0, 0.04):  # how long the training takes, from which the moments are drawn
         began = time.monotonic()
-        assert faults.run(case.script, [*case.of(case.new()[0]), "--save-every", 0.05], case.base / "timed.log", slow=slow) == 0
+        output, log = case.new()
+        assert faults.run(case.script, [*case.of(output), "--save-every", 0.05], log, slow=slow) == 0
         lasts[slow] = time.monotonic() - began
     for i in range(kills):
         slow = (0.04, 0.0)[i % 2]
@@ -132,8 +133,7 @@ def test_a_signal_while_the_epoch_is_evaluated_is_saved_too(script, trained, tmp
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*args)
     monkeypatch.setattr(train_vqvae, "evaluate", evaluate_and_signal)
-    outcome = script("train_vqvae", "--limit", 60, "--batch-size", 19, "--epochs", 2, "--hidden", 16, "--data-dir", data_dir,
-                     "--output-dir", tmp_path)
+    outcome = script("train_vqvae", *SMALL_AGAIN, "--data-dir", data_dir, "--output-dir", tmp_path)
     assert outcome.status == 143 and "at the end of epoch 1: saved" in outcome.err
     assert checkpoint.load(tmp_path, "vqvae")["training"]["epoch"] == 1
 
@@ -198,7 +198,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(script, copied, data_dir, monkey
     monkeypatch.setattr(checkpoint, "open", open_on_full_disk, raising=False)
     outcome = continued(script, data_dir, copied)
     assert outcome.status == 1
-    assert outcome.err.split("\r")[-1].strip() == f"train_vqvae.py: error: No space left on device: {copied / 'vqvae.pt'}"
+    line = outcome.err.split("\r")[-1].strip()
+    assert line == f"train_vqvae.py: error: No space left on device: {copied / 'vqvae.pt'}"
     assert (copied / "vqvae.pt").read_bytes() == before and not list(copied.rglob("*.tmp"))
     monkeypatch.undo()
     assert continued(script, data_dir, copied).status == 0  # there is room again
@@ -213,7 +214,8 @@ def _quota() -> None:
 def test_a_quota_leaves_the_last_checkpoint(copied, data_dir, tmp_path):
     before = (copied / "vqvae.pt").read_bytes()
     log = tmp_path / "log"
-    status = faults.run("train_vqvae", [*SMALL_AGAIN, "--data-dir", data_dir, "--output-dir", copied], log, before=_quota)
+    flags = [*SMALL_AGAIN, "--data-dir", data_dir, "--output-dir", copied]
+    status = faults.run("train_vqvae", flags, log, before=_quota)
     assert status == 1 and f"error: File too large: {copied}" in log.read_text()
     assert "Traceback" not in log.read_text()
     assert (copied / "vqvae.pt").read_bytes() == before and not list(copied.rglob("*.tmp"))
@@ -284,8 +286,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(script, c
     outcome = continued(script, data_dir, copied)
     assert outcome.status == 1
     assert outcome.err.split("\r")[-1].strip() == (
-        f"train_vqvae.py: error: the loss is not finite at step 10 (epoch 2); {copied / 'vqvae.pt'} keeps the last good "
-        f"state: try a lower --learning-rate")
+        f"train_vqvae.py: error: the loss is not finite at step 10 (epoch 2); {copied / 'vqvae.pt'} keeps the last "
+        f"good state: try a lower --learning-rate")
     assert (copied / "vqvae.pt").read_bytes() == before
 
 
@@ -312,8 +314,8 @@ def test_other_images_of_the_same_number_are_another_run(script, copied, data_di
         data.train.images[0, 0, 0, 0] ^= 1
         return data
     monkeypatch.setattr(dataset, "load", one_pixel_changed)
-    for outcome in (continued(script, data_dir, copied),
-                    script("train_pixelcnn", "--limit", 300, "--batch-size", 50, *SIZES["pixelcnn"], "--output-dir", copied)):
+    for outcome in (continued(script, data_dir, copied), script(
+            "train_pixelcnn", "--limit", 300, "--batch-size", 50, *SIZES["pixelcnn"], "--output-dir", copied)):
         assert outcome.status == 1 and "DATASET (--dataset): the training images or their labels changed" in outcome.err
 
 
@@ -334,7 +336,7 @@ def test_resume_never_and_overwrite(script, copied, data_dir):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_are_one_and_one_continues_what_two_began(cases, stage):
+def test_two_processes_are_one_and_others_continue_what_two_began(cases, stage):
     """20 steps of a batch of 19 or 20 images, split 10 to 9, with codes revived; the second time stopped at step 10."""
     case = cases[stage]
     flags = [*case.flags, "--limit", 410, "--batch-size", 20, "--epochs", 1]
@@ -349,8 +351,11 @@ def test_two_processes_are_one_and_one_continues_what_two_began(cases, stage):
                                 number=signal.SIGTERM, step=7)
     assert [faults.finish(process) for process in processes] == [143, 143]
     assert checkpoint.load(stopped, stage)["training"]["step"] == 10
-    assert faults.run(case.script, [*flags, "--output-dir", stopped], log) == 0
-    assert faults.compare(alone, stopped, stage, tolerance=1e-4) == []
+    for count in (1, 3):
+        output = shutil.copytree(stopped, stopped.with_name(f"{stopped.name}-{count}"))
+        processes = faults.together(count, case.script, [*flags, "--output-dir", output], log)
+        assert [faults.finish(process) for process in processes] == [0] * count
+        assert faults.compare(alone, output, stage, tolerance=1e-4) == []
 
 
 def test_samples_do_not_depend_on_the_number_of_processes(trained, tmp_path):
