@@ -44,7 +44,8 @@ def nearest_codes(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 def perplexity(counts: Tensor) -> float:
     """exp(entropy) of the code frequencies: the number of codes in even use, from 1 to K. counts: (K,)."""
-    frequency = counts.double() / counts.sum().clamp_min(1)
+    counts = counts.cpu().double()
+    frequency = counts / counts.sum().clamp_min(1)
     return torch.special.entr(frequency).sum().exp().item()
 
 
@@ -153,7 +154,8 @@ class VectorQuantizer(nn.Module):
         flat, distances: this process's part. The parts lie end to end on a line on which a row is as long as its
         distance; every process draws the same points of the line, and the owner of a point gives the row.
         """
-        cumulative = (distances.double() + 1e-12).cumsum(0)
+        exact = torch.float32 if distances.device.type == "mps" else torch.float64  # MPS has no float64
+        cumulative = (distances.to(exact) + 1e-12).cumsum(0)
         lengths = torch.zeros(devices.world(), dtype=cumulative.dtype, device=flat.device)
         lengths[devices.rank()] = cumulative[-1]
         ends = devices.all_sum(lengths).cumsum(0)
