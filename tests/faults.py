@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
+import figures
 
 # The server has imported everything and forks in no time; nothing in it has started a thread
 FORKS = multiprocessing.get_context("forkserver")
@@ -20,40 +21,52 @@ FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_
 
 
 def _child(script: str, flags: list[str], log: Path, number: int, after: float | None, step: int | None,
-           slow: float, environment: dict[str, str], before) -> None:
+           save: int | None, slow: float, environment: dict[str, str], before) -> None:
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    figures.save_curves = lambda *_: None  # seconds of each run, and nothing that a later one reads
     import cli
     import training
     module = importlib.import_module(script)
-    fsync, start, add = os.fsync, training.Run.__init__, training.Run.add
-    taken = 0
+    fsync, start, add, write = os.fsync, training.Run.__init__, training.Run.add, checkpoint.save
+    taken = {"steps": 0, "saves": 0}
 
     def slow_fsync(descriptor):
         time.sleep(slow / 2)
         fsync(descriptor)
         time.sleep(slow / 2)
 
-    def start_clock(run, *args, **content):
-        start(run, *args, **content)
+    def start_clock():
         clock = threading.Timer(after, os.kill, (os.getpid(), number))
         clock.daemon = True
         clock.start()
 
+    def start_with_clock(run, *args, **content):
+        start(run, *args, **content)
+        start_clock()
+
     def count_step(run, *args, **sums):
-        nonlocal taken
-        taken += 1
-        if taken == step:
+        taken["steps"] += 1
+        if taken["steps"] == step:
             os.kill(os.getpid(), number)
         return add(run, *args, **sums)
 
-    if slow:
+    def count_save(*args, **content):
+        taken["saves"] += 1
+        if taken["saves"] == save:
+            os.fsync = slow_fsync
+            start_clock()
+        return write(*args, **content)
+
+    if save is not None:
+        checkpoint.save = count_save
+    elif slow:
         os.fsync = slow_fsync
-    if after is not None:
-        training.Run.__init__ = start_clock
+    if after is not None and save is None:
+        training.Run.__init__ = start_with_clock
     if step is not None:
         training.Run.add = count_step
     if before:
@@ -63,13 +76,14 @@ def _child(script: str, flags: list[str], log: Path, number: int, after: float |
 
 
 def launch(script: str, flags: list[object], log: Path, number: int = signal.SIGKILL, after: float | None = None,
-           step: int | None = None, slow: float = 0.0, environment: dict[str, str] | None = None, before=None):
-    """Start a script on one thread; it is sent the signal `number` some seconds `after` its Run is made or at a `step`.
+           step: int | None = None, save: int | None = None, slow: float = 0.0, environment: dict[str, str] | None = None, before=None):
+    """Start a script on one thread; it is sent the signal `number` some seconds `after` its Run is made or the save of
+    that number has begun, or at a `step`.
 
-    slow: seconds that every flush to disk takes. before: called in the process, first. Its output goes to `log`.
+    slow: seconds that every flush to disk takes, that save's alone if it is given. before: called in the process, first. Its output goes to `log`.
     """
-    process = FORKS.Process(target=_child, args=(script, list(map(str, flags)), log, number, after, step, slow,
-                                                 environment or {}, before))
+    process = FORKS.Process(target=_child, args=(script, list(map(str, flags)), log, number, after, step, save,
+                                                 slow, environment or {}, before))
     process.start()
     return process
 

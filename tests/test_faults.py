@@ -26,6 +26,7 @@ STAGES = ["vqvae", "pixelcnn"]
 SIZES = {"vqvae": ["--hidden", "16", "--residual-hidden", "8", "--num-codes", "16", "--code-dim", "8",
                    "--revive-below", "0.4"], "pixelcnn": ["--hidden", "16", "--layers", "2"]}
 EPOCHS = 3
+SAVES = 33  # of a training that saves at each of its 30 steps and after each epoch
 
 
 class Case:
@@ -71,24 +72,24 @@ def cases(tmp_path_factory, trained, data_dir):
 
 
 def kill_at_random_moments(case: Case, kills: int, seed: int) -> int:
-    """Kill a training at random moments, half of the times with slow saves, and check that it continues.
+    """Kill a training at random moments, every other time of a save that takes long, and check that it continues.
 
-    Returns how many of the kills fell into the writing of a checkpoint.
+    Returns how many of the kills left a half-written checkpoint behind.
     """
-    chance, inside, lasts = random.Random(seed), 0, {}
-    for slow in (0.0, 0.04):  # how long the training takes, from which the moments are drawn
-        began = time.monotonic()
-        output, log = case.new()
-        assert faults.run(case.script, [*case.of(output), "--save-every", 0.05], log, slow=slow) == 0
-        lasts[slow] = time.monotonic() - began
+    chance, inside = random.Random(seed), 0
+    every_step = ["--save-every", 1e-6]
+    output, log = case.new()
+    began = time.monotonic()
+    assert faults.run(case.script, [*case.of(output), *every_step], log) == 0
+    longest = time.monotonic() - began
     for i in range(kills):
-        slow = (0.04, 0.0)[i % 2]
-        status, longest = 0, lasts[slow]
+        status = 0
         while status == 0:  # until the moment falls before the end
             output, log = case.new()
-            status = faults.run(case.script, [*case.of(output), "--save-every", 0.05], log, slow=slow,
-                                after=chance.uniform(0, longest))
-            longest *= 0.8
+            moment = {"save": chance.randint(1, SAVES), "slow": 0.3, "after": chance.uniform(0, 0.4)} if i % 2 == 0 \
+                else {"after": chance.uniform(0, longest)}
+            status = faults.run(case.script, [*case.of(output), *every_step], log, **moment)
+            longest *= 0.9
         assert status == -signal.SIGKILL
         inside += (output / f"{case.stage}.pt.tmp").exists()
         case.check_continues(output, log)
