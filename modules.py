@@ -101,9 +101,10 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, z_e: Tensor) -> Quantized:
         """Quantize z_e (B, D, H, W) as the encoder put it out; in training mode, move the codebook too."""
-        z_e = self.normalise(z_e.float())  # distances need float32 where autocast gives less
+        z_e = self.normalise(z_e.float())
         flat = z_e.detach().flatten(0, 2)
-        with torch.no_grad():
+        # float32 also under autocast: in bfloat16 one code in a hundred would not be the one that `encode` gives
+        with torch.no_grad(), torch.autocast(z_e.device.type, enabled=False):
             codes, distances = nearest_codes(flat, self.codebook)
             counts = torch.bincount(codes, minlength=len(self.codebook))
         z_q = F.embedding(codes.view(z_e.shape[:3]), self.codebook)

@@ -26,6 +26,14 @@ def test_nearest_codes_against_brute_force(monkeypatch, chunk):
     torch.testing.assert_close(distances, squared.min(1).values, atol=1e-5, rtol=1e-4)
 
 
+def test_autocast_changes_no_code():
+    quantizer = VectorQuantizer(256, 32).eval()
+    z_e = torch.randn(4, 32, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = quantizer(z_e).codes
+    assert torch.equal(codes, quantizer(z_e).codes)
+
+
 def test_perplexity_is_the_number_of_codes_in_even_use():
     assert perplexity(torch.tensor([5, 5, 0, 5, 5])) == pytest.approx(4)
     assert perplexity(torch.tensor([0, 9, 0])) == pytest.approx(1)
