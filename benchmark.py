@@ -39,8 +39,8 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 SEED = 0                  # of weights and data, which do not matter to the figures
 
 PRIOR = {"num_codes": 512, "num_classes": 10, "hidden": 64, "layers": 15, "kernel_size": 3}
-STANDARD = {"channels": 3, "hidden": 128, "residual_blocks": 2, "residual_hidden": 32, "downsample": 4, "num_codes": 512,
-            "code_dim": 64}
+STANDARD = {"channels": 3, "hidden": 128, "residual_blocks": 2, "residual_hidden": 32, "downsample": 4,
+            "num_codes": 512, "code_dim": 64}
 MATRIX = 2048             # rows and columns of the matrix product
 
 
@@ -103,7 +103,8 @@ def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
             row = {"what": f"sample {batch} x {size}x{size}", "seconds": turns.seconds("sampler"),
                    "over_forward": turns.ratio("sampler", "forward"),
                    "times_faster_than_plain_loop": turns.ratio("plain", "sampler", size * size / args.PLAIN_CODES)}
-            print(f"{row['what']:24} {show(row['seconds'], ' s'):28} {show(row['over_forward'], 'x a forward pass'):42} "
+            print(f"{row['what']:24} {show(row['seconds'], ' s'):28} "
+                  f"{show(row['over_forward'], 'x a forward pass'):42} "
                   f"{show(row['times_faster_than_plain_loop'], 'x the plain loop')}", flush=True)
             rows.append(row)
     return rows
@@ -175,8 +176,9 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
             row = {"what": f"{stage} step, {'compiled' if compiled else 'eager'}", "seconds": turns.seconds("step"),
                    "images_per_second": spread([count / seconds for seconds in turns.times["step"]]),
                    "gflops": spread([flops / seconds / 1e9 for seconds in turns.times["step"]]), "share": share}
-            print(f"{row['what']:24} {show(row['images_per_second'], ' images/s'):32} {show(row['gflops'], ' GFLOP/s'):28} "
-                  f"{show(share, '%', 100)} of the matrix product's rate", flush=True)
+            print(f"{row['what']:24} {show(row['images_per_second'], ' images/s'):32} "
+                  f"{show(row['gflops'], ' GFLOP/s'):28} {show(share, '%', 100)} of the matrix product's rate",
+                  flush=True)
             rows.append(row)
     return rows
 
@@ -213,8 +215,8 @@ def the_rest(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     torch.manual_seed(args.SEED)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
-    machine = f"{platform.machine()} {platform.system()}, {name}, torch {torch.__version__}"
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    machine = f"{platform.machine()} {platform.system()}, {device}, {place}, torch {torch.__version__}"
     print(f"{machine}; medians of {args.REPEATS} (smallest to largest)")
     rows = [*sampling(device, args), *cost_per_code(device, args), *training(device, args), *the_rest(device, args)]
     path = Path(args.OUTPUT_DIR) / "benchmark.json"

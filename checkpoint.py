@@ -185,8 +185,8 @@ def check_images(stored: dict[str, Any], images: Tensor) -> None:
     """UserError unless images (N, C, H, W) have the channels and size that the VQ-VAE was trained on."""
     expected = tuple(stored["data"][name] for name in ("channels", "height", "width"))
     if tuple(images.shape[1:]) != expected:
-        raise UserError("DATASET (--dataset): its images have {} channels and {}x{} pixels, the VQ-VAE was trained on {} "
-                        "channels and {}x{}".format(*images.shape[1:], *expected))
+        raise UserError("DATASET (--dataset): its images have {} channels and {}x{} pixels, the VQ-VAE was trained "
+                        "on {} channels and {}x{}".format(*images.shape[1:], *expected))
 
 
 def check_pair(vqvae: dict[str, Any], prior: dict[str, Any]) -> None:

@@ -240,8 +240,8 @@ def from_torchvision(name: str, data_dir: str) -> tuple[Split, Split, list[str]]
                 data = reader(data_dir, download=True, **argument)
             except Exception as error:  # each of its readers fails in its own way
                 reason = " ".join(str(error).split())[:200]
-                raise UserError(f"{name} is not in {data_dir} and cannot be downloaded ({reason}): check the connection, "
-                                f"or use `--dataset glyphs`, which needs none") from None
+                raise UserError(f"{name} is not in {data_dir} and cannot be downloaded ({reason}): check the "
+                                f"connection, or use `--dataset glyphs`, which needs none") from None
         images = torch.as_tensor(np.asarray(data.data))
         if images.dim() == 3:
             images = images.unsqueeze(1)

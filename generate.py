@@ -63,7 +63,8 @@ def main(args: argparse.Namespace) -> None:
             figures.save_image(image, output / f"sample_{number}.png")
         columns = classes if args.CLASS_LABEL == -1 and 1 < classes <= 20 else 0
         figures.save_grid(images, output / "samples.png", columns)
-        print(f"wrote {args.NUM_SAMPLES} samples to {output / 'sample_0.png'} ... and the grid {output / 'samples.png'}")
+        print(f"wrote {args.NUM_SAMPLES} samples to {output / 'sample_0.png'} ... and the grid "
+              f"{output / 'samples.png'}")
 
 
 if __name__ == "__main__":

@@ -121,8 +121,9 @@ def main(args: argparse.Namespace) -> None:
     learnt = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(learnt, lr=args.LEARNING_RATE, fused=device.type != "mps")
     run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS,
-              data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT, "class_names": data.class_names,
-                    "reading": reading._asdict(), "channels": channels, "height": height, "width": width},
+              data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT,
+                    "class_names": data.class_names, "reading": reading._asdict(), "channels": channels,
+                    "height": height, "width": width},
               images=dataset.digest(data.train))
     variance = max(pixel_variance(train.images), 1e-6)  # puts the error on the scale of the latent losses
     if not run.resumed:

@@ -76,11 +76,13 @@ def _child(script: str, flags: list[str], log: Path, number: int, after: float |
 
 
 def launch(script: str, flags: list[object], log: Path, number: int = signal.SIGKILL, after: float | None = None,
-           step: int | None = None, save: int | None = None, slow: float = 0.0, environment: dict[str, str] | None = None, before=None):
+           step: int | None = None, save: int | None = None, slow: float = 0.0,
+           environment: dict[str, str] | None = None, before=None):
     """Start a script on one thread; it is sent the signal `number` some seconds `after` its Run is made or the save of
     that number has begun, or at a `step`.
 
-    slow: seconds that every flush to disk takes, that save's alone if it is given. before: called in the process, first. Its output goes to `log`.
+    slow: seconds that every flush to disk takes, that save's alone if it is given. before: called in the process,
+    first. Its output goes to `log`.
     """
     process = FORKS.Process(target=_child, args=(script, list(map(str, flags)), log, number, after, step, save,
                                                  slow, environment or {}, before))

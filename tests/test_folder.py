@@ -550,7 +550,8 @@ def test_200_000_images_of_64x64_need_the_memory_of_a_few_batches(tmp_path):
     for number, (part,) in enumerate(dataset.batches(order, torch.device("cpu"), images)):
         assert part.shape == (len(order[number]), 3, 64, 64)
         most = max(most, resident())
-    print(f"resident: {before / 2**20:.0f} MiB before, {most / 2**20:.0f} MiB at most, for {images.nbytes / 2**20:.0f} MiB")
+    print(f"resident: {before / 2**20:.0f} MiB before, {most / 2**20:.0f} MiB at most, "
+          f"for {images.nbytes / 2**20:.0f} MiB")
     assert most - before < 32 * 2**20
 
 

@@ -11,14 +11,14 @@ from conftest import ROOT
 import cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(?:sh|bash)?\n(.*?)^```", README, re.M | re.S)
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
 COMMANDS = [command.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()
             for command in line.split("&&") if command.strip()]
 
 
 def test_the_two_lines_are_there():
-    assert "pip install -r requirements.txt && python train_vqvae.py && python train_pixelcnn.py && python generate.py" \
-        in README
+    assert "pip install -r requirements.txt && python train_vqvae.py && python train_pixelcnn.py && " \
+           "python generate.py" in README
     assert "pip install -r requirements.txt && python -m pytest" in README
 
 

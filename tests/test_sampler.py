@@ -47,7 +47,8 @@ def with_logits(model, batch_size, width, **options):
 def test_same_codes_and_logits_as_the_plain_loop(seed):
     pick = random.Random(seed)
     num_codes, num_classes = pick.randint(2, 40), pick.choice([0, 1, 5])
-    model = random_model(num_codes, num_classes, pick.choice([4, 10, 16]), pick.randint(1, 5), pick.choice([3, 5, 7]), seed)
+    hidden, layers, kernel_size = pick.choice([4, 10, 16]), pick.randint(1, 5), pick.choice([3, 5, 7])
+    model = random_model(num_codes, num_classes, hidden, layers, kernel_size, seed)
     count, height, width = pick.randint(1, 4), pick.randint(1, 7), pick.randint(1, 7)
     options = {"temperature": pick.choice([0.0, 0.7, 1.0, 1.5]), "top_k": pick.choice([0, 1, 3]),
                "top_p": pick.choice([0.5, 0.9, 1.0])}
