@@ -82,7 +82,8 @@ def place(tensor: Tensor, device: torch.device) -> Tensor:
 def batches(indices: Iterable[Tensor], device: torch.device, *tensors: Tensor) -> Iterator[list[Tensor]]:
     """For every index tensor its rows of each of the tensors, on the device.
 
-    Where the tensors lie on the host or on disk, a thread reads the rows while those before them are in use.
+    Where a tensor lies on disk, or on the host and not the device, a thread reads its rows while those before them
+    are in use.
     """
     def read(index: Tensor) -> list[Tensor]:
         rows = [tensor[index.to(tensor.device)] for tensor in tensors]
@@ -91,7 +92,7 @@ def batches(indices: Iterable[Tensor], device: torch.device, *tensors: Tensor) -
             rows = [part if part.is_cuda else part.pin_memory() for part in rows]
         return [part.to(device, non_blocking=device.type == "cuda") for part in rows]
 
-    if all(tensor.device.type != "cpu" for tensor in tensors):
+    if all(tensor.device.type == device.type for tensor in tensors) and not folder.any_mapped():
         yield from map(read, indices)
         return
     ahead: deque = deque()

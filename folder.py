@@ -451,6 +451,11 @@ def _map(path: Path) -> Tensor:
         return torch.frombuffer(_mapped[-1], dtype=torch.uint8)
 
 
+def any_mapped() -> bool:
+    """Whether this process has mapped a folder's images from disk."""
+    return bool(_mapped)
+
+
 def release() -> None:
     """Give back the memory of the mapped pixels read so far; the system keeps them cached as long as it has room."""
     for mapped in _mapped:

@@ -508,8 +508,10 @@ def test_processes_that_start_together_decode_once(tmp_path, capfd):
 # ---- batches
 
 
+@pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 5])
-def test_batches_are_the_rows_in_order(count):
+def test_batches_are_the_rows_in_order(monkeypatch, count, mapped):
+    monkeypatch.setattr(folder, "any_mapped", lambda: mapped)
     images, labels = torch.randint(0, 256, (50, 1, 3, 4), dtype=torch.uint8), torch.arange(50)
     indices = list(torch.randperm(50)[:10 * count].split(10)) if count else []
     got = list(dataset.batches(iter(indices), torch.device("cpu"), images, labels))
@@ -518,7 +520,8 @@ def test_batches_are_the_rows_in_order(count):
         assert torch.equal(rows, images[index]) and torch.equal(marks, labels[index])
 
 
-def test_batches_read_one_ahead_and_no_more():
+def test_batches_of_what_is_mapped_are_read_one_ahead_and_no_more(monkeypatch):
+    monkeypatch.setattr(folder, "any_mapped", lambda: True)
     asked = []
 
     def indices():
