@@ -43,6 +43,16 @@ def script(capfd):
     return run
 
 
+@pytest.fixture
+def torchvision_datasets():
+    """torchvision's module of data sets; skips where it does not fit the installed torch: nothing else needs it."""
+    try:
+        import torchvision.datasets
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"needs a torchvision that fits the installed torch ({error})")
+    return torchvision.datasets
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A directory with the glyphs drawn once for all tests."""

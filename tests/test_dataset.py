@@ -67,7 +67,7 @@ def test_to_float_scales_to_one():
 
 
 @pytest.mark.skipif(not os.path.isdir(os.path.join(MNIST, "MNIST")), reason="needs a copy of MNIST beside the project")
-def test_a_present_mnist_is_read_without_a_connection():
+def test_a_present_mnist_is_read_without_a_connection(torchvision_datasets):
     data = dataset.load("mnist", MNIST)
     assert [tuple(split.images.shape) for split in data[:3]] == [(57_000, 1, 28, 28), (3_000, 1, 28, 28),
                                                                  (10_000, 1, 28, 28)]
@@ -85,8 +85,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("name", dataset.TORCHVISION)
-def test_every_torchvision_set_comes_out_the_same_way(name, monkeypatch, tmp_path):
-    datasets = pytest.importorskip("torchvision.datasets", reason="needs a torchvision that fits the installed torch")
+def test_every_torchvision_set_comes_out_the_same_way(name, monkeypatch, tmp_path, torchvision_datasets):
     make, shape, labels = KEPT[name]
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     asked = []
@@ -98,8 +97,8 @@ def test_every_torchvision_set_comes_out_the_same_way(name, monkeypatch, tmp_pat
         array = torch.from_numpy(pixels) if make is torch.Tensor else pixels
         return types.SimpleNamespace(data=array, **{labels: list(range(6))})
 
-    assert hasattr(datasets, dataset.TORCHVISION[name][0])
-    monkeypatch.setattr(datasets, dataset.TORCHVISION[name][0], reader)
+    assert hasattr(torchvision_datasets, dataset.TORCHVISION[name][0])
+    monkeypatch.setattr(torchvision_datasets, dataset.TORCHVISION[name][0], reader)
     train, test, names = dataset.from_torchvision(name, str(tmp_path))
     assert [download for _, download, _ in asked] == [False, True] * 2 and asked[1][2] != asked[3][2]
     channels = 1 if len(shape) == 3 else 3
@@ -109,12 +108,11 @@ def test_every_torchvision_set_comes_out_the_same_way(name, monkeypatch, tmp_pat
     assert test.labels.tolist() == list(range(6)) and len(names) == 6
 
 
-def test_no_connection_is_one_line_that_names_glyphs(monkeypatch, tmp_path):
-    datasets = pytest.importorskip("torchvision.datasets", reason="needs a torchvision that fits the installed torch")
+def test_no_connection_is_one_line_that_names_glyphs(monkeypatch, tmp_path, torchvision_datasets):
 
     def reader(root, download, **arguments):
         raise RuntimeError("Dataset not found.") if not download else OSError("<urlopen error\nno route>")
-    monkeypatch.setattr(datasets, "CIFAR10", reader)
+    monkeypatch.setattr(torchvision_datasets, "CIFAR10", reader)
     with pytest.raises(UserError, match="glyphs") as error:
         dataset.load("cifar10", str(tmp_path))
     assert "\n" not in str(error.value)
