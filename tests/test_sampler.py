@@ -75,12 +75,12 @@ def test_same_codes_and_logits_as_the_plain_loop(seed, prior):
 @pytest.mark.parametrize("prior", PRIORS)
 def test_known_codes_are_kept_and_the_rest_follows_them(prior):
     model = random_model(9, 0, 8, 3, 3, prior=prior)
-    uniform, labels = uniforms(0, 0, 2, 4, 4), torch.zeros(2, dtype=torch.int64)
-    known = torch.full((2, 4, 4), -1)
-    known[:, :2] = torch.randint(9, (2, 2, 4))
-    codes = make_sampler(model, 2, 4)(labels, uniform, known)
+    uniform, labels = uniforms(0, 0, 40, 4, 4), torch.zeros(40, dtype=torch.int64)
+    known = torch.full((40, 4, 4), -1)
+    known[:, :2] = torch.randint(9, (40, 2, 4))
+    codes = make_sampler(model, 40, 4)(labels, uniform, known)
     assert torch.equal(codes[:, :2], known[:, :2])
-    assert not torch.equal(codes[:, 2:], make_sampler(model, 2, 4)(labels, uniform)[:, 2:])
+    assert not torch.equal(codes[:, 2:], make_sampler(model, 40, 4)(labels, uniform)[:, 2:])
 
 
 @pytest.mark.parametrize("prior", PRIORS)
