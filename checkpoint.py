@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from cli import RULES, UserError
-from modules import VQVAE
+from modules import VQVAE, Classifier
 from priors import PRIORS
 
 FORMAT = "vqvae-pixelcnn"
 VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
 READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable")
-STAGES = {"vqvae": VQVAE, **PRIORS}
+STAGES = {"vqvae": VQVAE, **PRIORS, "classifier": Classifier}
 
 
 @contextmanager
@@ -188,7 +188,8 @@ def build(content: dict[str, Any], weights: str = "model") -> nn.Module:
 def fill(args: argparse.Namespace, stored: dict[str, Any]) -> argparse.Namespace:
     """Replace the constants that are None by what the stage before was given."""
     known = {name.upper(): value for name, value in (stored["data"]["reading"] | stored["data"]).items()}
-    return argparse.Namespace(**{name: known[name] if value is None else value for name, value in vars(args).items()})
+    return argparse.Namespace(**{name: known.get(name) if value is None else value
+                                 for name, value in vars(args).items()})
 
 
 def check_images(stored: dict[str, Any], images: Tensor) -> None:

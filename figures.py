@@ -23,6 +23,12 @@ def save_image(image: Tensor, path: Path) -> None:
 
 def save_grid(images: Tensor, path: Path, columns: int = 0) -> None:
     """Write images (N, C, H, W) in [0, 1] as one PNG, row by row; columns: 0 makes it about square."""
+    sheet = _sheet(images, columns)
+    _save(Image.fromarray(sheet[:, :, 0] if sheet.shape[2] == 1 else sheet), path)
+
+
+def _sheet(images: Tensor, columns: int = 0) -> np.ndarray:
+    """The pixels (height, width, C) of a grid of images, with grey lines between them."""
     count, channels, height, width = images.shape
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     factor = max(1, math.ceil(SMALLEST_SIDE / min(height, width))) if max(height, width) < 4 * SMALLEST_SIDE else 1
@@ -34,7 +40,23 @@ def save_grid(images: Tensor, path: Path, columns: int = 0) -> None:
     for i, image in enumerate(pixels):
         top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
         sheet[:, top:top + height, left:left + width] = image
-    _save(Image.fromarray(sheet[0] if channels == 1 else sheet.transpose(1, 2, 0)), path)
+    return sheet.transpose(1, 2, 0)
+
+
+def save_strips(strips: dict[str, Tensor], title: str, path: Path) -> None:
+    """Plot a strip of images (N, C, H, W) in [0, 1] for each label, which stands at its left."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    sheets = [_sheet(images, len(images)) for images in strips.values()]
+    height, width = sheets[0].shape[:2]
+    figure = Figure(figsize=(13, 0.5 + len(sheets) * (10 * height / width + 0.12)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, label, sheet in zip(figure.subplots(len(sheets), 1, squeeze=False)[:, 0], strips, sheets):
+        axis.imshow(sheet, cmap="gray", vmin=0, vmax=255)
+        axis.set_axis_off()
+        axis.text(-0.01, 0.5, label, transform=axis.transAxes, ha="right", va="center")
+    figure.suptitle(title)
+    _save_figure(figure, path)
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Take the parts of generating away one by one: is the prior needed, and what does the sampling layer do?
+
+Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR; writes `ablation.json`, the table, and
+`ablation.png`, a strip of images of every row. The rows, all decoded by the same VQ-VAE:
+    the encoder's own codes, of test images: the best that any prior could do
+    the prior sampled at several temperatures, and its likeliest code at every place (argmax) instead of sampling
+    codes drawn independently: at their frequency at every position, at their frequency, uniformly
+
+The columns are those of evaluate.py, and `distinct`: the share of the grids of codes that are not the same as another.
+"""
+import argparse
+
+import torch
+
+import devices
+import metrics
+from cli import run as run_script
+from metrics import Row, Yardstick
+
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
+PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
+DATASET = None            # the images to measure with; None: those that the VQ-VAE was trained on
+DATA_DIR = None           # where data sets are kept, or downloaded to
+LIMIT = None              # use only the first N images of the training and of the test part; 0: all
+NUM_SAMPLES = 10_000      # images in every row, but no more than the test split has
+TEMPERATURES = "0.7 1.0 1.3"  # at which the prior is sampled: they divide the logits
+CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier behind the table
+INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
+SEED = 0                  # of the draws, and of the choice of test images where NUM_SAMPLES are fewer
+BATCH_SIZE = 250          # images and grids at once
+DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
+
+
+@torch.no_grad()
+def main(args: argparse.Namespace) -> None:
+    device = devices.pick(args.DEVICE)
+    if not devices.is_main():
+        return
+    yard = Yardstick(args, device)
+    prior, model = yard.prior(args.PRIOR)
+    rows = {"real images": Row(yard.originals, yard.floor)}
+
+    def add(name: str, codes: torch.Tensor, asked: bool) -> None:
+        images = yard.decoded(codes)
+        rows[name] = Row(images, yard.measure(images, asked) | {"distinct": metrics.distinct(codes)})
+
+    add("the encoder's codes", yard.test_codes[yard.chosen], asked=True)
+    for temperature in (*map(float, args.TEMPERATURES.split()), 0.0):
+        name = f"{prior}, T = {temperature:g}" if temperature else f"{prior}, argmax"
+        add(name, yard.draw(model, name, temperature), asked=model.num_classes > 0)
+    for name, probabilities in yard.independent.items():
+        add(name, metrics.draw_independent(probabilities, yard.count, args.SEED), asked=False)
+    yard.report(rows, "ablation", "Is the prior needed, and what does sampling do?")
+
+
+if __name__ == "__main__":
+    run_script(main, globals())
