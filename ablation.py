@@ -11,6 +11,7 @@ The columns are those of evaluate.py, and `distinct`: the share of the grids of 
 import argparse
 
 import torch
+from torch import Tensor
 
 import devices
 import metrics
@@ -36,18 +37,18 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    yard = Yardstick(args, device)
-    prior, model = yard.prior(args.PRIOR)
+    yard = Yardstick(args, device, [args.PRIOR])
+    [(prior, model)] = yard.priors.items()
     rows = {"real images": Row(yard.originals, yard.floor)}
 
-    def add(name: str, codes: torch.Tensor, asked: bool) -> None:
+    def add(name: str, codes: Tensor, asked: bool) -> None:
         images = yard.decoded(codes)
         rows[name] = Row(images, yard.measure(images, asked) | {"distinct": metrics.distinct(codes)})
 
     add("the encoder's codes", yard.test_codes[yard.chosen], asked=True)
     for temperature in (*map(float, args.TEMPERATURES.split()), 0.0):
         name = f"{prior}, T = {temperature:g}" if temperature else f"{prior}, argmax"
-        add(name, yard.draw(model, name, temperature), asked=model.num_classes > 0)
+        add(name, yard.draw(prior, temperature), asked=model.num_classes > 0)
     for name, probabilities in yard.independent.items():
         add(name, metrics.draw_independent(probabilities, yard.count, args.SEED), asked=False)
     yard.report(rows, "ablation", "Is the prior needed, and what does sampling do?")

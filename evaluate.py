@@ -17,17 +17,18 @@ In the row of the real images, one half of the test split is held against the ot
 """
 import argparse
 import math
+from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import checkpoint
 import devices
 import figures
 import metrics
 from cli import run as run_script
-from metrics import Images, Row, Yardstick
+from metrics import SSIM_IMAGES, Images, Row, Yardstick
 from modules import perplexity
 from priors import PRIORS
 from reconstruct import similarity
@@ -55,19 +56,16 @@ def distortion(yard: Yardstick, copies: Images) -> dict[str, float]:
         originals, batch = yard.read(test, index), copies(index)
         squares += (originals - batch).square().flatten(1).mean(1).sum().item()
         pairs = zip(originals.cpu().numpy(), batch.cpu().numpy())
-        similarities += [float(similarity(*pair)) for pair, _ in zip(pairs, range(metrics.SSIM_IMAGES - len(similarities)))]
+        similarities += [float(similarity(*pair)) for pair in islice(pairs, SSIM_IMAGES - len(similarities))]
     mse = squares / len(test)
     return {"mse": mse, "psnr": -10 * math.log10(max(mse, 1e-12)), "ssim": sum(similarities) / len(similarities)}
 
 
-def load_vae(yard: Yardstick) -> tuple[Images, Images, float]:
-    """Of the run's VAE: the test split, decoded from draws of its posterior; samples; and its rate on the test split,
-    the divergence of the posterior from the prior, in bits per image.
+def use_vae(vae: nn.Module, yard: Yardstick) -> tuple[Images, Images, float]:
+    """Of a VAE: the test split, decoded from draws of the posterior; samples; and the rate on the test split, the
+    divergence of the posterior from the prior, in bits per image.
     """
-    stored = checkpoint.load(yard.args.OUTPUT_DIR, "vae")
-    vae = checkpoint.build(stored).to(yard.device)
     test = yard.data.test.images
-    checkpoint.check_images(stored, test)
     generator = torch.Generator().manual_seed(yard.args.SEED)
     drawn, nats = [], 0.0
     for index in yard.batches(len(test)):
@@ -83,12 +81,8 @@ def load_vae(yard: Yardstick) -> tuple[Images, Images, float]:
     return decoded(posterior), decoded(prior), nats / len(test) / math.log(2)
 
 
-def collect(yard: Yardstick, args: argparse.Namespace) -> dict[str, Row]:
+def collect(yard: Yardstick, args: argparse.Namespace, vae: dict | None) -> dict[str, Row]:
     """The rows that the run directory allows."""
-    test, grid = yard.data.test, yard.test_codes.shape[1:]
-    names = [name for name in PRIORS if checkpoint.path_of(args.OUTPUT_DIR, name).exists()]
-    priors = dict(yard.prior(name) for name in names)  # before the long work: one may not fit
-    vae = load_vae(yard) if checkpoint.path_of(args.OUTPUT_DIR, "vae").exists() else None
     rows = {"real images": Row(yard.originals, yard.floor)}
 
     def reconstructed(copies: Images) -> Row:
@@ -96,20 +90,26 @@ def collect(yard: Yardstick, args: argparse.Namespace) -> dict[str, Row]:
         return Row(images, distortion(yard, copies) | yard.measure(images, asked=True))
 
     rows["VQ-VAE reconstructions"] = reconstructed(yard.decoded(yard.test_codes))
-    for name, model in priors.items():
-        bits = evaluate_prior(model, yard.test_codes, test.labels, args.BATCH_SIZE)["bits_per_image"]
-        codes = yard.draw(model, name, args.TEMPERATURE, args.TOP_K, args.TOP_P)
-        images = yard.decoded(codes)
+    for name, model in yard.priors.items():
+        bits = evaluate_prior(model, yard.test_codes, yard.data.test.labels, args.BATCH_SIZE)["bits_per_image"]
+        images = yard.decoded(yard.draw(name, args.TEMPERATURE, args.TOP_K, args.TOP_P))
         rows[name] = Row(images, {"bits_per_image": bits} | yard.measure(images, asked=model.num_classes > 0))
     for name, probabilities in yard.independent.items():
         images = yard.decoded(metrics.draw_independent(probabilities, yard.count, args.SEED))
         bits = metrics.bits_per_image(probabilities, yard.test_codes)
         rows[name] = Row(images, {"bits_per_image": bits} | yard.measure(images))
     if vae:
-        copies, samples, bits = vae
+        copies, samples, bits = use_vae(vae, yard)
         rows["VAE reconstructions"] = reconstructed(copies)
         rows["VAE samples"] = Row(samples, {"bits_per_image": bits} | yard.measure(samples))
     return rows
+
+
+def save_nearest(yard: Yardstick, name: str, images: Images, nearest: Tensor, path: Path) -> None:
+    """Plot images of a set over the training images of the indices `nearest`."""
+    shown = yard.shown()
+    strips = {name: images(shown), "nearest training images": yard.read(yard.data.train.images, nearest[shown])}
+    figures.save_strips(strips, "Samples over the training images nearest to them (by pixels, L2)", path)
 
 
 @torch.no_grad()
@@ -117,28 +117,28 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    yard = Yardstick(args, device)
-    rows = collect(yard, args)
+    there = [name for name in (*PRIORS, "vae") if checkpoint.path_of(args.OUTPUT_DIR, name).exists()]
+    vae = checkpoint.load(args.OUTPUT_DIR, "vae") if "vae" in there else None
+    yard = Yardstick(args, device, [name for name in there if name in PRIORS])
+    rows = collect(yard, args, vae)
     nearest = {name: yard.nearest(row.images) for name, row in rows.items()}
-    for name, row in rows.items():
-        row.figures["nearest"] = nearest[name][0].mean().item()
+    for name, (distances, _) in nearest.items():
+        rows[name].figures["nearest"] = distances.mean().item()
     counts = torch.bincount(yard.test_codes.flatten().long(), minlength=yard.vqvae.config["num_codes"])
-    used, even = int((counts > 0).sum()), perplexity(counts)
-    best = min((name for name in rows if name in (*PRIORS, *yard.independent)),
-               key=lambda name: rows[name].figures["bits_per_image"])
-    print(f"codebook: {used} of {len(counts)} codes in use on the test split, perplexity {even:.1f}")
-    yard.report(rows, "evaluation", "Images of every row", codes_used=used / len(counts), perplexity=even,
-                ssim_images=min(metrics.SSIM_IMAGES, len(yard.data.test.images)))
-    saved = 1 - rows[best].figures["bits_per_image"] / rows["per-position marginal"].figures["bits_per_image"]
-    print(f"fewest bits per image: {best}, {saved:.0%} below the per-position marginal")
-    shown = yard.shown()
-    where = nearest[best][1][shown]
-    pairs = {f"samples of {best}": rows[best].images(shown),
-             "nearest training images": yard.read(yard.data.train.images, where)}
+    codebook = {"codes": len(counts), "codes_used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
+    yard.report(rows, "evaluation", "Real images, their reconstructions, and samples of every model", **codebook,
+                ssim_images=min(SSIM_IMAGES, len(yard.data.test.images)))
+    bits = {name: rows[name].figures["bits_per_image"] for name in (*yard.priors, *yard.independent)}
+    best = min(bits, key=bits.get)
     path = Path(args.OUTPUT_DIR) / "nearest.png"
-    figures.save_strips(pairs, "Samples over their nearest training images (by pixels, L2)", path)
-    print(f"nearest training image: {rows[best].figures['nearest']:.2f} from samples of {best}, "
-          f"{rows['real images'].figures['nearest']:.2f} from test images, which nobody can have memorised: {path}")
+    save_nearest(yard, f"samples of {best}", rows[best].images, nearest[best][1], path)
+    print("codebook: {codes_used} of {codes} codes in use on the test split, perplexity {perplexity:.1f}".format(**codebook))
+    print(f"fewest bits per image: {best}, {1 - bits[best] / bits['per-position marginal']:.0%} below the per-position "
+          f"marginal")
+    print("nearest training image, on average: {:.2f} away from samples of {}, {:.2f} from test images, {:.2f} from "
+          "their reconstructions; wrote {}".format(
+              rows[best].figures["nearest"], best, rows["real images"].figures["nearest"],
+              rows["VQ-VAE reconstructions"].figures["nearest"], path))
 
 
 if __name__ == "__main__":

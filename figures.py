@@ -49,7 +49,7 @@ def save_strips(strips: dict[str, Tensor], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
     sheets = [_sheet(images, len(images)) for images in strips.values()]
     height, width = sheets[0].shape[:2]
-    figure = Figure(figsize=(13, 0.5 + len(sheets) * (10 * height / width + 0.12)), layout="constrained")
+    figure = Figure(figsize=(13, 0.4 + len(sheets) * 10 * height / width), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, label, sheet in zip(figure.subplots(len(sheets), 1, squeeze=False)[:, 0], strips, sheets):
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=255)

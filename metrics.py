@@ -35,8 +35,9 @@ Images = Callable[[Tensor], Tensor]
 FEWEST = 8            # images on either side from which a distance between two sets is told
 NEIGHBOURS = 3        # k in [2]
 SSIM_IMAGES = 1000    # test images of which SSIM, which is slow, is the mean
-COMPARED = 1000       # images whose nearest training image is looked for: it takes a look at every training image
-CHUNK = 2**25         # entries of a matrix of distances held at a time
+COMPARED = 1000       # images of a set, at most, whose nearest training image is looked for
+SHOWN = 20            # images of a set in a figure
+CHUNK = 2**25         # entries of a matrix held at a time
 CLASSIFIER_BATCH = 128
 CLASSIFIER_RATE = 2e-3  # the highest learning rate, of AdamW
 
@@ -228,27 +229,34 @@ class Row(NamedTuple):
 class Yardstick:
     """A run's VQ-VAE and its data, and what sets of images are held against: test images in a classifier's features.
 
-    args: OUTPUT_DIR, DATASET, DATA_DIR, LIMIT, NUM_SAMPLES, CLASSIFIER_EPOCHS, INCEPTION, BATCH_SIZE and SEED of a
+    priors: names of those to load, as `checkpoint.load_prior` takes them. args: OUTPUT_DIR, DATASET, DATA_DIR, LIMIT, NUM_SAMPLES, CLASSIFIER_EPOCHS, INCEPTION, BATCH_SIZE and SEED of a
     script. A set has as many images as there are test images to hold it against, `count`: NUM_SAMPLES, or the whole
     test split if that is smaller. Image i of a set of samples is asked to be of the class of test image `chosen[i]`.
     Making a Yardstick trains the classifier if the run has none, and prints its accuracy.
     """
 
-    def __init__(self, args: argparse.Namespace, device: torch.device):
+    def __init__(self, args: argparse.Namespace, device: torch.device, priors: list[str | None]):
         self.stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
         self.args, self.device = checkpoint.fill(args, self.stored), device
         self.vqvae = checkpoint.build(self.stored).to(device)
+        found = [checkpoint.load_prior(args.OUTPUT_DIR, self.stored, name) for name in priors]
+        self.priors = {prior["stage"]: checkpoint.build(prior).to(device) for prior in found}
         self.inception = Inception(device) if args.INCEPTION else None
         self.data = dataset.load(self.args.DATASET, self.args.DATA_DIR, self.args.LIMIT,
                                  folder.Reading(**self.stored["data"]["reading"]))
         train, _, test, class_names = self.data
         checkpoint.check_images(self.stored, test.images)
+        for name, model in self.priors.items():
+            if model.num_classes != len(class_names):
+                raise UserError(f"{name}.pt learnt {model.num_classes} classes, DATASET (--dataset) has "
+                                f"{len(class_names)}")
         self.count = min(args.NUM_SAMPLES, len(test.images))
         if self.count < FEWEST:
             raise UserError(f"NUM_SAMPLES (--num-samples) of {args.NUM_SAMPLES} and a test split of {len(test.images)} "
                             f"images leave {self.count} to compare: at least {FEWEST} are needed")
         self.chosen = torch.randperm(len(test.images), generator=torch.Generator().manual_seed(args.SEED))[:self.count]
         self.labels = test.labels[self.chosen]
+        self.compared = min(self.count, COMPARED, max(SHOWN, CHUNK // test.images[0].numel()))
         self.classifier, self.accuracy = None, None
         if len(class_names) > 1:
             self.classifier = load_classifier(args.OUTPUT_DIR, self.stored, self.data, args.CLASSIFIER_EPOCHS, device)
@@ -280,22 +288,13 @@ class Yardstick:
         size = self.stored["data"]["height"], self.stored["data"]["width"]
         return lambda index: self.vqvae.decode(codes[index].to(self.device).long(), *size)
 
-    def prior(self, name: str | None) -> tuple[str, nn.Module]:
-        """The run's prior of that name, or its best one. UserError if it learnt other codes, or other classes."""
-        stored = checkpoint.load_prior(self.args.OUTPUT_DIR, self.stored, name)
-        model = checkpoint.build(stored).to(self.device)
-        if model.num_classes != len(self.data.class_names):
-            raise UserError(f"{stored['stage']}.pt learnt {model.num_classes} classes, DATASET (--dataset) has "
-                            f"{len(self.data.class_names)}")
-        return stored["stage"], model
-
-    def draw(self, model: nn.Module, name: str, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    def draw(self, prior: str, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
         """Codes (count, H, W) drawn from a prior as generate.py draws them, each of its class in `labels`."""
         height, width = self.test_codes.shape[1:]
         parts = self.batches(self.count)
-        sampler = make_sampler(model, len(parts[0]), width, temperature, top_k, top_p)
+        sampler = make_sampler(self.priors[prior], len(parts[0]), width, temperature, top_k, top_p)
         drawn = []
-        with tqdm(desc=f"sampling {name}", total=self.count, unit="grid", leave=False, disable=None) as bar:
+        with tqdm(desc=f"sampling {prior}", total=self.count, unit="grid", leave=False, disable=None) as bar:
             for index in parts:
                 chance = uniforms(self.args.SEED, int(index[0]), len(index), height, width)
                 drawn.append(sampler(self.labels[index], chance).cpu())
@@ -344,11 +343,11 @@ class Yardstick:
         return torch.cat(features), torch.cat(seen)
 
     def nearest(self, images: Images) -> tuple[Tensor, Tensor]:
-        """For the first COMPARED images of a set, the distance to the nearest training image by pixels in [0, 1] (L2),
-        and its index.
+        """For the first `compared` images of a set, the distance to the nearest training image by pixels in [0, 1]
+        (L2), and its index.
         """
         train = self.data.train.images
-        compared = torch.cat([images(index).flatten(1) for index in self.batches(min(COMPARED, self.count))])
+        compared = torch.cat([images(index).flatten(1) for index in self.batches(self.compared)])
         best = torch.full((len(compared),), torch.inf, device=self.device)
         where = torch.zeros(len(compared), dtype=torch.int64, device=self.device)
         indices = self.batches(len(train))
@@ -360,11 +359,11 @@ class Yardstick:
 
     # ---- the report
 
-    def shown(self, most: int = 20) -> Tensor:
+    def shown(self) -> Tensor:
         """Indices of the images of a set to show: of each class in turn the first, then the second, ..."""
-        labels = self.labels[:COMPARED]
+        labels = self.labels[:self.compared]
         members = F.one_hot(labels).cumsum(0)
-        return (members.gather(1, labels[:, None])[:, 0] * members.shape[1] + labels).argsort()[:most]
+        return (members.gather(1, labels[:, None])[:, 0] * members.shape[1] + labels).argsort()[:SHOWN]
 
     def report(self, rows: dict[str, Row], stem: str, title: str, **more: float) -> None:
         """Print rows as a table, and write them as `stem`.json, with what more there is to say, and `stem`.png."""
