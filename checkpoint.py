@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from cli import RULES, UserError
 from modules import PixelCNN, VQVAE
+from vae import VAE
 
 FORMAT = "vqvae-pixelcnn"
 VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
 READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable")
-STAGES = {"vqvae": VQVAE, "pixelcnn": PixelCNN}
+STAGES = {"vqvae": VQVAE, "pixelcnn": PixelCNN, "vae": VAE}
 
 
 @contextmanager
