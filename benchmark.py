@@ -25,7 +25,7 @@ import checkpoint
 import devices
 from cli import run as run_script
 from modules import VQVAE, PixelCNN
-from sampler import Sampler, draw, uniforms
+from sampler import draw, make_sampler, uniforms
 
 OUTPUT_DIR = "output"     # where benchmark.json is written
 REPEATS = 5               # turns that are counted, after one that is not
@@ -87,7 +87,7 @@ def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
         for batch in map(int, args.BATCHES.split()):
             uniform = uniforms(args.SEED, 0, batch, size, size).to(device)
             labels = torch.arange(batch, device=device) % PRIOR["num_classes"]
-            sampler = Sampler(model, batch, size)
+            sampler = make_sampler(model, batch, size)
             codes = sampler(labels, uniform)
 
             @torch.inference_mode()
@@ -117,7 +117,7 @@ def cost_per_code(device: torch.device, args: argparse.Namespace) -> list[dict[s
     labels = torch.arange(args.PER_CODE_BATCH) % PRIOR["num_classes"]
 
     def sample(size: int) -> Callable[[], Tensor]:
-        sampler, uniform = Sampler(model, len(labels), size), uniforms(args.SEED, 0, len(labels), size, size)
+        sampler, uniform = make_sampler(model, len(labels), size), uniforms(args.SEED, 0, len(labels), size, size)
         return lambda: sampler(labels, uniform)
 
     turns = Turns(device, args.REPEATS, **{str(size): sample(size) for size in sizes})
@@ -157,7 +157,7 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
 
         def loss() -> Tensor:
             if stage == "pixelcnn":
-                return network.nll(codes, labels)
+                return F.cross_entropy(network(codes, labels), codes)
             output = network(images)
             return F.mse_loss(output.images, images) + 0.25 * output.quantized.commitment_loss
 

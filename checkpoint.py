@@ -1,7 +1,8 @@
 """Checkpoints: written whole or not at all, and read as data that nobody vouches for.
 
 A checkpoint is a dict of tensors, numbers, texts, lists and dicts, saved by `torch.save` and loaded with
-`weights_only=True`, so nothing in a file can run. One directory is one run: `vqvae.pt` and `pixelcnn.pt`.
+`weights_only=True`, so nothing in a file can run. One directory is one run: `vqvae.pt`, and a file for each prior
+over its codes, `pixelcnn.pt`, `pixelsnail.pt` and `transformer.pt`.
 """
 import argparse
 import hashlib
@@ -19,14 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from cli import RULES, UserError
-from modules import PixelCNN, VQVAE
+from modules import VQVAE
+from priors import PRIORS
 from vae import VAE
 
 FORMAT = "vqvae-pixelcnn"
 VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
 READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable")
-STAGES = {"vqvae": VQVAE, "pixelcnn": PixelCNN, "vae": VAE}
+STAGES = {"vqvae": VQVAE, **PRIORS, "vae": VAE}
 
 
 @contextmanager
@@ -70,6 +72,14 @@ def path_of(output_dir: str, stage: str) -> Path:
     return Path(output_dir) / f"{stage}.pt"
 
 
+def command(output_dir: str, stage: str, *more: str) -> str:
+    """What a user types to make a stage's checkpoint, in backticks; more: further words of it."""
+    script = ["train_pixelcnn.py"] if stage in PRIORS else [f"train_{stage}.py"]
+    if stage in PRIORS and stage != "pixelcnn":
+        script += ["--prior", stage]
+    return "`" + " ".join(["python", *script, "--output-dir", output_dir, *more]) + "`"
+
+
 def save(output_dir: str, stage: str, config: dict, model: dict[str, Tensor], **more: Any) -> Path:
     """Write a stage's checkpoint: the network's config and weights, and what else the next stage needs."""
     path = path_of(output_dir, stage)
@@ -88,9 +98,9 @@ def load(output_dir: str, stage: str) -> dict[str, Any]:
     """
     path = path_of(output_dir, stage)
     if not path.exists():
-        raise UserError(f"{path} does not exist: make it with `python train_{stage}.py --output-dir {output_dir}`")
+        raise UserError(f"{path} does not exist: make it with {command(output_dir, stage)}")
     foreign = UserError(f"{path} is damaged or not a checkpoint of this project: "
-                        f"delete it and run `python train_{stage}.py --output-dir {output_dir}` again")
+                        f"delete it and run {command(output_dir, stage)} again")
     if not path.is_file():
         raise foreign
     open(path, "rb").close()  # no permission is not damage: OSError
@@ -190,11 +200,33 @@ def check_images(stored: dict[str, Any], images: Tensor) -> None:
                         "on {} channels and {}x{}".format(*images.shape[1:], *expected))
 
 
-def check_pair(vqvae: dict[str, Any], prior: dict[str, Any]) -> None:
-    """UserError unless the prior learnt the codes of this very VQ-VAE: another one's codes mean nothing to it."""
+def fits(vqvae: dict[str, Any], prior: dict[str, Any]) -> bool:
+    """Whether the prior learnt the codes of this very VQ-VAE: another one's codes mean nothing to it."""
     data, config = vqvae["data"], vqvae["config"]
     grid = [-(-data[side] // config["downsample"]) for side in ("height", "width")]
-    if (prior.get("vqvae"), prior.get("grid"), prior["config"]["num_codes"]) \
-            != (fingerprint(vqvae["model"]), grid, config["num_codes"]):
-        raise UserError("pixelcnn.pt learnt the codes of another vqvae.pt than the one beside it: train it again with "
-                        "`python train_pixelcnn.py --resume never --overwrite`, or put its own vqvae.pt back")
+    return (prior.get("vqvae"), prior.get("grid"), prior["config"]["num_codes"]) \
+        == (fingerprint(vqvae["model"]), grid, config["num_codes"])
+
+
+def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None) -> dict[str, Any]:
+    """Read the prior `name` of a run's directory, or the one there: of several, that with the best validation loss.
+
+    vqvae: the checkpoint whose codes it must have learnt. UserError if there is none, or none for this VQ-VAE.
+    """
+    names = [name] if name else [name for name in PRIORS if path_of(output_dir, name).exists()] or ["pixelcnn"]
+    found = [load(output_dir, name) for name in names]
+    fitting = [prior for prior in found if fits(vqvae, prior)]
+    if not fitting:
+        stage = names[0]
+        raise UserError(f"{stage}.pt learnt the codes of another vqvae.pt than the one beside it: train it again with "
+                        f"{command(output_dir, stage, '--resume', 'never', '--overwrite')}, or put its own vqvae.pt "
+                        f"back")
+    return min(fitting, key=validation_nll)
+
+
+def validation_nll(prior: dict[str, Any]) -> float:
+    """The best negative log-likelihood of a prior on the validation split, in nats per code; infinity if unknown."""
+    try:
+        return min(float(row["validation_nll"]) for row in prior["training"]["history"])
+    except (KeyError, TypeError, ValueError):
+        return math.inf

@@ -1,7 +1,8 @@
 """Complete images: a part of each is given, the prior draws codes for the rest, several times.
 
-Reads `vqvae.pt` and `pixelcnn.pt` from OUTPUT_DIR; writes `completion_<i>_<j>.png`, the j-th completion of image i,
-and the grid `completions.png` there, a row for each image: the original, what was given of it, the completions.
+Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR; writes `completion_<i>_<j>.png`, the j-th
+completion of image i, and the grid `completions.png` there, a row for each image: the original, what was given of it,
+and the completions.
 
 MASK says which codes of the grid are given; what was given of the image are the pixels that they stand for. The rest
 is painted over, outwards from what is given, before the image is encoded: no hidden pixel has a say, though the
@@ -25,9 +26,10 @@ import figures
 import folder
 from cli import UserError
 from cli import run as run_script
-from sampler import Sampler, uniforms
+from sampler import make_sampler, uniforms
 
-OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and pixelcnn.pt
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
+PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
 DATASET = None            # the data set whose test images are completed; None: that of the training
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # choose among the first N images; 0: all
@@ -86,10 +88,9 @@ def main(args: argparse.Namespace) -> None:
     if not devices.is_main():
         return
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
-    prior = checkpoint.load(args.OUTPUT_DIR, "pixelcnn")
+    prior = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
     vqvae = checkpoint.build(stored).to(device)
     model = checkpoint.build(prior).to(device)
-    checkpoint.check_pair(stored, prior)
     args = checkpoint.fill(args, stored)
     height, width = prior["grid"]
     given = read_mask(args.MASK, height, width)
@@ -111,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
     numbers = torch.arange(args.NUM_IMAGES * args.NUM_COMPLETIONS)  # of the completions, image by image
     image = numbers // args.NUM_COMPLETIONS
     batch_size = min(args.BATCH_SIZE, len(numbers))
-    sampler = Sampler(model, batch_size, width, args.TEMPERATURE, args.TOP_K, args.TOP_P)
+    sampler = make_sampler(model, batch_size, width, args.TEMPERATURE, args.TOP_K, args.TOP_P)
     batches = numbers.split(batch_size)
     completions = []
     with tqdm(desc="completing", total=len(batches) * height, unit="row", leave=False) as bar:

@@ -1,6 +1,7 @@
-"""Make new images: draw grids of codes from the PixelCNN, decode them with the VQ-VAE.
+"""Make new images: draw grids of codes from a prior, decode them with the VQ-VAE.
 
-Reads `vqvae.pt` and `pixelcnn.pt` from OUTPUT_DIR; writes `sample_0.png` ... and the grid `samples.png` there.
+Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR; writes `sample_0.png` ... and the grid
+`samples.png` there.
 Sample i depends on SEED and i alone, not on how many are drawn.
 """
 import argparse
@@ -14,9 +15,10 @@ import devices
 import figures
 from cli import UserError
 from cli import run as run_script
-from sampler import Sampler, uniforms
+from sampler import make_sampler, uniforms
 
-OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and pixelcnn.pt
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
+PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
 NUM_SAMPLES = 100         # images to make
 TEMPERATURE = 1.0         # divides the logits: below 1 plays safe, above 1 is bolder; 0: always the likeliest code
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
@@ -31,10 +33,9 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
-    prior = checkpoint.load(args.OUTPUT_DIR, "pixelcnn")
+    prior = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
     vqvae = checkpoint.build(stored).to(device)
     model = checkpoint.build(prior).to(device)
-    checkpoint.check_pair(stored, prior)
     classes = model.num_classes
     if args.CLASS_LABEL >= classes:
         there = f"0 to {classes - 1} ({', '.join(prior['data']['class_names'])})" if classes else "none"
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
         torch.full_like(numbers, classes if args.CLASS_LABEL == -2 else args.CLASS_LABEL)
     height, width = prior["grid"]
     batch_size = min(args.BATCH_SIZE, args.NUM_SAMPLES)  # for any number of processes: rounding depends on it
-    sampler = Sampler(model, batch_size, width, args.TEMPERATURE, args.TOP_K, args.TOP_P)
+    sampler = make_sampler(model, batch_size, width, args.TEMPERATURE, args.TOP_K, args.TOP_P)
     output = Path(args.OUTPUT_DIR)
     batches = devices.parts(numbers, batch_size)
     with tqdm(desc="sampling", total=len(batches) * height, unit="row", leave=False,
@@ -63,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
             figures.save_image(image, output / f"sample_{number}.png")
         columns = classes if args.CLASS_LABEL == -1 and 1 < classes <= 20 else 0
         figures.save_grid(images, output / "samples.png", columns)
-        print(f"wrote {args.NUM_SAMPLES} samples to {output / 'sample_0.png'} ... and the grid "
+        print(f"wrote {args.NUM_SAMPLES} samples of {prior['stage']}.pt to {output / 'sample_0.png'} ... and the grid "
               f"{output / 'samples.png'}")
 
 

@@ -364,7 +364,3 @@ class PixelCNN(nn.Module):
         for block, condition in zip(self.blocks, conditions):
             v, h = block(v, h, condition)
         return self.head(h)
-
-    def nll(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """Mean negative log-likelihood in nats per code, a scalar."""
-        return F.cross_entropy(self(codes, labels), codes)

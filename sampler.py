@@ -1,12 +1,14 @@
-"""Draw grids of codes from a PixelCNN, computing every activation once.
+"""Draw grids of codes from a prior, computing every activation once.
 
 The plain way runs the whole network once per code and throws nearly all of it away. Here, as in [1], what a
-position's features need is kept: the vertical stack of a row depends on the rows above alone, so it is
+position's features need is kept. PixelCNN: the vertical stack of a row depends on the rows above alone, so it is
 computed for the whole row at once, as matrix products; the horizontal stack then walks along the row, one
-code at a time, over its own last few features. The multiplications are those of one forward pass.
+code at a time, over its own last few features. Attention: the keys and values of every code so far are kept.
+The multiplications are those of one forward pass.
 
-A row is one function of static buffers, so on a GPU it is captured once as a CUDA graph and replayed for
-every row: the loop is then not bound by launching kernels.
+A row of a PixelCNN is one function of static buffers, so on a GPU it is captured once as a CUDA graph and replayed
+for every row: the loop is then not bound by launching kernels. With attention, which looks back further with every
+code, it is not.
 
 [1] Ramachandran et al., Fast Generation for Convolutional Autoregressive Models, 2017, arXiv:1704.06001
 """
@@ -14,9 +16,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from modules import PixelCNN
+from priors import PixelSNAIL, Transformer, fourier, split_heads
 
 
 def uniforms(seed: int, first: int, count: int, height: int, width: int) -> Tensor:
@@ -52,18 +56,74 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
 
 
 class Sampler:
-    """Draws batches of grids from one PixelCNN; make it once and call it for every batch.
+    """Draws batches of grids from one prior; make it once, with `make_sampler`, and call it for every batch.
 
-    model: in eval mode. batch_size: grids at once. width: of the grids, whose height is free.
-    temperature, top_k, top_p: as in `draw`. Memory: a few rows of activations.
+    A subclass computes the logits, code by code.
     """
 
-    @torch.no_grad()
-    def __init__(self, model: PixelCNN, batch_size: int, width: int, temperature: float = 1.0, top_k: int = 0,
-                 top_p: float = 1.0):
+    def __init__(self, model: nn.Module, batch_size: int, width: int, temperature: float, top_k: int, top_p: float):
         self.model = model
         self.batch_size, self.width = batch_size, width
         self.options = (temperature, top_k, top_p)
+        device = model.embedding.weight.device
+        self.labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.uniform = torch.zeros(batch_size, width, device=device)
+        self.known = torch.full((batch_size, width), -1, device=device)
+        self.codes = torch.zeros(batch_size, width, dtype=torch.int64, device=device)
+        self.logits = torch.zeros(batch_size, model.config["num_codes"], device=device)  # of the codes drawn last
+
+    @torch.inference_mode()
+    def __call__(self, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
+                 on_row: Callable[[], None] = lambda: None) -> Tensor:
+        """Draw a grid for each label: (B, height, width) int64 codes on the model's device.
+
+        labels: (B,) int64 classes, `num_classes` for none, B at most `batch_size`. uniform: (B, height, width)
+        in [0, 1), the chance. known: (B, height, width) codes to keep, -1 where one is to be drawn.
+        on_row: called after every row.
+        """
+        count, height, width = uniform.shape
+        if width != self.width or not 0 < count <= self.batch_size:
+            raise ValueError(f"need 1 to {self.batch_size} grids of width {self.width}, not {tuple(uniform.shape)}")
+        grids = torch.empty(count, height, width, dtype=torch.int64, device=self.codes.device)
+        uniform = uniform.to(self.codes.device)
+        self.labels[:count] = labels.to(self.codes.device)
+        self.known.fill_(-1)
+        self._start(height)
+        for row in range(height):
+            self.uniform[:count] = uniform[:, row]
+            if known is not None:
+                self.known[:count] = known[:, row].to(self.known.device)
+            self._row(row, height)
+            grids[:, row] = self.codes[:count]
+            on_row()
+        return grids
+
+    def _start(self, height: int) -> None:
+        """Make ready for grids of this height and the classes in `labels`."""
+        raise NotImplementedError
+
+    def _row(self, row: int, height: int) -> None:
+        """Draw a row into `codes`."""
+        raise NotImplementedError
+
+    def _draw(self, column: int) -> Tensor:
+        """Draw the codes (B,) of one column of the row from `logits`, but for the known ones."""
+        drawn = draw(self.logits, self.uniform[:, column], *self.options)
+        codes = torch.where(self.known[:, column] >= 0, self.known[:, column], drawn)
+        self.codes[:, column] = codes
+        return codes
+
+
+# ---------------------------------------------------------------------------------------------------------
+# PixelCNN
+
+
+class PixelCNNSampler(Sampler):
+    """The two stacks of a PixelCNN; memory: a few rows of activations."""
+
+    @torch.no_grad()
+    def __init__(self, model: PixelCNN, batch_size: int, width: int, *options: float):
+        super().__init__(model, batch_size, width, *options)
         self.hidden, reach = model.config["hidden"], model.config["kernel_size"] // 2
         self.reach = reach
         device = model.embedding.weight.device
@@ -97,47 +157,13 @@ class Sampler:
         self.h_bias = [torch.zeros(rows, device=device) for _ in model.blocks]
         # v_features[l][j]: what the rows so far give the features of the row j below the one to be drawn
         self.v_features = [[torch.zeros(rows, device=device) for _ in range(reach)] for _ in model.blocks]
-        self.labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self.uniform = torch.zeros(batch_size, width, device=device)
-        self.known = torch.full((batch_size, width), -1, device=device)
-        self.codes = torch.zeros(batch_size, width, dtype=torch.int64, device=device)
         self.gates = torch.zeros(batch_size, 2 * self.hidden, device=device)  # of the code being drawn
         self.signal, self.valve = self.gates.chunk(2, 1)
         self.half = torch.tensor(0.5, device=device)  # a number would be made a tensor anew for every code
         self.gated = torch.zeros(batch_size, self.hidden, device=device)
         self.last = torch.zeros(batch_size, self.hidden, device=device)  # the horizontal stack's output
-        self.logits = torch.zeros(batch_size, model.config["num_codes"], device=device)  # of the codes drawn last
         self.places = [self._places(column) for column in range(width)]
-        self.graph = self._capture() if device.type == "cuda" else None
-
-    @torch.inference_mode()
-    def __call__(self, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
-                 on_row: Callable[[], None] = lambda: None) -> Tensor:
-        """Draw a grid for each label: (B, height, width) int64 codes on the model's device.
-
-        labels: (B,) int64 classes, `num_classes` for none, B at most `batch_size`. uniform: (B, height, width)
-        in [0, 1), the chance. known: (B, height, width) codes to keep, -1 where one is to be drawn.
-        on_row: called after every row.
-        """
-        count, height, width = uniform.shape
-        if width != self.width or not 0 < count <= self.batch_size:
-            raise ValueError(f"need 1 to {self.batch_size} grids of width {self.width}, not {tuple(uniform.shape)}")
-        grids = torch.empty(count, height, width, dtype=torch.int64, device=self.codes.device)
-        uniform = uniform.to(self.codes.device)
-        self.labels[:count] = labels.to(self.codes.device)
-        self.known.fill_(-1)
-        self._start()
-        for row in range(height):
-            self.uniform[:count] = uniform[:, row]
-            if known is not None:
-                self.known[:count] = known[:, row].to(self.known.device)
-            if self.graph:
-                self.graph.replay()
-            else:
-                self._row(rows_below=height - 1 - row)
-            grids[:, row] = self.codes[:count]
-            on_row()
-        return grids
+        self.graph = self._capture() if device.type == "cuda" and type(model) is PixelCNN else None
 
     def _places(self, column: int) -> list[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
         """For each layer, what `_code` reads and writes at a column, as views made once: making them costs as much
@@ -153,8 +179,8 @@ class Sampler:
             places.append((self.h_features[i][:, column], window, h, target))
         return places
 
-    def _start(self) -> None:
-        """The state above the first row: nothing but the biases and the class."""
+    def _start(self, height: int) -> None:
+        # above the first row there is nothing but the biases and the class
         conditions = self.model.condition(self.labels).chunk(len(self.model.blocks), 1)
         for i, (block, condition) in enumerate(zip(self.model.blocks, conditions)):
             v_condition, h_condition = condition[:, None].expand(-1, self.width, -1).flatten(0, 1).chunk(2, 1)
@@ -164,7 +190,13 @@ class Sampler:
                 features.copy_(self.v_bias[i])
         self.h[0].zero_()
 
-    def _row(self, rows_below: int) -> None:
+    def _row(self, row: int, height: int) -> None:
+        if self.graph:
+            self.graph.replay()
+        else:
+            self._next_row(height - 1 - row)
+
+    def _next_row(self, rows_below: int) -> None:
         """Draw the next row into `codes`; rows_below: how many follow it, to do no work for rows that do not."""
         inside = slice(self.reach, self.reach + self.width)
         for i in range(len(self.model.blocks)):  # the vertical stack of the row
@@ -197,19 +229,21 @@ class Sampler:
 
     def _code(self, column: int) -> None:
         """Draw the codes of one column of the row, by the horizontal stack and the head."""
-        for taps, out, (features, window, h, target) in zip(self.horizontal_taps, self.out, self.places[column]):
-            torch.addmm(features, window, taps, out=self.gates)
-            self._gate(self.gates, self.signal, self.valve, out=self.gated)
-            if h is None:
-                torch.mm(self.gated, out, out=target)
-            else:
-                torch.addmm(h, self.gated, out, out=target)
+        for i in range(len(self.places[column])):
+            self._layer(i, column)
         (bias_1, weight_1), (bias_2, weight_2) = self.head
         torch.addmm(bias_2, torch.addmm(bias_1, self.last.relu(), weight_1).relu_(), weight_2, out=self.logits)
-        drawn = draw(self.logits, self.uniform[:, column], *self.options)
-        codes = torch.where(self.known[:, column] >= 0, self.known[:, column], drawn)
-        self.codes[:, column] = codes
-        self.h[0][:, column + self.reach] = self.model.embedding(codes)
+        self.h[0][:, column + self.reach] = self.model.embedding(self._draw(column))
+
+    def _layer(self, i: int, column: int) -> None:
+        """The horizontal stack of layer i at one column of the row."""
+        features, window, h, target = self.places[column][i]
+        torch.addmm(features, window, self.horizontal_taps[i], out=self.gates)
+        self._gate(self.gates, self.signal, self.valve, out=self.gated)
+        if h is None:
+            torch.mm(self.gated, self.out[i], out=target)
+        else:
+            torch.addmm(h, self.gated, self.out[i], out=target)
 
     def _gate(self, features: Tensor, signal: Tensor, valve: Tensor, out: Tensor | None = None) -> Tensor:
         """Half of `modules.gate` for features (N, 2C) with their first half doubled, which it overwrites: (N, C).
@@ -224,9 +258,99 @@ class Sampler:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # warm-up: lets cuBLAS take its workspaces outside the capture
-            self._row(rows_below=self.reach)
+            self._next_row(rows_below=self.reach)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._row(rows_below=self.reach)
+            self._next_row(rows_below=self.reach)
         return graph
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Attention
+
+
+class PixelSNAILSampler(PixelCNNSampler):
+    """The stacks of a PixelCNN, and after some layers attention to the kept keys and values of the codes so far."""
+
+    def _start(self, height: int) -> None:
+        super()._start(height)
+        attention = self.model.attention
+        size, device = (self.batch_size, height * self.width + 1, self.hidden), self.codes.device
+        # by layer: keys and values (B, heads, places + 1, channels of a head), the first of them the zero that stands
+        # for nothing before; the embedded places (N, C); what the layer's attention asked with last
+        self.keys, self.values = ({i: split_heads(torch.zeros(size, device=device), layer.heads)
+                                   for i, layer in attention.items()} for _ in range(2))
+        table = fourier(height, self.width, device)
+        self.embedded_places = {i: layer.place(table) for i, layer in attention.items()}
+        self.asked: dict[str, Tensor] = {}
+        self.seen = 0  # codes drawn so far
+
+    def _layer(self, i: int, column: int) -> None:
+        super()._layer(i, column)
+        i = str(i)
+        if i not in self.keys:
+            return
+        layer, h = self.model.attention[i], self.places[column][int(i)][3]
+        x = self.asked[i] = layer.norm(h) + self.embedded_places[i][self.seen]
+        h += layer.out(look_back(layer.query(x), self.keys[i], self.values[i], self.seen))
+
+    def _code(self, column: int) -> None:
+        super()._code(column)
+        embedded = self.h[0][:, column + self.reach]
+        self.seen += 1
+        for i, x in self.asked.items():
+            key, value = self.model.attention[i].key_value(torch.cat([x, embedded], 1)).chunk(2, 1)
+            remember(key, self.keys[i], self.seen)
+            remember(value, self.values[i], self.seen)
+
+
+class TransformerSampler(Sampler):
+    """A transformer, one code at a time, over the kept keys and values of the codes before."""
+
+    def _start(self, height: int) -> None:
+        size, device = (self.batch_size, height * self.width, self.model.config["hidden"]), self.codes.device
+        self.keys, self.values = ([split_heads(torch.zeros(size, device=device), block.heads)
+                                   for block in self.model.blocks] for _ in range(2))
+        self.places = self.model.place(fourier(height, self.width, device))
+        self.before = self.model.condition(self.labels)
+
+    def _row(self, row: int, height: int) -> None:
+        for column in range(self.width):
+            self._code(row * self.width + column, column)
+
+    def _code(self, place: int, column: int) -> None:
+        """Draw the codes of one place, in raster order, that lies in this column."""
+        x = self.before + self.places[place]
+        for block, keys, values in zip(self.model.blocks, self.keys, self.values):
+            query, key, value = block.query_key_value(block.norm_1(x)).chunk(3, 1)
+            remember(key, keys, place)
+            remember(value, values, place)
+            x = x + block.out(look_back(query, keys, values, place))
+            x = x + block.mlp(block.norm_2(x))
+        self.logits = self.model.head(self.model.norm(x))
+        self.before = self.model.embedding(self._draw(column))
+
+
+def remember(x: Tensor, kept: Tensor, place: int) -> None:
+    """Put the keys or values x (B, C) of one place into those kept (B, heads, N, C / heads)."""
+    kept[:, :, place] = x.view(len(kept), kept.shape[1], -1)
+
+
+def look_back(query: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
+    """Attention of query (B, C) to the kept keys and values up to and with `place`. Returns (B, C)."""
+    query = query.view(len(keys), keys.shape[1], 1, -1)
+    return F.scaled_dot_product_attention(query, keys[:, :, :place + 1], values[:, :, :place + 1]).flatten(1)
+
+
+SAMPLERS = {PixelCNN: PixelCNNSampler, PixelSNAIL: PixelSNAILSampler, Transformer: TransformerSampler}
+
+
+def make_sampler(model: nn.Module, batch_size: int, width: int, temperature: float = 1.0, top_k: int = 0,
+                 top_p: float = 1.0) -> Sampler:
+    """A sampler of a prior.
+
+    model: in eval mode. batch_size: grids at once. width: of the grids, whose height is free.
+    temperature, top_k, top_p: as in `draw`.
+    """
+    return SAMPLERS[type(model)](model, batch_size, width, temperature, top_k, top_p)

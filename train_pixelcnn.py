@@ -1,14 +1,15 @@
-"""Train the PixelCNN on the codes of a trained VQ-VAE: `vqvae.pt` in, `pixelcnn.pt` out.
+"""Train a prior on the codes of a trained VQ-VAE: `vqvae.pt` in, `pixelcnn.pt` out, or the file of another PRIOR.
 
 The images are encoded once; training sees codes alone. After every epoch OUTPUT_DIR holds a checkpoint to
 continue from, with the weights that did best on the validation split, the history as a table, and its curves.
 """
 import argparse
 import math
+from inspect import signature
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -18,9 +19,11 @@ import dataset
 import devices
 import figures
 import folder
+from cli import UserError
 from cli import run as run_script
-from modules import VQVAE, PixelCNN
-from sampler import Sampler, uniforms
+from modules import VQVAE
+from priors import PRIORS
+from sampler import make_sampler, uniforms
 from training import Run, lock, should_compile
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
@@ -32,9 +35,12 @@ BATCH_SIZE = 32           # grids of codes a step, over all processes together
 LEARNING_RATE = 3e-3      # the highest, of AdamW; it rises briefly and then falls to 0
 SEED = 0                  # of the weights and the order of the grids
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
-HIDDEN = 64               # channels of either stack
-LAYERS = 6                # gated layers; each sees KERNEL_SIZE // 2 codes further
-KERNEL_SIZE = 3           # of the masked convolutions, odd
+PRIOR = "pixelcnn"        # "pixelcnn", "pixelsnail" (with attention between its layers) or "transformer"
+HIDDEN = 64               # channels (of either stack, where there are two)
+LAYERS = 6                # gated layers, each of which sees KERNEL_SIZE // 2 codes further; or blocks of a transformer
+KERNEL_SIZE = 3           # of the masked convolutions, odd; a transformer has none
+HEADS = 4                 # of the attention, which share HIDDEN; a PixelCNN has none
+ATTENTION_EVERY = 2       # gated layers of a PixelSNAIL between one attention and the next
 CLASS_DROPOUT = 0.1       # share of labels hidden in training, so that the model can draw without a class too
 SAMPLE_EVERY = 2          # epochs between grids of samples; 0: none
 SAVE_EVERY = 600          # seconds between checkpoints within an epoch; there is one after each epoch anyway
@@ -71,7 +77,7 @@ def metrics(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def evaluate(model: PixelCNN, codes: Tensor, labels: Tensor, batch_size: int) -> dict[str, float]:
+def evaluate(model: nn.Module, codes: Tensor, labels: Tensor, batch_size: int) -> dict[str, float]:
     """The metrics of codes (N, H, W) given their labels; each process does its share."""
     model.eval()
     device = next(model.parameters()).device
@@ -79,8 +85,20 @@ def evaluate(model: PixelCNN, codes: Tensor, labels: Tensor, batch_size: int) ->
     indices = devices.parts(torch.arange(len(codes)), batch_size)
     for part, label in dataset.batches(indices, device, codes, labels):
         totals["count"] += len(part)
-        totals["nll"] += model.nll(part.long(), label) * len(part)
+        part = part.long()
+        totals["nll"] += F.cross_entropy(model(part, label), part) * len(part)
     return metrics(totals, codes[0].numel())
+
+
+def make_prior(args: argparse.Namespace, num_codes: int, num_classes: int) -> nn.Module:
+    """The prior that PRIOR names, with those of the constants that it has."""
+    network = PRIORS[args.PRIOR]
+    sizes = {"num_codes": num_codes, "num_classes": num_classes, "hidden": args.HIDDEN, "layers": args.LAYERS,
+             "kernel_size": args.KERNEL_SIZE, "heads": args.HEADS, "attention_every": args.ATTENTION_EVERY}
+    try:
+        return network(**{name: sizes[name] for name in signature(network).parameters})
+    except ValueError as error:
+        raise UserError(f"HIDDEN (--hidden) and HEADS (--heads): {error}") from None
 
 
 def main(args: argparse.Namespace) -> None:
@@ -96,11 +114,10 @@ def main(args: argparse.Namespace) -> None:
     train, validation, test = (dataset.place(encode(vqvae, split.images), device) for split in data[:3])
     train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])
     num_classes = len(data.class_names)
-    model = PixelCNN(vqvae.config["num_codes"], num_classes, args.HIDDEN, args.LAYERS, args.KERNEL_SIZE)
-    model.to(device, memory_format=torch.channels_last)
+    model = make_prior(args, vqvae.config["num_codes"], num_classes).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01,
                                   fused=device.type != "mps")
-    run = Run(args, "pixelcnn", model, optimizer, len(train), "validation_nll", PANELS,
+    run = Run(args, args.PRIOR, model, optimizer, len(train), "validation_nll", PANELS,
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names},
               grid=list(train.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]),
               images=dataset.digest(data.train))
@@ -136,7 +153,7 @@ def main(args: argparse.Namespace) -> None:
                   f"{row['validation_nll']:.4f} nats per code, {row['validation_bits_per_image']:.1f} bits per image")
             if args.SAMPLE_EVERY and (run.epoch + 1) % args.SAMPLE_EVERY == 0:
                 save_samples(model, vqvae, stored["data"], train.shape[1:], args.SEED,
-                             Path(args.OUTPUT_DIR) / "samples" / f"epoch_{run.epoch + 1:03d}.png")
+                             Path(args.OUTPUT_DIR) / "samples" / f"{args.PRIOR}_epoch_{run.epoch + 1:03d}.png")
         run.end_epoch(row)
 
     model.load_state_dict(run.best)
@@ -149,10 +166,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def save_samples(model: PixelCNN, vqvae: VQVAE, data: dict, grid: tuple[int, int], seed: int, path: Path) -> None:
+def save_samples(model: nn.Module, vqvae: VQVAE, data: dict, grid: tuple[int, int], seed: int, path: Path) -> None:
     """Write a grid of 64 samples, the classes in turn; grid: height and width in codes."""
     labels = torch.arange(64) % max(1, model.num_classes)
-    codes = Sampler(model.eval(), 64, grid[1])(labels, uniforms(seed, 0, 64, *grid))
+    codes = make_sampler(model.eval(), 64, grid[1])(labels, uniforms(seed, 0, 64, *grid))
     figures.save_grid(vqvae.decode(codes, data["height"], data["width"]), path)
 
 

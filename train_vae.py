@@ -21,7 +21,7 @@ import folder
 from cli import UserError
 from cli import run as run_script
 from modules import VQVAE
-from sampler import Sampler, uniforms
+from sampler import make_sampler, uniforms
 from training import Run, lock, should_compile
 from vae import VAE, kl
 
@@ -171,7 +171,7 @@ def latents(model: VAE, count: int, seed: int) -> Tensor:
 @torch.no_grad()
 def save_comparison(model: VAE, vqvae: VQVAE, images: Tensor, output_dir: str, seed: int) -> None:
     """Write uint8 images with the reconstructions of both, and below them as many samples of both, the VQ-VAE's from
-    the prior in the directory. Without one, or with that of another VQ-VAE, that row is left out, with a line.
+    the prior in the directory. Without one that row is left out, with a line that says so.
     """
     originals = dataset.to_float(images)
     height, width = images.shape[2:]
@@ -180,13 +180,12 @@ def save_comparison(model: VAE, vqvae: VQVAE, images: Tensor, output_dir: str, s
             "reconstructed by the VAE": model(originals).images,
             "samples of the VAE": model.decode(latents(model, len(images), seed))}
     try:
-        prior = checkpoint.load(output_dir, "pixelcnn")
-        checkpoint.check_pair(checkpoint.load(output_dir, "vqvae"), prior)
-        pixelcnn = checkpoint.build(prior).to(images.device)
-        numbers = torch.arange(len(images))
-        codes = Sampler(pixelcnn, len(images), prior["grid"][1])(
-            numbers % max(1, pixelcnn.num_classes), uniforms(seed, 0, len(images), *prior["grid"]))
-        rows["samples of the VQ-VAE and its prior"] = vqvae.decode(codes, height, width)
+        prior = checkpoint.load_prior(output_dir, checkpoint.load(output_dir, "vqvae"))
+        network = checkpoint.build(prior).to(images.device)
+        labels = torch.arange(len(images)) % max(1, network.num_classes)
+        codes = make_sampler(network, len(images), prior["grid"][1])(
+            labels, uniforms(seed, 0, len(images), *prior["grid"]))
+        rows[f"samples of the VQ-VAE and its {prior['stage']}"] = vqvae.decode(codes, height, width)
     except UserError as error:
         print(f"no samples of the VQ-VAE in vae_comparison.png: {error}")
     figures.save_rows(rows, Path(output_dir) / "vae_comparison.png")

@@ -1,5 +1,6 @@
 """Fixtures that the tests share: scripts run in this process, and one small trained run."""
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 import cli  # noqa: E402  (needs the path above)
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 SMALL = ["--limit", "300", "--epochs", "1", "--batch-size", "50", "--device", "cpu"]
 SMALL_VQVAE = [*SMALL, "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16", "--code-dim", "8"]

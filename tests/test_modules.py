@@ -245,10 +245,3 @@ def test_the_class_matters_once_it_is_learnt():
     codes = torch.randint(7, (1, 3, 3))
     outputs = [model(codes, torch.tensor([label])) for label in range(3)]  # the last one: no class
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(outputs, outputs[1:]))
-
-
-def test_nll_is_the_mean_over_codes():
-    model = randomised(3, 2)
-    codes, labels = torch.randint(7, (3, 2, 4)), torch.tensor([0, 1, 2])
-    chances = model(codes, labels).softmax(1).gather(1, codes[:, None])
-    torch.testing.assert_close(model.nll(codes, labels), -chances.log().mean())

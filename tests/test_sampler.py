@@ -6,14 +6,20 @@ import pytest
 import torch
 
 from modules import PixelCNN
-from sampler import Sampler, draw, uniforms
+from priors import PixelSNAIL, Transformer
+from sampler import draw, make_sampler, uniforms
 
 
-def random_model(num_codes, num_classes, hidden, layers, kernel_size, seed=0):
+PRIORS = ["pixelcnn", "pixelsnail", "transformer"]
+
+
+def random_model(num_codes, num_classes, hidden, layers, kernel_size, seed=0, prior="pixelcnn"):
     torch.manual_seed(seed)
-    model = PixelCNN(num_codes, num_classes, hidden, layers, kernel_size).eval()
+    model = {"pixelcnn": lambda: PixelCNN(num_codes, num_classes, hidden, layers, kernel_size),
+             "pixelsnail": lambda: PixelSNAIL(num_codes, num_classes, hidden, layers, kernel_size, 2, 1 + seed % 2),
+             "transformer": lambda: Transformer(num_codes, num_classes, hidden, layers, 2)}[prior]().eval()
     for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.3)
+        torch.nn.init.normal_(weight, std=1.0 if prior == "transformer" else 0.3)
     return model
 
 
@@ -33,22 +39,23 @@ def plain(model, labels, uniform, known=None, **options):
 
 def with_logits(model, batch_size, width, **options):
     """A sampler, and the list to which it adds the logits of every code that it draws."""
-    sampler, kept = Sampler(model, batch_size, width, **options), []
+    sampler, kept = make_sampler(model, batch_size, width, **options), []
     step = sampler._code
 
-    def recorded(column):
-        step(column)
+    def recorded(*place):
+        step(*place)
         kept.append(sampler.logits.clone())
     sampler._code = recorded
     return sampler, kept
 
 
+@pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("seed", range(16))
-def test_same_codes_and_logits_as_the_plain_loop(seed):
+def test_same_codes_and_logits_as_the_plain_loop(seed, prior):
     pick = random.Random(seed)
     num_codes, num_classes = pick.randint(2, 40), pick.choice([0, 1, 5])
     hidden, layers, kernel_size = pick.choice([4, 10, 16]), pick.randint(1, 5), pick.choice([3, 5, 7])
-    model = random_model(num_codes, num_classes, hidden, layers, kernel_size, seed)
+    model = random_model(num_codes, num_classes, hidden, layers, kernel_size, seed, prior)
     count, height, width = pick.randint(1, 4), pick.randint(1, 7), pick.randint(1, 7)
     options = {"temperature": pick.choice([0.0, 0.7, 1.0, 1.5]), "top_k": pick.choice([0, 1, 3]),
                "top_p": pick.choice([0.5, 0.9, 1.0])}
@@ -65,27 +72,30 @@ def test_same_codes_and_logits_as_the_plain_loop(seed):
         torch.testing.assert_close(fast, logits, atol=1e-4, rtol=1e-4)
 
 
-def test_known_codes_are_kept_and_the_rest_follows_them():
-    model = random_model(9, 0, 8, 3, 3)
-    uniform, labels = uniforms(0, 0, 2, 4, 4), torch.zeros(2, dtype=torch.int64)
-    known = torch.full((2, 4, 4), -1)
-    known[:, :2] = torch.randint(9, (2, 2, 4))
-    codes = Sampler(model, 2, 4)(labels, uniform, known)
+@pytest.mark.parametrize("prior", PRIORS)
+def test_known_codes_are_kept_and_the_rest_follows_them(prior):
+    model = random_model(9, 0, 8, 3, 3, prior=prior)
+    uniform, labels = uniforms(0, 0, 40, 4, 4), torch.zeros(40, dtype=torch.int64)
+    known = torch.full((40, 4, 4), -1)
+    known[:, :2] = torch.randint(9, (40, 2, 4))
+    codes = make_sampler(model, 40, 4)(labels, uniform, known)
     assert torch.equal(codes[:, :2], known[:, :2])
-    assert not torch.equal(codes[:, 2:], Sampler(model, 2, 4)(labels, uniform)[:, 2:])
+    assert not torch.equal(codes[:, 2:], make_sampler(model, 40, 4)(labels, uniform)[:, 2:])
 
 
-def test_a_sample_depends_on_its_number_alone():
-    model = random_model(9, 3, 8, 3, 3)
+@pytest.mark.parametrize("prior", PRIORS)
+def test_a_sample_depends_on_its_number_alone(prior):
+    model = random_model(9, 3, 8, 3, 3, prior=prior)
     labels = torch.arange(7) % 3
-    together = Sampler(model, 7, 4)(labels, uniforms(5, 0, 7, 4, 4))
-    apart = [Sampler(model, 2, 4)(labels[i:i + 2], uniforms(5, i, len(labels[i:i + 2]), 4, 4)) for i in range(0, 7, 2)]
+    together = make_sampler(model, 7, 4)(labels, uniforms(5, 0, 7, 4, 4))
+    apart = [make_sampler(model, 2, 4)(labels[i:i + 2], uniforms(5, i, len(labels[i:i + 2]), 4, 4)) for i in range(0, 7, 2)]
     assert torch.equal(torch.cat(apart), together)
-    assert not torch.equal(Sampler(model, 7, 4)(labels, uniforms(6, 0, 7, 4, 4)), together)
+    assert not torch.equal(make_sampler(model, 7, 4)(labels, uniforms(6, 0, 7, 4, 4)), together)
 
 
-def test_wrong_sizes_are_refused():
-    sampler = Sampler(random_model(5, 0, 4, 1, 3), 2, 4)
+@pytest.mark.parametrize("prior", PRIORS)
+def test_wrong_sizes_are_refused(prior):
+    sampler = make_sampler(random_model(5, 0, 4, 1, 3, prior=prior), 2, 4)
     for shape in [(3, 4, 4), (2, 4, 5), (0, 4, 4)]:
         with pytest.raises(ValueError):
             sampler(torch.zeros(shape[0], dtype=torch.int64), torch.zeros(shape))
@@ -100,7 +110,7 @@ def test_samples_follow_the_exact_joint_distribution():
     exact = logs.gather(1, grids[:, None]).sum((1, 2, 3)).exp()
     assert exact.sum().item() == pytest.approx(1, abs=1e-5)
     count = 40_000
-    drawn = Sampler(model, count, 2)(torch.zeros(count, dtype=torch.int64), torch.rand(count, 2, 2,
+    drawn = make_sampler(model, count, 2)(torch.zeros(count, dtype=torch.int64), torch.rand(count, 2, 2,
                                      generator=torch.Generator().manual_seed(0)))
     place = (drawn.flatten(1) * torch.tensor([27, 9, 3, 1])).sum(1)
     expected = exact * count

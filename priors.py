@@ -1,0 +1,165 @@
+"""Priors over grids of codes with attention: PixelSNAIL and a decoder-only transformer; and the table of all priors.
+
+Attention over a grid must not see the future: in raster order a place may use the codes before it and nothing else,
+or training learns to copy the answer and samples turn to mush. Both models here are strictly causal, and tests
+hold every place of them to it.
+
+Papers, cited by number in the code:
+[1] Chen et al., PixelSNAIL: An Improved Autoregressive Generative Model, 2017, arXiv:1712.09763
+[2] Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762
+[3] Radford et al., Language Models are Unsupervised Multitask Learners, 2019 (GPT-2: norms before, small weights)
+"""
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modules import PixelCNN
+
+FREQUENCIES = 8  # of the sines of a place's row and column
+
+
+def fourier(height: int, width: int, device: torch.device) -> Tensor:
+    """Sines and cosines of every place's row and column ([2], section 3.5), in raster order.
+
+    Returns (height * width, 4 * FREQUENCIES) in [-1, 1]. They depend on row and column alone, not on the grid's size.
+    """
+    rates = 1000 ** (-torch.arange(FREQUENCIES, device=device) / FREQUENCIES)
+    rows, columns = (torch.arange(side, device=device)[:, None] * rates for side in (height, width))
+    angles = torch.cat([rows[:, None].expand(-1, width, -1), columns.expand(height, -1, -1)], 2).flatten(0, 1)
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, C) to (B, heads, N, C / heads)."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def check_heads(hidden: int, heads: int) -> None:
+    """ValueError unless the channels can be split evenly among the heads."""
+    if hidden % heads:
+        raise ValueError(f"heads must divide hidden, and {heads} does not divide {hidden}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# PixelSNAIL
+
+
+class CausalAttention(nn.Module):
+    """Attention of every place to the places strictly before it ([1], section 2.2).
+
+    A place asks with its features, which know the codes before it; it is asked by its features and its own code, and
+    so may be asked only by later places. `keys` and `values` are moved one place on for that: the first is zero, the
+    answer where nothing came before, and place i sees those of 0 to i - 1.
+    """
+
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(hidden)
+        self.place = nn.Linear(4 * FREQUENCIES, hidden)
+        self.query = nn.Linear(hidden, hidden, bias=False)
+        self.key_value = nn.Linear(2 * hidden, 2 * hidden, bias=False)
+        self.out = nn.Linear(hidden, hidden, bias=False)
+
+    def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
+        """h, embedded: (B, C, H, W), the features and the embedded codes. Returns (B, C, H, W), to be added to h."""
+        height, width = h.shape[2:]
+        x = self.norm(h.permute(0, 2, 3, 1).flatten(1, 2)) + self.place(fourier(height, width, h.device))
+        context = torch.cat([x, embedded.permute(0, 2, 3, 1).flatten(1, 2)], 2)
+        keys, values = F.pad(self.key_value(context)[:, :-1], (0, 0, 1, 0)).chunk(2, 2)
+        query, keys, values = (split_heads(part, self.heads) for part in (self.query(x), keys, values))
+        answer = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+        return self.out(answer.transpose(1, 2).flatten(2)).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+class PixelSNAIL(PixelCNN):
+    """A gated PixelCNN with causal self-attention after every `attention_every` layers, in the manner of [1].
+
+    The convolutions see what is near, the attention all that was before. Arguments, inputs and outputs are those of
+    PixelCNN; heads: of the attention, they share the `hidden` channels.
+    """
+
+    def __init__(self, num_codes: int, num_classes: int, hidden: int, layers: int, kernel_size: int, heads: int,
+                 attention_every: int):
+        super().__init__(num_codes, num_classes, hidden, layers, kernel_size)
+        check_heads(hidden, heads)
+        self.config |= {"heads": heads, "attention_every": attention_every}
+        self.attention = nn.ModuleDict({str(i): CausalAttention(hidden, heads)
+                                        for i in range(attention_every - 1, layers, attention_every)})
+
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+        v = h = embedded = self.embedding(codes).permute(0, 3, 1, 2)
+        conditions = self.condition(labels)[:, :, None, None].chunk(len(self.blocks), 1)
+        for i, (block, condition) in enumerate(zip(self.blocks, conditions)):
+            v, h = block(v, h, condition)
+            if str(i) in self.attention:
+                h = h + self.attention[str(i)](h, embedded)
+        return self.head(h)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Transformer
+
+
+class TransformerBlock(nn.Module):
+    """Attention to this place and all before it, then two layers for each place alone, with the norms first [3]."""
+
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm_1 = nn.LayerNorm(hidden)
+        self.query_key_value = nn.Linear(hidden, 3 * hidden)
+        self.out = nn.Linear(hidden, hidden)
+        self.norm_2 = nn.LayerNorm(hidden)
+        self.mlp = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU(approximate="tanh"),
+                                 nn.Linear(4 * hidden, hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, N, C). Returns (B, N, C)."""
+        query, keys, values = (split_heads(part, self.heads)
+                               for part in self.query_key_value(self.norm_1(x)).chunk(3, 2))
+        answer = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+        x = x + self.out(answer.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm_2(x))
+
+
+class Transformer(nn.Module):
+    """A decoder-only transformer [2, 3] over the codes in raster order, for grids of any height and width.
+
+    The sequence begins with a token for the class, and every code comes in one place later than it stands: what goes
+    in at place i is code i - 1, with an embedding of the row and the column of i. So place i sees the class and the
+    codes before it. Class `num_classes` means "no class", as in PixelCNN; `config` holds the arguments.
+    """
+
+    def __init__(self, num_codes: int, num_classes: int, hidden: int, layers: int, heads: int):
+        super().__init__()
+        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        check_heads(hidden, heads)
+        self.num_classes = num_classes
+        self.embedding = nn.Embedding(num_codes, hidden)
+        self.condition = nn.Embedding(num_classes + 1, hidden)
+        self.place = nn.Linear(4 * FREQUENCIES, hidden)
+        self.blocks = nn.ModuleList(TransformerBlock(hidden, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(hidden)
+        self.head = nn.Linear(hidden, num_codes)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)) and module is not self.place:
+                nn.init.normal_(module.weight, std=0.02)
+        for block in self.blocks:  # what is added to x stays as large as with one layer [3]
+            for layer in (block.out, block.mlp[2]):
+                nn.init.normal_(layer.weight, std=0.02 / (2 * layers) ** 0.5)
+
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """Logits of every code given the codes before it: codes (B, H, W) int64, labels (B,) int64 in
+        [0, num_classes]. Returns (B, K, H, W); the logits at a position depend on earlier codes only.
+        """
+        height, width = codes.shape[1:]
+        before = torch.cat([self.condition(labels)[:, None], self.embedding(codes.flatten(1)[:, :-1])], 1)
+        x = before + self.place(fourier(height, width, codes.device))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)).transpose(1, 2).unflatten(2, (height, width))
+
+
+# By the name that PRIOR and the checkpoint's file give them
+PRIORS = {"pixelcnn": PixelCNN, "pixelsnail": PixelSNAIL, "transformer": Transformer}

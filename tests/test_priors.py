@@ -1,0 +1,118 @@
+"""The priors with attention: causality at every place, what a place can see, and any size of grid."""
+import math
+
+import pytest
+import torch
+import train_pixelcnn
+from torch.nn import functional as F
+
+from modules import PixelCNN
+from priors import PRIORS, CausalAttention, PixelSNAIL, Transformer, fourier
+
+MAKE = {
+    "pixelcnn": lambda: PixelCNN(num_codes=7, num_classes=2, hidden=8, layers=6, kernel_size=3),
+    "pixelsnail": lambda: PixelSNAIL(num_codes=7, num_classes=2, hidden=8, layers=2, kernel_size=3, heads=2,
+                                     attention_every=1),
+    "transformer": lambda: Transformer(num_codes=7, num_classes=2, hidden=8, layers=2, heads=2),
+}
+
+
+def randomised(prior):
+    torch.manual_seed(0)
+    model = MAKE[prior]().eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("size", [(4, 5), (1, 6), (6, 1), (1, 1)])
+@pytest.mark.parametrize("prior", PRIORS)
+@torch.no_grad()
+def test_causal_at_every_position(prior, size):
+    """Another code at a place moves all logits after it, and none at it or before."""
+    model = randomised(prior)
+    codes, labels = torch.randint(7, (1, *size)), torch.tensor([1])
+    before = model(codes, labels)
+    for place in range(size[0] * size[1]):
+        changed = codes.clone().flatten(1)
+        changed[0, place] = (changed[0, place] + 1) % 7
+        moved = (model(changed.view_as(codes), labels) - before).abs().amax((0, 1)).flatten() > 0
+        assert not moved[:place + 1].any()
+        assert moved[place + 1:].all()
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_gradients_reach_earlier_codes_alone(prior):
+    """The same by the backward pass: no gradient from a place's logits to the embedding of itself or a later code."""
+    model = randomised(prior)
+    codes = torch.arange(6).view(1, 2, 3)  # all different, so that the rows of the embedding tell the places apart
+    for place in range(6):
+        model.zero_grad()
+        model(codes, torch.tensor([0])).flatten(2)[0, :, place].square().sum().backward()
+        reached = model.embedding.weight.grad.abs().amax(1) > 0
+        assert reached.tolist() == [earlier < place for earlier in range(7)]
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@torch.no_grad()
+def test_the_class_reaches_every_place(prior):
+    model = randomised(prior)
+    codes = torch.randint(7, (1, 3, 3))
+    outputs = [model(codes, torch.tensor([label])) for label in range(3)]  # the last one: no class
+    for one, other in zip(outputs, outputs[1:]):
+        assert ((one - other).abs().amax((0, 1)) > 1e-4).all()
+
+
+@torch.no_grad()
+def test_attention_is_the_masked_softmax():
+    """Against the definition, place by place: softmax over a zero and the keys of the earlier places."""
+    torch.manual_seed(0)
+    layer = CausalAttention(hidden=8, heads=2)
+    h, embedded = torch.randn(2, 8, 2, 3), torch.randn(2, 8, 2, 3)
+    x = layer.norm(h.flatten(2).transpose(1, 2)) + layer.place(fourier(2, 3, h.device))
+    keys, values = layer.key_value(torch.cat([x, embedded.flatten(2).transpose(1, 2)], 2)).chunk(2, 2)
+    query = layer.query(x)
+    expected = torch.zeros(2, 6, 8)
+    for place in range(6):
+        for head in (slice(0, 4), slice(4, 8)):
+            scores = torch.einsum("bc,bnc->bn", query[:, place, head], keys[:, :place, head]) / math.sqrt(4)
+            weights = torch.cat([torch.zeros(2, 1), scores], 1).softmax(1)[:, 1:]
+            expected[:, place, head] = torch.einsum("bn,bnc->bc", weights, values[:, :place, head])
+    expected = layer.out(expected).transpose(1, 2).view(2, 8, 2, 3)
+    torch.testing.assert_close(layer(h, embedded), expected)
+
+
+def test_places_are_told_apart_whatever_the_size_of_the_grid():
+    small, large = fourier(3, 4, torch.device("cpu")), fourier(40, 50, torch.device("cpu"))
+    torch.testing.assert_close(small.view(3, 4, -1), large.view(40, 50, -1)[:3, :4])
+    assert torch.cdist(large, large).fill_diagonal_(1).min() > 0.01
+
+
+@pytest.mark.parametrize("prior", ["pixelsnail", "transformer"])
+def test_heads_that_do_not_divide_the_channels_are_refused(prior):
+    sizes = {"num_codes": 5, "num_classes": 0, "hidden": 8, "layers": 1, "heads": 3}
+    with pytest.raises(ValueError, match="3 does not divide 8"):
+        PRIORS[prior](**sizes, **({"kernel_size": 3, "attention_every": 1} if prior == "pixelsnail" else {}))
+
+
+def test_evaluate_is_the_mean_over_codes():
+    """Batches of unequal size must not weigh their grids differently."""
+    model = randomised("transformer")
+    codes, labels = torch.randint(7, (5, 2, 4)), torch.tensor([0, 1, 2, 0, 1])
+    result = train_pixelcnn.evaluate(model, codes.byte(), labels, batch_size=2)
+    chances = model(codes, labels).softmax(1).gather(1, codes[:, None])
+    assert result["nll"] == pytest.approx(-chances.log().mean().item(), rel=1e-5)
+    assert result["bits_per_image"] == pytest.approx(-chances.log2().sum().item() / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_a_prior_learns_what_it_is_shown(prior):
+    """Two grids, one for each class: after a few steps either class gives its own with little doubt."""
+    torch.manual_seed(0)
+    model, codes, labels = MAKE[prior](), torch.randint(7, (2, 3, 3)), torch.tensor([0, 1])
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        F.cross_entropy(model(codes, labels), codes).backward()
+        optimizer.step()
+    assert F.cross_entropy(model(codes, labels), codes) < 0.05
