@@ -111,8 +111,7 @@ class TransformerBlock(nn.Module):
         self.query_key_value = nn.Linear(hidden, 3 * hidden)
         self.out = nn.Linear(hidden, hidden)
         self.norm_2 = nn.LayerNorm(hidden)
-        self.mlp = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU(approximate="tanh"),
-                                 nn.Linear(4 * hidden, hidden))
+        self.mlp = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.ReLU(), nn.Linear(4 * hidden, hidden))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, N, C). Returns (B, N, C)."""
