@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from cli import RULES, UserError
 from modules import VQVAE, Classifier
 from priors import PRIORS
+from vae import VAE
 
 FORMAT = "vqvae-pixelcnn"
 VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
 READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable")
-STAGES = {"vqvae": VQVAE, **PRIORS, "classifier": Classifier}
+STAGES = {"vqvae": VQVAE, **PRIORS, "vae": VAE, "classifier": Classifier}
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import checkpoint
 import devices
@@ -33,6 +33,7 @@ from modules import perplexity
 from priors import PRIORS
 from reconstruct import similarity
 from train_pixelcnn import evaluate as evaluate_prior
+from vae import kl
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and any priors and vae.pt
 DATASET = None            # the images to measure with; None: those that the VQ-VAE was trained on
@@ -61,17 +62,18 @@ def distortion(yard: Yardstick, copies: Images) -> dict[str, float]:
     return {"mse": mse, "psnr": -10 * math.log10(max(mse, 1e-12)), "ssim": sum(similarities) / len(similarities)}
 
 
-def use_vae(vae: nn.Module, yard: Yardstick) -> tuple[Images, Images, float]:
-    """Of a VAE: the test split, decoded from draws of the posterior; samples; and the rate on the test split, the
-    divergence of the posterior from the prior, in bits per image.
+def use_vae(stored: dict, yard: Yardstick) -> tuple[Images, Images, float]:
+    """Of a VAE's checkpoint: the test split, decoded from draws of the posterior; samples; and the rate on the test
+    split, the divergence of the posterior from the prior, in bits per image.
     """
-    test = yard.data.test.images
+    vae, test = checkpoint.build(stored).to(yard.device), yard.data.test.images
+    checkpoint.check_images(stored, test)
     generator = torch.Generator().manual_seed(yard.args.SEED)
     drawn, nats = [], 0.0
     for index in yard.batches(len(test)):
         mean, log_variance = (part.cpu() for part in vae.encode(yard.read(test, index)))
         drawn.append(mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=generator))
-        nats += 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum().item()
+        nats += kl(mean, log_variance).sum().item()
     posterior = torch.cat(drawn)
     prior = torch.randn(yard.count, posterior.shape[1], generator=generator)
 
@@ -82,26 +84,30 @@ def use_vae(vae: nn.Module, yard: Yardstick) -> tuple[Images, Images, float]:
 
 
 def collect(yard: Yardstick, args: argparse.Namespace, vae: dict | None) -> dict[str, Row]:
-    """The rows that the run directory allows."""
+    """The rows that the run directory allows; vae: its VAE's checkpoint."""
+    vae_copies, vae_samples, rate = use_vae(vae, yard) if vae else (None, None, None)  # first: it may not fit
     rows = {"real images": Row(yard.originals, yard.floor)}
 
     def reconstructed(copies: Images) -> Row:
-        images = lambda index: copies(yard.chosen[index])
+        def images(index: Tensor) -> Tensor:
+            return copies(yard.chosen[index])
         return Row(images, distortion(yard, copies) | yard.measure(images, asked=True))
 
+    def sampled(images: Images, bits: float, asked: bool = False) -> Row:
+        return Row(images, {"bits_per_image": bits} | yard.measure(images, asked))
+
     rows["VQ-VAE reconstructions"] = reconstructed(yard.decoded(yard.test_codes))
+    if vae:
+        rows["VAE reconstructions"] = reconstructed(vae_copies)
     for name, model in yard.priors.items():
         bits = evaluate_prior(model, yard.test_codes, yard.data.test.labels, args.BATCH_SIZE)["bits_per_image"]
         images = yard.decoded(yard.draw(name, args.TEMPERATURE, args.TOP_K, args.TOP_P))
-        rows[name] = Row(images, {"bits_per_image": bits} | yard.measure(images, asked=model.num_classes > 0))
+        rows[name] = sampled(images, bits, asked=model.num_classes > 0)
+    if vae:
+        rows["VAE samples"] = sampled(vae_samples, rate)
     for name, probabilities in yard.independent.items():
         images = yard.decoded(metrics.draw_independent(probabilities, yard.count, args.SEED))
-        bits = metrics.bits_per_image(probabilities, yard.test_codes)
-        rows[name] = Row(images, {"bits_per_image": bits} | yard.measure(images))
-    if vae:
-        copies, samples, bits = use_vae(vae, yard)
-        rows["VAE reconstructions"] = reconstructed(copies)
-        rows["VAE samples"] = Row(samples, {"bits_per_image": bits} | yard.measure(samples))
+        rows[name] = sampled(images, metrics.bits_per_image(probabilities, yard.test_codes))
     return rows
 
 

@@ -1,0 +1,229 @@
+"""evaluate.py and ablation.py on the small run: every row, figures that can be found otherwise, and what is written."""
+import json
+import shutil
+import sys
+import types
+
+import pytest
+import torch
+from conftest import SMALL, SMALL_VQVAE
+from PIL import Image
+
+import checkpoint
+import dataset
+import metrics
+import train_pixelcnn
+import train_vqvae
+from cli import UserError
+
+FEW = ["--num-samples", 60, "--classifier-epochs", 1, "--batch-size", 25, "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    """A copy of the small run, with a VAE and two more priors."""
+    import cli
+    import train_vae
+    output = shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "run")
+    where = [*SMALL, "--output-dir", str(output)]
+    train_vae.main(cli.parse(vars(train_vae), [*where, "--latent-dim", "4"]))
+    for prior in ("pixelsnail", "transformer"):
+        train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*where, "--prior", prior, "--hidden", "8", "--layers", "2"]))
+    return output
+
+
+def table_of(outcome, columns):
+    """The table on the screen: row name to words, of which there is one for each column."""
+    lines = [line.split("  ") for line in outcome.out.splitlines()]
+    rows = [[word.strip() for word in line if word.strip()] for line in lines]
+    return {row[0]: row[1:] for row in rows if len(row) == columns + 1}
+
+
+@torch.no_grad()
+def test_every_row_and_column(script, run):
+    outcome = script("evaluate", "--output-dir", run, *FEW)
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.startswith("classifier: names ")
+    content = json.loads((run / "evaluation.json").read_text())
+    rows = content["rows"]
+    priors, samples = ["pixelcnn", "pixelsnail", "transformer"], ["VAE samples"]
+    independent = ["per-position marginal", "marginal", "uniform codes"]
+    assert list(rows) == ["real images", "VQ-VAE reconstructions", "VAE reconstructions", *priors, *samples, *independent]
+    judged = {"frechet", "precision", "recall", "nearest"}
+    assert set(rows["real images"]) == {*judged, "class_accuracy"}
+    assert all(set(rows[name]) == {*judged, "class_accuracy", "mse", "psnr", "ssim"}
+               for name in rows if "reconstructions" in name)
+    assert all(set(rows[name]) == {*judged, "class_accuracy", "bits_per_image"} for name in priors)
+    assert all(set(rows[name]) == {*judged, "bits_per_image"} for name in (*samples, *independent))
+    table = table_of(outcome, 9)
+    assert list(table) == list(rows)
+    assert [row[0] for row in table.values()] == [f"{row['bits_per_image']:.1f}" if "bits_per_image" in row else "-"
+                                                  for row in rows.values()]
+    assert content["images_per_row"] == 60 and content["classifier_accuracy"] == rows["real images"]["class_accuracy"]
+    # what other scripts say of the same models on the same test split
+    stored = checkpoint.load(str(run), "vqvae")
+    vqvae, data = checkpoint.build(stored), dataset.load("glyphs", stored["data"]["data_dir"], 300)
+    codes = train_pixelcnn.encode(vqvae, data.test.images)
+    for name in priors:
+        model = checkpoint.build(checkpoint.load(str(run), name))
+        expected = train_pixelcnn.evaluate(model, codes, data.test.labels, 50)["bits_per_image"]
+        assert rows[name]["bits_per_image"] == pytest.approx(expected, rel=1e-5)
+    assert rows["uniform codes"]["bits_per_image"] == pytest.approx(codes[0].numel() * 4)
+    expected = train_vqvae.evaluate(vqvae, data.test.images, 50)
+    assert content["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-5)
+    assert content["codes_used"] / content["codes"] == pytest.approx(expected["codes_used"])
+    assert rows["VQ-VAE reconstructions"]["mse"] == pytest.approx(expected["mse"], rel=0.02)  # that one does not clip
+    for name in ("evaluation.png", "nearest.png"):
+        Image.open(run / name).verify()
+
+
+def test_the_classifier_is_trained_once_for_the_same_images(script, run, tmp_path):
+    output = shutil.copytree(run, tmp_path / "run")
+    saved = []
+    for flags in ([], [], ["--limit", 200], ["--limit", 200, "--classifier-epochs", 2]):
+        assert script("ablation", "--output-dir", output, *FEW, *flags).status == 0
+        saved.append((output / "classifier.pt").read_bytes())
+    assert saved[0] == saved[1] and len(set(saved)) == 3
+    (output / "classifier.pt").write_bytes(saved[0][:-1000])
+    outcome = script("ablation", "--output-dir", output, *FEW)
+    assert outcome.status == 0 and "classifier.pt cannot be read: training it anew" in outcome.out
+    assert checkpoint.build(checkpoint.load(str(output), "classifier"))
+
+
+def test_the_same_again(script, run):
+    contents = []
+    for _ in range(2):
+        assert script("ablation", "--output-dir", run, *FEW, "--prior", "transformer").status == 0
+        contents.append(json.loads((run / "ablation.json").read_text()))
+    assert contents[0] == contents[1]
+
+
+def test_ablation_argmax_collapses_to_one_image_a_class(script, run):
+    outcome = script("ablation", "--output-dir", run, *FEW, "--prior", "pixelcnn", "--temperatures", "0.5 2")
+    assert outcome.status == 0, outcome.err
+    rows = json.loads((run / "ablation.json").read_text())["rows"]
+    assert list(rows) == ["real images", "the encoder's codes", "pixelcnn, T = 0.5", "pixelcnn, T = 2",
+                          "pixelcnn, argmax", "per-position marginal", "marginal", "uniform codes"]
+    assert rows["pixelcnn, argmax"]["distinct"] * 60 <= 10
+    assert rows["uniform codes"]["distinct"] == 1
+    assert rows["pixelcnn, argmax"]["distinct"] < rows["pixelcnn, T = 0.5"]["distinct"] <= 1
+    assert "class_accuracy" in rows["pixelcnn, argmax"] and "class_accuracy" not in rows["marginal"]
+    Image.open(run / "ablation.png").verify()
+
+
+@pytest.fixture(scope="module")
+def folder_run(tmp_path_factory):
+    """A run on a flat folder of images, which have no class."""
+    import cli
+    place = tmp_path_factory.mktemp("flat")
+    (place / "images").mkdir()
+    for i, image in enumerate(dataset.draw_glyphs(120, 0).images):
+        Image.fromarray(image[0].numpy()).save(place / "images" / f"{i}.png")
+    output = ["--output-dir", str(place / "run")]
+    train_vqvae.main(cli.parse(vars(train_vqvae), [*SMALL_VQVAE, *output, "--dataset", str(place / "images"),
+                                                   "--data-dir", str(place / "data")]))
+    train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*SMALL, *output, "--hidden", "8", "--layers", "2"]))
+    return place / "run"
+
+
+def test_without_classes_there_is_no_classifier(script, folder_run):
+    for name, stem in (("evaluate", "evaluation"), ("ablation", "ablation")):
+        outcome = script(name, "--output-dir", folder_run, *FEW)
+        assert outcome.status == 0, outcome.err
+        assert "the data set has no classes to train a classifier on" in outcome.out
+        rows = json.loads((folder_run / f"{stem}.json").read_text())["rows"]
+        assert "pixelcnn, argmax" in rows or rows["pixelcnn"]["bits_per_image"] > 0
+        assert not any({"frechet", "class_accuracy"} & set(row) for row in rows.values())
+        Image.open(folder_run / f"{stem}.png").verify()
+    assert not (folder_run / "classifier.pt").exists()
+
+
+def test_a_run_of_a_vqvae_alone(script, trained, tmp_path):
+    shutil.copy(trained / "vqvae.pt", tmp_path)
+    outcome = script("evaluate", "--output-dir", tmp_path, *FEW)
+    assert outcome.status == 0, outcome.err
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert list(rows) == ["real images", "VQ-VAE reconstructions", "per-position marginal", "marginal", "uniform codes"]
+
+
+def test_the_columns_of_a_figure_are_the_classes_in_turn():
+    yard = types.SimpleNamespace(labels=torch.tensor([2, 0, 0, 1, 2, 0, 1]), compared=6)
+    assert metrics.Yardstick.shown(yard).tolist() == [1, 3, 0, 2, 4, 5]
+
+
+def test_nearest_training_images_against_all_distances(run, tmp_path):
+    stored = checkpoint.load(str(run), "vqvae")
+    data = dataset.load("glyphs", stored["data"]["data_dir"], 300)
+    yard = types.SimpleNamespace(data=data, compared=9, device=torch.device("cpu"),
+                                 batches=lambda end: torch.arange(end).split(7))
+    distances, where = metrics.Yardstick.nearest(yard, lambda index: dataset.to_float(data.test.images[index]))
+    images, train = dataset.to_float(data.test.images[:9]), dataset.to_float(data.train.images)
+    exact = (images[:, None] - train).square().sum((2, 3, 4)).sqrt()
+    torch.testing.assert_close(distances, exact.min(1).values, atol=1e-3, rtol=1e-3)
+    assert torch.equal(where, exact.argmin(1))
+
+
+# ---- --inception, whose weights no test downloads
+
+
+class Fake:
+    """In the place of torchmetrics' metrics: FID by the means of the pixels; the score is their number."""
+
+    def __init__(self, **options):
+        assert options in ({}, {"reset_real_features": False})
+        self.real, self.fake = [], []
+
+    def to(self, device):
+        return self
+
+    def update(self, pixels, real=False):
+        assert pixels.dtype == torch.uint8 and pixels.shape[1] == 3
+        (self.real if real else self.fake).append(pixels.float())
+
+    def compute(self):
+        fake = torch.cat(self.fake)
+        if not self.real:
+            return torch.tensor(float(len(fake))), torch.tensor(0.0)
+        return (torch.cat(self.real).mean() - fake.mean()).abs() + len(torch.cat(self.real))
+
+    def reset(self):
+        self.fake = []
+
+
+def test_inception_adds_two_columns(script, run, monkeypatch):
+    for module, name in (("fid", "FrechetInceptionDistance"), ("inception", "InceptionScore")):
+        monkeypatch.setitem(sys.modules, f"torchmetrics.image.{module}", types.SimpleNamespace(**{name: Fake}))
+    monkeypatch.setitem(sys.modules, "torchmetrics", types.ModuleType("torchmetrics"))
+    monkeypatch.setitem(sys.modules, "torchmetrics.image", types.ModuleType("torchmetrics.image"))
+    assert script("evaluate", "--output-dir", run, *FEW, "--inception").status == 0
+    rows = json.loads((run / "evaluation.json").read_text())["rows"]
+    assert 30 <= rows["real images"]["fid"] < 60 and rows["real images"]["inception_score"] == 30  # a half and a half
+    for name, row in rows.items():
+        assert name == "real images" or (row["fid"] >= 60 and row["inception_score"] == 60)
+    assert rows["uniform codes"]["fid"] > rows["VQ-VAE reconstructions"]["fid"]
+
+
+@pytest.mark.parametrize("error, says", [
+    (ImportError("No module named 'torchmetrics'"), "INCEPTION (--inception) needs torchmetrics and torch-fidelity"),
+    (OSError("<urlopen error\nno network>"), "cannot be downloaded (<urlopen error no network>)"),
+])
+def test_inception_that_is_not_to_be_had(script, run, monkeypatch, error, says):
+    def fail(**_):
+        raise error
+    for module, name in (("fid", "FrechetInceptionDistance"), ("inception", "InceptionScore")):
+        monkeypatch.setitem(sys.modules, f"torchmetrics.image.{module}", types.SimpleNamespace(**{name: fail}))
+    monkeypatch.setitem(sys.modules, "torchmetrics", types.ModuleType("torchmetrics"))
+    monkeypatch.setitem(sys.modules, "torchmetrics.image", types.ModuleType("torchmetrics.image"))
+    outcome = script("evaluate", "--output-dir", run, *FEW, "--inception")
+    assert outcome.status == 1 and outcome.err.count("\n") == 1 and says in outcome.err
+
+
+def test_a_prior_that_learnt_other_classes_is_refused(run, monkeypatch):
+    """As many classes is all that can be told apart: DATASET may be another one with the same."""
+    import cli
+    import evaluate
+    few = dataset.load
+    monkeypatch.setattr(dataset, "load", lambda *args: few(*args)._replace(class_names=["one", "two"]))
+    args = cli.parse(vars(evaluate), [str(word) for word in ["--output-dir", run, *FEW]])
+    with pytest.raises(UserError, match=r"pixelcnn.pt learnt 10 classes, DATASET \(--dataset\) has 2"):
+        evaluate.main(args)
