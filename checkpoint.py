@@ -187,9 +187,10 @@ def build(content: dict[str, Any], weights: str = "model") -> nn.Module:
 
 
 def fill(args: argparse.Namespace, stored: dict[str, Any]) -> argparse.Namespace:
-    """Replace the constants that are None by what the stage before was given."""
+    """Replace the constants that are None by what the stage before was given; the rest of them stay None."""
     known = {name.upper(): value for name, value in (stored["data"]["reading"] | stored["data"]).items()}
-    return argparse.Namespace(**{name: known[name] if value is None else value for name, value in vars(args).items()})
+    return argparse.Namespace(**{name: known.get(name) if value is None else value
+                                 for name, value in vars(args).items()})
 
 
 def check_images(stored: dict[str, Any], images: Tensor) -> None:

@@ -70,7 +70,7 @@ def test_painting_over_keeps_what_is_given_and_uses_nothing_else():
 
 def test_the_given_codes_are_kept(script, run, monkeypatch):
     decoded, known = [], []
-    build, make_sampler = checkpoint.build, complete.make_sampler
+    make_sampler = complete.make_sampler
 
     def recorded(*args):
         sampler = make_sampler(*args)
@@ -86,7 +86,7 @@ def test_the_given_codes_are_kept(script, run, monkeypatch):
     assert codes.shape == (6, 7, 7) and ((given >= 0) == complete.read_mask("center", 7, 7)).all()
     assert torch.equal(codes[given >= 0], given[given >= 0])
     assert torch.equal(given[0], given[1]) and not torch.equal(given[0], given[2])  # an image's two completions
-    vqvae = build(checkpoint.load(run, "vqvae"))
+    vqvae = checkpoint.build(checkpoint.load(str(run), "vqvae"))
     with torch.no_grad():
         figures.save_image(vqvae.decode(codes[3:4], 28, 28)[0], run / "again.png")
     assert (run / "again.png").read_bytes() == (run / "completion_1_1.png").read_bytes()
