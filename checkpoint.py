@@ -205,14 +205,15 @@ def fits(vqvae: dict[str, Any], prior: dict[str, Any]) -> bool:
     """Whether the prior learnt the codes of this very VQ-VAE: another one's codes mean nothing to it."""
     data, config = vqvae["data"], vqvae["config"]
     grid = [-(-data[side] // config["downsample"]) for side in ("height", "width")]
-    return (prior.get("vqvae"), prior.get("grid"), prior["config"]["num_codes"]) \
-        == (fingerprint(vqvae["model"]), grid, config["num_codes"])
+    learnt = prior.get("config")
+    return (prior.get("vqvae"), prior.get("grid")) == (fingerprint(vqvae["model"]), grid) \
+        and isinstance(learnt, dict) and learnt.get("num_codes") == config["num_codes"]
 
 
 def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None) -> dict[str, Any]:
     """Read the prior `name` of a run's directory, or the one there: of several, that with the best validation loss.
 
-    vqvae: the checkpoint whose codes it must have learnt. UserError if there is none, or none for this VQ-VAE.
+    vqvae: the checkpoint, already built, whose codes it must have learnt. UserError if there is none that did.
     """
     names = [name] if name else [name for name in PRIORS if path_of(output_dir, name).exists()] or ["pixelcnn"]
     found = [load(output_dir, name) for name in names]

@@ -219,6 +219,9 @@ TABLE = [
     (V, ["--limit", "30", "--batch-size", "64", "--resume", "never", "--overwrite"], None, 1,
      "BATCH_SIZE (--batch-size) of 64 is more than the"),
     (P, ["--kernel-size", "4"], None, 2, "KERNEL_SIZE (--kernel-size) must be odd, not 4"),
+    (P, ["--prior", "lstm"], None, 2, "PRIOR (--prior) must be one of pixelcnn, pixelsnail, transformer, not 'lstm'"),
+    (P, ["--prior", "transformer", "--heads", "3"], None, 1, "HIDDEN (--hidden) and HEADS (--heads): heads must divide"),
+    (P, ["--prior", "pixelsnail", "--attention-every", "0"], None, 2, "ATTENTION_EVERY (--attention-every) must be at"),
     (P, ["--class-dropout", "1.1"], None, 2, "must be at most 1"),
     (P, ["--save-every", "inf"], None, 2, "SAVE_EVERY (--save-every) must be finite"),
     (G, ["--num-samples", "0"], None, 2, "NUM_SAMPLES (--num-samples) must be at least 1"),
@@ -250,6 +253,10 @@ TABLE = [
       for script in (P, A, G, C, R, S)],
     *[(script, [], lacking("pixelcnn.pt"), 1, "pixelcnn.pt does not exist: make it with `python train_pixelcnn.py")
       for script in (G, C)],
+    *[(script, ["--prior", "transformer"], None, 1,
+       "transformer.pt does not exist: make it with `python train_pixelcnn.py --prior transformer --output-dir")
+      for script in (G, C)],
+    (G, [], changed("pixelcnn.pt", put("config", None)), 1, "learnt the codes of another vqvae.pt"),
     *[(script, [], cut("vqvae.pt", 0.7), 1, DAMAGED) for script in SCRIPTS],
     (V, ["--resume", "never"], cut("vqvae.pt", 0.7), 1, DAMAGED),
     (G, [], cut("pixelcnn.pt", 0.99), 1, "pixelcnn.pt is damaged"),
