@@ -231,7 +231,7 @@ TABLE = [
     (G, ["--class-label", "10"], None, 1, "CLASS_LABEL (--class-label): there is no class 10; there are 0 to 9"),
     (G, ["--class-label", "-3"], None, 2, "CLASS_LABEL (--class-label) must be at least -2"),
     (A, ["--latent-dim", "0"], None, 2, "LATENT_DIM (--latent-dim) must be at least 1, not 0"),
-    (A, ["--beta", "0"], None, 2, "BETA (--beta) must be above 0.0, not 0.0"),
+    (A, ["--beta", "0"], None, 2, "BETA (--beta) must be above 0, not 0.0"),
     (A, ["--hidden", "64"], None, 2, "unrecognized arguments: --hidden 64"),
     (C, ["--num-completions", "0"], None, 2, "NUM_COMPLETIONS (--num-completions) must be at least 1, not 0"),
     (C, ["--mask", ""], None, 2, "MASK (--mask) must match .+, not ''"),

@@ -14,7 +14,7 @@ import checkpoint
 import dataset
 import train_vae
 from modules import VQVAE
-from vae import VAE, kl
+from vae import VAE, distortion, kl
 
 SMALL_VAE = [*SMALL, "--latent-dim", "8"]
 
@@ -75,7 +75,7 @@ def test_distortion_is_the_negative_log_likelihood_and_the_batch_has_its_best_va
     def reference(variance):
         return -Normal(copies, variance.sqrt()).log_prob(images).sum((1, 2, 3)).mean()
     for variance in (mse, mse * 2, mse / 2):
-        torch.testing.assert_close(train_vae.distortion(mse, variance, 36), reference(variance))
+        torch.testing.assert_close(distortion(mse, variance, 36), reference(variance))
         assert reference(variance) >= reference(mse)
 
 
