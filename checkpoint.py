@@ -77,7 +77,7 @@ def command(output_dir: str, stage: str, *more: str) -> str:
     script = ["train_pixelcnn.py"] if stage in PRIORS else [f"train_{stage}.py"]
     if stage in PRIORS and stage != "pixelcnn":
         script += ["--prior", stage]
-    return "`" + " ".join(["python", *script, "--output-dir", output_dir, *more]) + "`"
+    return "`" + " ".join(["python", *script, "--output-dir", str(output_dir), *more]) + "`"
 
 
 def save(output_dir: str, stage: str, config: dict, model: dict[str, Tensor], **more: Any) -> Path:
