@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from cli import RULES, UserError
 from modules import VQVAE
 from priors import PRIORS
+from vae import VAE
 
 FORMAT = "vqvae-pixelcnn"
 VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
 READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable")
-STAGES = {"vqvae": VQVAE, **PRIORS}
+STAGES = {"vqvae": VQVAE, **PRIORS, "vae": VAE}
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def command(output_dir: str, stage: str, *more: str) -> str:
     script = ["train_pixelcnn.py"] if stage in PRIORS else [f"train_{stage}.py"]
     if stage in PRIORS and stage != "pixelcnn":
         script += ["--prior", stage]
-    return "`" + " ".join(["python", *script, "--output-dir", output_dir, *more]) + "`"
+    return "`" + " ".join(["python", *script, "--output-dir", str(output_dir), *more]) + "`"
 
 
 def save(output_dir: str, stage: str, config: dict, model: dict[str, Tensor], **more: Any) -> Path:
@@ -186,9 +187,10 @@ def build(content: dict[str, Any], weights: str = "model") -> nn.Module:
 
 
 def fill(args: argparse.Namespace, stored: dict[str, Any]) -> argparse.Namespace:
-    """Replace the constants that are None by what the stage before was given."""
+    """Replace the constants that are None by what the stage before was given; the rest of them stay None."""
     known = {name.upper(): value for name, value in (stored["data"]["reading"] | stored["data"]).items()}
-    return argparse.Namespace(**{name: known[name] if value is None else value for name, value in vars(args).items()})
+    return argparse.Namespace(**{name: known.get(name) if value is None else value
+                                 for name, value in vars(args).items()})
 
 
 def check_images(stored: dict[str, Any], images: Tensor) -> None:

@@ -183,6 +183,44 @@ class ResidualBlock(nn.Module):
         return x + self.conv1(F.relu(self.conv3(F.relu(x))))
 
 
+def side_widths(channels: int, hidden: int, downsample: int) -> list[int]:
+    """Channels before, between and after the halvings of an encoder. ValueError unless downsample is 2, 4, 8, ..."""
+    halvings = int(math.log2(downsample))
+    if 2**halvings != downsample or downsample < 2:
+        raise ValueError(f"downsample must be a power of two from 2 up, not {downsample}")
+    return [channels] + [hidden // 2] * (halvings - 1) + [hidden]
+
+
+def make_encoder(channels: int, hidden: int, residual_blocks: int, residual_hidden: int, downsample: int,
+                 code_dim: int) -> nn.Sequential:
+    """Images (B, channels, H, W), H and W multiples of downsample, to (B, code_dim, H / downsample, W / downsample)."""
+    widths = side_widths(channels, hidden, downsample)
+    layers = []
+    for wide, narrow in zip(widths, widths[1:]):
+        layers += [nn.Conv2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU()]
+    layers += [nn.Conv2d(hidden, hidden, 3, padding=1)]
+    layers += [ResidualBlock(hidden, residual_hidden) for _ in range(residual_blocks)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(hidden, code_dim, 1))
+
+
+def make_decoder(channels: int, hidden: int, residual_blocks: int, residual_hidden: int, downsample: int,
+                 code_dim: int) -> nn.Sequential:
+    """The way back from `make_encoder` of the same sizes."""
+    widths = side_widths(channels, hidden, downsample)
+    layers = [nn.Conv2d(code_dim, hidden, 3, padding=1)]
+    layers += [ResidualBlock(hidden, residual_hidden) for _ in range(residual_blocks)]
+    for wide, narrow in zip(widths[:0:-1], widths[-2::-1]):
+        layers += [nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
+    return nn.Sequential(*layers)
+
+
+def pad(images: Tensor, multiple: int) -> Tensor:
+    """Images (B, C, H, W) with their right and bottom edges repeated up to the next multiple of either side."""
+    height, width = images.shape[2:]
+    right, bottom = -width % multiple, -height % multiple
+    return F.pad(images, (0, right, 0, bottom), mode="replicate") if right or bottom else images
+
+
 class Reconstruction(NamedTuple):
     """A batch through the whole VQ-VAE."""
 
@@ -205,24 +243,10 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.downsample = downsample
-        halvings = int(math.log2(downsample))
-        if 2**halvings != downsample or downsample < 2:
-            raise ValueError(f"downsample must be a power of two from 2 up, not {downsample}")
-        widths = [channels] + [hidden // 2] * (halvings - 1) + [hidden]
-
-        def blocks():
-            return [ResidualBlock(hidden, residual_hidden) for _ in range(residual_blocks)]
-
-        encoder = []
-        for wide, narrow in zip(widths, widths[1:]):
-            encoder += [nn.Conv2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU()]
-        encoder += [nn.Conv2d(hidden, hidden, 3, padding=1), *blocks(), nn.ReLU(), nn.Conv2d(hidden, code_dim, 1)]
-        self.encoder = nn.Sequential(*encoder)
+        sizes = channels, hidden, residual_blocks, residual_hidden, downsample, code_dim
+        self.encoder = make_encoder(*sizes)
         self.quantizer = VectorQuantizer(num_codes, code_dim, codebook, ema_decay, revive_below)
-        decoder = [nn.Conv2d(code_dim, hidden, 3, padding=1), *blocks()]
-        for wide, narrow in zip(widths[:0:-1], widths[-2::-1]):
-            decoder += [nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
-        self.decoder = nn.Sequential(*decoder)
+        self.decoder = make_decoder(*sizes)
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the grid of codes for images of this height and width."""
@@ -230,9 +254,7 @@ class VQVAE(nn.Module):
 
     def latents(self, images: Tensor) -> Tensor:
         """Encoder output z_e (B, D, grid height, grid width), before normalising and quantizing."""
-        height, width = images.shape[2:]
-        right, bottom = -width % self.downsample, -height % self.downsample
-        return self.encoder(F.pad(images, (0, right, 0, bottom), mode="replicate") if right or bottom else images)
+        return self.encoder(pad(images, self.downsample))
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to codes (B, grid height, grid width) int64."""

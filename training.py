@@ -29,7 +29,8 @@ from cli import Stopped, UserError, flag
 FREE = {"EPOCHS", "LEARNING_RATE", "DEVICE", "COMPILE", "TENSORBOARD", "SAVE_EVERY", "SAMPLE_EVERY", "DATA_DIR",
         "OUTPUT_DIR", "RESUME", "OVERWRITE"}
 # What a message calls the content of a checkpoint that a run cannot do without
-CONTENT = {"vqvae": "vqvae.pt", "images": "DATASET (--dataset): the training images or their labels",
+CONTENT = {"vqvae": "vqvae.pt", "sizes": "the sizes of the encoder and decoder of vqvae.pt",
+           "images": "DATASET (--dataset): the training images or their labels",
            "class_names": "DATASET (--dataset): the classes", "grid": "the size of the grids of codes"}
 WARMUP = 0.03      # share of the steps over which the learning rate rises; it then falls to 0 along a cosine
 CHECK_EVERY = 10   # steps between looks at the loss: each look waits for the device

@@ -17,7 +17,7 @@ import figures
 # The server has imported everything and forks in no time; nothing in it has started a thread
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo", "train_vqvae",
-                              "train_pixelcnn", "generate"])
+                              "train_pixelcnn", "train_vae", "generate"])
 
 
 def _child(script: str, flags: list[str], log: Path, number: int, after: float | None, step: int | None,

@@ -21,7 +21,7 @@ import dataset
 import sampler
 from cli import UserError
 
-SCRIPTS = ["train_vqvae", "train_pixelcnn", "generate", "reconstruct", "random_sample"]
+SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample"]
 
 
 # ---- what can be wrong with a run's directory, a copy of that of the small finished run
@@ -183,7 +183,7 @@ def put(*path_and_value):
     return change
 
 
-V, P, G, R, S = "train_vqvae", "train_pixelcnn", "generate", "reconstruct", "random_sample"
+V, P, A, G, C, R, S = SCRIPTS
 AGAIN = ["--limit", "300", "--batch-size", "50", "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16",
          "--code-dim", "8", "--epochs", "2"]
 PRIOR = ["--hidden", "16", "--layers", "2", "--batch-size", "50", "--epochs", "2"]
@@ -230,7 +230,15 @@ TABLE = [
     (G, ["--top-p", "0"], None, 2, "TOP_P (--top-p) must be above 0"),
     (G, ["--class-label", "10"], None, 1, "CLASS_LABEL (--class-label): there is no class 10; there are 0 to 9"),
     (G, ["--class-label", "-3"], None, 2, "CLASS_LABEL (--class-label) must be at least -2"),
-    (R, ["--num-images", "100000"], None, 1, "NUM_IMAGES (--num-images) of 100000 is more than the"),
+    (A, ["--latent-dim", "0"], None, 2, "LATENT_DIM (--latent-dim) must be at least 1, not 0"),
+    (A, ["--beta", "0"], None, 2, "BETA (--beta) must be above 0, not 0.0"),
+    (A, ["--hidden", "64"], None, 2, "unrecognized arguments: --hidden 64"),
+    (C, ["--num-completions", "0"], None, 2, "NUM_COMPLETIONS (--num-completions) must be at least 1, not 0"),
+    (C, ["--mask", ""], None, 2, "MASK (--mask) must match .+, not ''"),
+    (C, ["--mask", "middle"], None, 1, "MASK (--mask): there is no image file 'middle', and it is none of top, bottom"),
+    (C, ["--mask", "{file}"], None, 1, "cannot be decoded"),
+    *[(script, ["--num-images", "100000"], None, 1, "NUM_IMAGES (--num-images) of 100000 is more than the")
+      for script in (R, C)],
     (S, ["--source", "noise"], None, 2, "SOURCE (--source) must be one of uniform, gaussian"),
     # what a run cannot be continued with
     (V, [*AGAIN, "--num-codes", "32"], None, 1, "NUM_CODES (--num-codes) is 32, but the run in"),
@@ -242,10 +250,12 @@ TABLE = [
     (V, AGAIN, changed("vqvae.pt", put("training", "random", "cpu", torch.zeros(3))), 1, "cannot be continued from"),
     # checkpoints
     *[(script, [], lacking("vqvae.pt"), 1, "vqvae.pt does not exist: make it with `python train_vqvae.py --output-dir")
-      for script in (P, G, R, S)],
-    (G, [], lacking("pixelcnn.pt"), 1, "pixelcnn.pt does not exist: make it with `python train_pixelcnn.py"),
-    (G, ["--prior", "transformer"], None, 1,
-     "transformer.pt does not exist: make it with `python train_pixelcnn.py --prior transformer --output-dir"),
+      for script in (P, A, G, C, R, S)],
+    *[(script, [], lacking("pixelcnn.pt"), 1, "pixelcnn.pt does not exist: make it with `python train_pixelcnn.py")
+      for script in (G, C)],
+    *[(script, ["--prior", "transformer"], None, 1,
+       "transformer.pt does not exist: make it with `python train_pixelcnn.py --prior transformer --output-dir")
+      for script in (G, C)],
     (G, [], changed("pixelcnn.pt", put("config", None)), 1, "learnt the codes of another vqvae.pt"),
     *[(script, [], cut("vqvae.pt", 0.7), 1, DAMAGED) for script in SCRIPTS],
     (V, ["--resume", "never"], cut("vqvae.pt", 0.7), 1, DAMAGED),
@@ -279,7 +289,7 @@ TABLE = [
     (S, [], changed("vqvae.pt", put("config", [])), 1, "describes no network of this code"),
     (S, [], changed("vqvae.pt", put("data", "height", 10**9)), 1, "does not say what images it was trained on"),
     (R, [], changed("vqvae.pt", put("data", {})), 1, "does not say what images it was trained on"),
-    (G, [], changed("vqvae.pt", retrained), 1, "learnt the codes of another vqvae.pt"),
+    *[(script, [], changed("vqvae.pt", retrained), 1, "learnt the codes of another vqvae.pt") for script in (G, C)],
     (G, [], changed("pixelcnn.pt", put("vqvae", "0" * 64)), 1, "learnt the codes of another vqvae.pt"),
     (G, [], changed("pixelcnn.pt", put("grid", [10**6, 10**6])), 1, "learnt the codes of another vqvae.pt"),
     (P, PRIOR, changed("vqvae.pt", retrained), 1, "vqvae.pt changed since the run in"),
@@ -290,7 +300,9 @@ TABLE = [
     (V, ["--dataset", "cifar10"], no_downloads, 1, "cifar10 is not in"),
     (P, ["--dataset", "cifar10"], no_downloads, 1, "cifar10 is not in"),
     (R, ["--dataset", "cifar10"], no_torchvision, 1, "needs a torchvision that fits"),
-    (R, [], images_of(3, 28), 1, "its images have 3 channels and 28x28 pixels, the VQ-VAE was trained on 1"),
+    *[(script, [], images_of(3, 28), 1, "its images have 3 channels and 28x28 pixels, the VQ-VAE was trained on 1")
+      for script in (R, C, A)],
+    (C, ["--class-given"], images_of(1, 28), 1, "CLASS_GIVEN (--class-given): the classes of DATASET are not those"),
     (P, [], images_of(1, 32), 1, "its images have 1 channels and 32x32 pixels"),
     (V, AGAIN, images_of(3, 28), 1, "there are 80 training images now"),
     # the environment

@@ -23,9 +23,10 @@ import figures
 import train_pixelcnn
 import training
 
-STAGES = ["vqvae", "pixelcnn"]
+STAGES = ["vqvae", "pixelcnn"]  # vae goes the same ways but for its draws of z: it is stopped, shared and continued
 SIZES = {"vqvae": ["--hidden", "16", "--residual-hidden", "8", "--num-codes", "16", "--code-dim", "8",
-                   "--revive-below", "0.4"], "pixelcnn": ["--hidden", "16", "--layers", "2"]}
+                   "--revive-below", "0.4"], "pixelcnn": ["--hidden", "16", "--layers", "2"],
+         "vae": ["--latent-dim", "8"]}
 EPOCHS = 3
 SAVES = 33  # of a training that saves at each of its 30 steps and after each epoch
 
@@ -43,7 +44,7 @@ class Case:
     def directory(self, name: str) -> Path:
         """A run's directory as it is before this stage."""
         (self.base / name).mkdir()
-        if self.stage == "pixelcnn":
+        if self.stage != "vqvae":
             shutil.copy(self.trained / "vqvae.pt", self.base / name)
         return self.base / name
 
@@ -66,7 +67,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory, trained, data_dir):
-    return {stage: Case(stage, tmp_path_factory.mktemp(stage), trained, data_dir) for stage in STAGES}
+    return {stage: Case(stage, tmp_path_factory.mktemp(stage), trained, data_dir) for stage in [*STAGES, "vae"]}
 
 
 # ---- killed
@@ -114,7 +115,8 @@ def test_killed_at_twenty_random_moments(cases, stage):
 
 
 @pytest.mark.parametrize("stage, number, status", [
-    ("vqvae", signal.SIGTERM, 143), ("vqvae", signal.SIGINT, 130), ("pixelcnn", signal.SIGTERM, 143)])
+    ("vqvae", signal.SIGTERM, 143), ("vqvae", signal.SIGINT, 130), ("pixelcnn", signal.SIGTERM, 143),
+    ("vae", signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_same_command_continues(cases, stage, number, status):
     case = cases[stage]
     output, log = case.new()
@@ -338,7 +340,7 @@ def test_resume_never_and_overwrite(script, copied, data_dir):
 # ---- several processes
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "vae"])
 def test_two_processes_are_one_and_others_continue_what_two_began(cases, stage):
     """20 steps of a batch of 19 or 20 images, split 10 to 9, with codes revived; the second time stopped at step 10."""
     case = cases[stage]

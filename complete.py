@@ -1,0 +1,137 @@
+"""Complete images: a part of each is given, the prior draws codes for the rest, several times.
+
+Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR; writes `completion_<i>_<j>.png`, the j-th
+completion of image i, and the grid `completions.png` there, a row for each image: the original, what was given of it,
+and the completions.
+
+MASK says which codes of the grid are given; what was given of the image are the pixels that they stand for. The rest
+is painted over, outwards from what is given, before the image is encoded: no hidden pixel has a say, though the
+encoder looks beyond a code's own pixels. Completions are decoded whole, so their given part is a reconstruction.
+
+The prior draws in raster order. With the top given, each code is drawn from its exact distribution given all that is
+known; with another mask it is drawn without knowing the given codes that come after it.
+"""
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import checkpoint
+import dataset
+import devices
+import figures
+import folder
+from cli import UserError
+from cli import run as run_script
+from sampler import make_sampler, uniforms
+
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
+PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
+DATASET = None            # the data set whose test images are completed; None: that of the training
+DATA_DIR = None           # where data sets are kept, or downloaded to
+LIMIT = None              # choose among the first N images; 0: all
+MASK = "top"              # what is given: "top", "bottom", "left", "right", "center" or an image file, white: given
+CLASS_GIVEN = False       # give the prior each image's label, too
+NUM_IMAGES = 8            # images to complete, drawn from the test split
+NUM_COMPLETIONS = 6       # completions of each
+TEMPERATURE = 1.0         # divides the logits: below 1 plays safe, above 1 is bolder; 0: always the likeliest code
+TOP_K = 0                 # draw among the k likeliest codes; 0: all
+TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
+SEED = 0                  # of the choice of images and of the draws: the same seed gives the same completions
+BATCH_SIZE = 64           # grids drawn at once
+DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
+
+
+def read_mask(mask: str, height: int, width: int) -> Tensor:
+    """Which codes of a grid are given: (height, width) bool.
+
+    "top" and the other sides: the codes whose middle is in that half of the image; "center": those in the middle half
+    of either side; a file: where its image, made grey and resized to the grid, is above half. UserError if it is none
+    of these, or gives no code or all of them.
+    """
+    row = ((torch.arange(height) + 0.5) / height).view(-1, 1).expand(height, width)
+    column = ((torch.arange(width) + 0.5) / width).expand(height, width)
+    areas = {"top": row < 0.5, "bottom": row > 0.5, "left": column < 0.5, "right": column > 0.5,
+             "center": ((row - 0.5).abs() < 0.25) & ((column - 0.5).abs() < 0.25)}
+    if mask in areas:
+        given = areas[mask]
+    elif Path(mask).is_file():
+        image = dataset.to_float(folder.read(mask, folder.Reading(channels=1))[:1])
+        given = F.adaptive_avg_pool2d(image, (height, width))[0, 0] > 0.5
+    else:
+        raise UserError(f"MASK (--mask): there is no image file {mask!r}, and it is none of {', '.join(areas)}")
+    if given.all() or not given.any():
+        amount = "all" if given.any() else "none"
+        raise UserError(f"MASK (--mask): {mask!r} gives {amount} of the {height}x{width} codes")
+    return given
+
+
+def paint_over(images: Tensor, given: Tensor) -> Tensor:
+    """Images (N, C, H, W) with new pixels where given (H, W) is False: ring by ring outwards from those that are
+    given, each the mean of its neighbours of the rings before.
+    """
+    known = given.float().expand(1, 1, *given.shape)
+    images = images * known
+    while not known.all():
+        weight = F.avg_pool2d(known, 3, 1, 1)
+        ring = (known == 0) & (weight > 0)
+        images = torch.where(ring, F.avg_pool2d(images, 3, 1, 1) / weight.clamp_min(1e-6), images)
+        known = known + ring
+    return images
+
+
+@torch.no_grad()
+def main(args: argparse.Namespace) -> None:
+    device = devices.pick(args.DEVICE)
+    if not devices.is_main():
+        return
+    stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
+    prior = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
+    vqvae = checkpoint.build(stored).to(device)
+    model = checkpoint.build(prior).to(device)
+    args = checkpoint.fill(args, stored)
+    height, width = prior["grid"]
+    given = read_mask(args.MASK, height, width)
+    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, folder.Reading(**stored["data"]["reading"]))
+    checkpoint.check_images(stored, data.test.images)
+    if args.NUM_IMAGES > len(data.test.images):
+        raise UserError(f"NUM_IMAGES (--num-images) of {args.NUM_IMAGES} is more than the {len(data.test.images)} test "
+                        f"images")
+    if args.CLASS_GIVEN and data.class_names != prior["data"]["class_names"]:
+        raise UserError("CLASS_GIVEN (--class-given): the classes of DATASET are not those that the prior learnt")
+    chosen = torch.randperm(len(data.test.images), generator=torch.Generator().manual_seed(args.SEED))[:args.NUM_IMAGES]
+    originals = dataset.to_float(data.test.images[chosen]).to(device)
+    labels = data.test.labels[chosen] if args.CLASS_GIVEN and model.num_classes \
+        else torch.full_like(chosen, model.num_classes)
+    shape = originals.shape[2:]
+    side = vqvae.config["downsample"]
+    pixels = given.repeat_interleave(side, 0).repeat_interleave(side, 1)[:shape[0], :shape[1]].to(device)
+    known = vqvae.encode(paint_over(originals, pixels)).masked_fill(~given.to(device), -1)
+    numbers = torch.arange(args.NUM_IMAGES * args.NUM_COMPLETIONS)  # of the completions, image by image
+    image = numbers // args.NUM_COMPLETIONS
+    batch_size = min(args.BATCH_SIZE, len(numbers))
+    sampler = make_sampler(model, batch_size, width, args.TEMPERATURE, args.TOP_K, args.TOP_P)
+    batches = numbers.split(batch_size)
+    completions = []
+    with tqdm(desc="completing", total=len(batches) * height, unit="row", leave=False) as bar:
+        for part in batches:
+            chance = uniforms(args.SEED, int(part[0]), len(part), height, width)
+            codes = sampler(labels[image[part]], chance, known[image[part].to(device)], on_row=bar.update)
+            completions.append(vqvae.decode(codes, *shape))
+    output = Path(args.OUTPUT_DIR)
+    completions = torch.cat(completions)
+    for number, completion in enumerate(completions):
+        i, j = divmod(number, args.NUM_COMPLETIONS)
+        figures.save_image(completion, output / f"completion_{i}_{j}.png")
+    shown = torch.where(pixels, originals, 0.5)
+    rows = torch.cat([originals[:, None], shown[:, None], completions.view(len(chosen), -1, *originals.shape[1:])], 1)
+    figures.save_grid(rows.flatten(0, 1), output / "completions.png", columns=rows.shape[1])
+    print(f"wrote {args.NUM_COMPLETIONS} completions of each of {args.NUM_IMAGES} images to "
+          f"{output / 'completion_0_0.png'} ... and the grid {output / 'completions.png'}")
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

@@ -1,0 +1,140 @@
+"""complete.py: what is given is kept and nothing else is known, and the same seed completes in the same way."""
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import checkpoint
+import complete
+import dataset
+import figures
+
+FEW = ["--num-images", 3, "--num-completions", 2, "--device", "cpu"]
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    for name in ("vqvae.pt", "pixelcnn.pt"):
+        shutil.copy(trained / name, tmp_path)
+    return tmp_path
+
+
+def completions(run, count=6):
+    return [(run / f"completion_{i // 2}_{i % 2}.png").read_bytes() for i in range(count)]
+
+
+# ---- masks
+
+
+@pytest.mark.parametrize("mask, drawn", [
+    ("top", ["11111", "11111", "00000", "00000", "00000"]), ("bottom", ["00000"] * 3 + ["11111"] * 2),
+    ("left", ["11000"] * 5), ("right", ["00011"] * 5), ("center", ["00000", "01110", "01110", "01110", "00000"])])
+def test_named_masks(mask, drawn):
+    expected = torch.tensor([[letter == "1" for letter in row] for row in drawn])
+    assert torch.equal(complete.read_mask(mask, 5, 5), expected)
+
+
+def test_even_grids_are_halved():
+    assert torch.equal(complete.read_mask("top", 4, 3), torch.tensor([True, True, False, False])[:, None].expand(4, 3))
+    assert torch.equal(complete.read_mask("right", 2, 4), torch.tensor([False, False, True, True]).expand(2, 4))
+
+
+def test_a_mask_from_an_image(tmp_path):
+    picture = Image.new("L", (40, 20), 0)
+    picture.paste(255, (0, 0, 20, 10))
+    picture.paste(120, (20, 10, 40, 20))  # below half
+    picture.save(tmp_path / "mask.png")
+    given = complete.read_mask(str(tmp_path / "mask.png"), 4, 6)
+    expected = torch.zeros(4, 6, dtype=torch.bool)
+    expected[:2, :3] = True
+    assert torch.equal(given, expected)
+
+
+# ---- what the encoder is shown
+
+
+def test_painting_over_keeps_what_is_given_and_uses_nothing_else():
+    images, given = torch.rand(2, 3, 9, 7), torch.zeros(9, 7, dtype=torch.bool)
+    given[2:5, 1:4] = True
+    painted = complete.paint_over(images, given)
+    assert torch.equal(painted[:, :, given], images[:, :, given])
+    assert torch.equal(complete.paint_over(torch.where(given, images, torch.rand(2, 3, 9, 7)), given), painted)
+    lowest, highest = images[:, :, given].amin(2), images[:, :, given].amax(2)
+    assert (painted >= lowest[:, :, None, None] - 1e-5).all() and (painted <= highest[:, :, None, None] + 1e-5).all()
+    torch.testing.assert_close(complete.paint_over(torch.full_like(images, 0.3), given), torch.full_like(images, 0.3))
+
+
+# ---- the script
+
+
+def test_the_given_codes_are_kept(script, run, monkeypatch):
+    decoded, known = [], []
+    make_sampler = complete.make_sampler
+
+    def recorded(*args):
+        sampler = make_sampler(*args)
+
+        def draw(labels, chance, given, on_row):
+            known.append(given)
+            decoded.append(sampler(labels, chance, given, on_row=on_row))
+            return decoded[-1]
+        return draw
+    monkeypatch.setattr(complete, "make_sampler", recorded)
+    assert script("complete", "--output-dir", run, *FEW, "--mask", "center").status == 0
+    codes, given = torch.cat(decoded), torch.cat(known)
+    assert codes.shape == (6, 7, 7) and ((given >= 0) == complete.read_mask("center", 7, 7)).all()
+    assert torch.equal(codes[given >= 0], given[given >= 0])
+    assert torch.equal(given[0], given[1]) and not torch.equal(given[0], given[2])  # an image's two completions
+    vqvae = checkpoint.build(checkpoint.load(str(run), "vqvae"))
+    with torch.no_grad():
+        figures.save_image(vqvae.decode(codes[3:4], 28, 28)[0], run / "again.png")
+    assert (run / "again.png").read_bytes() == (run / "completion_1_1.png").read_bytes()
+
+
+def test_same_seed_same_completions_whatever_the_batch(script, run):
+    flags = ["--output-dir", run, *FEW]
+    assert script("complete", *flags).status == 0
+    first = completions(run)
+    assert len(set(first)) == 6  # the halves that were given differ, and the chance of each completion does
+    grid = Image.open(run / "completions.png")
+    assert grid.size == (4 * 58 + 2, 3 * 58 + 2)
+    assert script("complete", *flags, "--batch-size", 4).status == 0
+    assert completions(run) == first
+    assert script("complete", *flags, "--seed", 1).status == 0
+    assert completions(run) != first
+    assert script("complete", *flags, "--temperature", 0).status == 0
+    coldest = completions(run)
+    assert coldest[0] == coldest[1] != coldest[2]
+
+
+def test_hidden_pixels_have_no_say(script, run, monkeypatch):
+    load = dataset.load
+
+    def changed_below(*args):
+        data = load(*args)
+        images = data.test.images.clone()
+        images[:, :, 12:] = 255 - images[:, :, 12:]  # below the three rows of codes that are given
+        return data._replace(test=data.test._replace(images=images))
+    outputs = []
+    for loads in (load, changed_below):
+        monkeypatch.setattr(dataset, "load", loads)
+        assert script("complete", "--output-dir", run, *FEW).status == 0
+        outputs.append(completions(run))
+    assert outputs[0] == outputs[1]
+
+
+def test_the_class_can_be_given(script, run):
+    flags = ["--output-dir", run, *FEW, "--temperature", 2]
+    assert script("complete", *flags).status == 0
+    without = completions(run)
+    assert script("complete", *flags, "--class-given").status == 0
+    assert completions(run) != without
+
+
+@pytest.mark.parametrize("colour, amount", [(0, "none"), (255, "all")])
+def test_a_mask_of_all_or_nothing_is_one_line(script, run, colour, amount):
+    Image.new("L", (30, 30), colour).save(run / "mask.png")
+    outcome = script("complete", "--output-dir", run, "--mask", run / "mask.png")
+    assert outcome.status == 1 and outcome.err.count("\n") == 1
+    assert f"MASK (--mask): '{run}/mask.png' gives {amount} of the 7x7 codes" in outcome.err
