@@ -25,6 +25,7 @@ import checkpoint
 import devices
 from cli import run as run_script
 from modules import VQVAE, PixelCNN
+from priors import PRIORS
 from sampler import draw, make_sampler, uniforms
 
 OUTPUT_DIR = "output"     # where benchmark.json is written
@@ -39,6 +40,9 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 SEED = 0                  # of weights and data, which do not matter to the figures
 
 PRIOR = {"num_codes": 512, "num_classes": 10, "hidden": 64, "layers": 15, "kernel_size": 3}
+MNIST_PRIORS = {"pixelcnn": {"hidden": 64, "layers": 6, "kernel_size": 3},  # as the README trains them
+                "pixelsnail": {"hidden": 64, "layers": 6, "kernel_size": 3, "heads": 4, "attention_every": 3},
+                "transformer": {"hidden": 128, "layers": 4, "heads": 4}}
 STANDARD = {"channels": 3, "hidden": 128, "residual_blocks": 2, "residual_hidden": 32, "downsample": 4,
             "num_codes": 512, "code_dim": 64}
 MATRIX = 2048             # rows and columns of the matrix product
@@ -80,34 +84,39 @@ def show(figure: dict[str, float], unit: str = "", scale: float = 1.0) -> str:
 
 
 def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The sampler against one forward pass over the same grids, and against the plain loop."""
-    model = PixelCNN(**PRIOR).to(device, memory_format=torch.channels_last).eval()
-    rows = []
-    for size in map(int, args.GRIDS.split()):
-        for batch in map(int, args.BATCHES.split()):
-            uniform = uniforms(args.SEED, 0, batch, size, size).to(device)
-            labels = torch.arange(batch, device=device) % PRIOR["num_classes"]
-            sampler = make_sampler(model, batch, size)
-            codes = sampler(labels, uniform)
-
-            @torch.inference_mode()
-            def forward() -> None:
-                model(codes, labels)
-
-            @torch.inference_mode()
-            def plain() -> None:
-                for column in range(args.PLAIN_CODES):
-                    codes[:, 0, column] = draw(model(codes, labels)[:, :, 0, column], uniform[:, 0, column])
-
-            turns = Turns(device, args.REPEATS, sampler=lambda: sampler(labels, uniform), forward=forward, plain=plain)
-            row = {"what": f"sample {batch} x {size}x{size}", "seconds": turns.seconds("sampler"),
-                   "over_forward": turns.ratio("sampler", "forward"),
-                   "times_faster_than_plain_loop": turns.ratio("plain", "sampler", size * size / args.PLAIN_CODES)}
-            print(f"{row['what']:24} {show(row['seconds'], ' s'):28} "
-                  f"{show(row['over_forward'], 'x a forward pass'):42} "
-                  f"{show(row['times_faster_than_plain_loop'], 'x the plain loop')}", flush=True)
-            rows.append(row)
+    """Every sampler against one forward pass over the same grids, and against the plain loop."""
+    model = PixelCNN(**PRIOR)
+    rows = [race(model, f"sample {batch} x {size}x{size}", batch, size, device, args)
+            for size in map(int, args.GRIDS.split()) for batch in map(int, args.BATCHES.split())]
+    for name, sizes in MNIST_PRIORS.items():
+        rows.append(race(PRIORS[name](**sizes, num_codes=128, num_classes=10), f"{name}, 64 x 7x7", 64, 7, device, args))
     return rows
+
+
+def race(model: nn.Module, what: str, batch: int, size: int, device: torch.device,
+         args: argparse.Namespace) -> dict[str, Any]:
+    """A row of the table of samplers: `batch` square grids of `size` codes a side."""
+    model.to(device, memory_format=torch.channels_last).eval()
+    uniform = uniforms(args.SEED, 0, batch, size, size).to(device)
+    labels = torch.arange(batch, device=device) % model.num_classes
+    sampler = make_sampler(model, batch, size)
+    codes = sampler(labels, uniform)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        model(codes, labels)
+
+    @torch.inference_mode()
+    def plain() -> None:
+        for column in range(args.PLAIN_CODES):
+            codes[:, 0, column] = draw(model(codes, labels)[:, :, 0, column], uniform[:, 0, column])
+
+    turns = Turns(device, args.REPEATS, sampler=lambda: sampler(labels, uniform), forward=forward, plain=plain)
+    row = {"what": what, "seconds": turns.seconds("sampler"), "over_forward": turns.ratio("sampler", "forward"),
+           "times_faster_than_plain_loop": turns.ratio("plain", "sampler", size * size / args.PLAIN_CODES)}
+    print(f"{what:24} {show(row['seconds'], ' s'):28} {show(row['over_forward'], 'x a forward pass'):42} "
+          f"{show(row['times_faster_than_plain_loop'], 'x the plain loop')}", flush=True)
+    return row
 
 
 def cost_per_code(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ def command(output_dir: str, stage: str, *more: str) -> str:
     script = ["train_pixelcnn.py"] if stage in PRIORS else [f"train_{stage}.py"]
     if stage in PRIORS and stage != "pixelcnn":
         script += ["--prior", stage]
-    return "`" + " ".join(["python", *script, "--output-dir", output_dir, *more]) + "`"
+    return "`" + " ".join(["python", *script, "--output-dir", str(output_dir), *more]) + "`"
 
 
 def save(output_dir: str, stage: str, config: dict, model: dict[str, Tensor], **more: Any) -> Path:
@@ -187,7 +187,7 @@ def build(content: dict[str, Any], weights: str = "model") -> nn.Module:
 
 
 def fill(args: argparse.Namespace, stored: dict[str, Any]) -> argparse.Namespace:
-    """Replace the constants that are None by what the stage before was given."""
+    """Replace the constants that are None by what the stage before was given; the rest of them stay None."""
     known = {name.upper(): value for name, value in (stored["data"]["reading"] | stored["data"]).items()}
     return argparse.Namespace(**{name: known.get(name) if value is None else value
                                  for name, value in vars(args).items()})
@@ -205,14 +205,15 @@ def fits(vqvae: dict[str, Any], prior: dict[str, Any]) -> bool:
     """Whether the prior learnt the codes of this very VQ-VAE: another one's codes mean nothing to it."""
     data, config = vqvae["data"], vqvae["config"]
     grid = [-(-data[side] // config["downsample"]) for side in ("height", "width")]
-    return (prior.get("vqvae"), prior.get("grid"), prior["config"]["num_codes"]) \
-        == (fingerprint(vqvae["model"]), grid, config["num_codes"])
+    learnt = prior.get("config")
+    return (prior.get("vqvae"), prior.get("grid")) == (fingerprint(vqvae["model"]), grid) \
+        and isinstance(learnt, dict) and learnt.get("num_codes") == config["num_codes"]
 
 
 def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None) -> dict[str, Any]:
     """Read the prior `name` of a run's directory, or the one there: of several, that with the best validation loss.
 
-    vqvae: the checkpoint whose codes it must have learnt. UserError if there is none, or none for this VQ-VAE.
+    vqvae: the checkpoint, already built, whose codes it must have learnt. UserError if there is none that did.
     """
     names = [name] if name else [name for name in PRIORS if path_of(output_dir, name).exists()] or ["pixelcnn"]
     found = [load(output_dir, name) for name in names]

@@ -64,7 +64,8 @@ def read_mask(mask: str, height: int, width: int) -> Tensor:
     else:
         raise UserError(f"MASK (--mask): there is no image file {mask!r}, and it is none of {', '.join(areas)}")
     if given.all() or not given.any():
-        raise UserError(f"MASK (--mask): {mask!r} gives {'all' if given.any() else 'none'} of the {height}x{width} codes")
+        amount = "all" if given.any() else "none"
+        raise UserError(f"MASK (--mask): {mask!r} gives {amount} of the {height}x{width} codes")
     return given
 
 

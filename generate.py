@@ -33,8 +33,8 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
-    prior = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
     vqvae = checkpoint.build(stored).to(device)
+    prior = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
     model = checkpoint.build(prior).to(device)
     classes = model.num_classes
     if args.CLASS_LABEL >= classes:

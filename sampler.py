@@ -270,23 +270,22 @@ class PixelCNNSampler(Sampler):
 
 
 class Memory:
-    """The keys and values that one layer's attention has seen, place by place: (B * heads, places, C / heads) each."""
+    """The keys and values (B, places, C / heads) that one layer's attention has seen, place by place."""
 
-    def __init__(self, batch_size: int, heads: int, places: int, hidden: int, device: torch.device):
-        self.batch_size, self.heads, self.channels = batch_size, batch_size * heads, hidden // heads
-        self.keys, self.values = (torch.zeros(self.heads, places, self.channels, device=device) for _ in range(2))
+    def __init__(self, batch_size: int, places: int, channels: int, device: torch.device):
+        self.keys, self.values = (torch.zeros(batch_size, places, channels, device=device) for _ in range(2))
 
     def add(self, place: int, key: Tensor, value: Tensor) -> None:
-        """Keep the key and the value (B, C) of a place."""
-        self.keys[:, place] = key.reshape(self.heads, self.channels)
-        self.values[:, place] = value.reshape(self.heads, self.channels)
+        """Keep the key and the value (B, C / heads) of a place."""
+        self.keys[:, place] = key
+        self.values[:, place] = value
 
     def look_up(self, query: Tensor, count: int) -> Tensor:
         """Attention of query (B, C) to the first `count` places. Returns (B, C)."""
-        # two matrix products: scaled_dot_product_attention takes half as long again for a single query
-        query = query.reshape(self.heads, 1, self.channels) * self.channels**-0.5
+        channels = self.keys.shape[2]
+        query = query.reshape(len(self.keys), -1, channels) * channels**-0.5
         weights = torch.bmm(query, self.keys[:, :count].transpose(1, 2)).softmax(2)
-        return torch.bmm(weights, self.values[:, :count]).view(self.batch_size, -1)
+        return torch.bmm(weights, self.values[:, :count]).flatten(1)
 
 
 class PixelSNAILSampler(PixelCNNSampler):
@@ -303,7 +302,7 @@ class PixelSNAILSampler(PixelCNNSampler):
             self.height, device = height, self.codes.device
             table = fourier(height, self.width, device)
             self.places_embedded = {i: layer.place(table) for i, layer in self.attention.items()}
-            self.memories = {i: Memory(self.batch_size, layer.heads, 1 + height * self.width, self.hidden, device)
+            self.memories = {i: Memory(self.batch_size, 1 + height * self.width, self.hidden // layer.heads, device)
                              for i, layer in self.attention.items()}
         self.seen = 0  # codes so far
         self.asked: dict[int, Tensor] = {}  # what each layer's attention was asked with last
@@ -326,15 +325,20 @@ class PixelSNAILSampler(PixelCNNSampler):
 class TransformerSampler(Sampler):
     """A transformer, one code at a time, that remembers the keys and values of the codes before."""
 
+    @torch.no_grad()
     def __init__(self, model: Transformer, batch_size: int, width: int, *options: float):
         super().__init__(model, batch_size, width, *options)
+        self.matrices = [[(layer.bias, layer.weight.T.contiguous()) for layer in
+                          (block.query_key_value, block.out, block.mlp[0], block.mlp[2])] for block in model.blocks]
+        # the widest result: to take room for it anew for every code costs more than to fill it
+        self.wide = torch.zeros(batch_size, 4 * model.config["hidden"], device=self.codes.device)
         self.height = 0
 
     def _start(self, height: int) -> None:
         if height != self.height:
             self.height, device = height, self.codes.device
             self.places = self.model.place(fourier(height, self.width, device))
-            self.memories = [Memory(self.batch_size, block.heads, height * self.width, self.model.config["hidden"], device)
+            self.memories = [Memory(self.batch_size, height * self.width, block.sizes[1], device)
                              for block in self.model.blocks]
         self.before = self.model.condition(self.labels)
 
@@ -345,14 +349,14 @@ class TransformerSampler(Sampler):
     def _code(self, place: int, column: int) -> None:
         """Draw the codes of one place, in raster order, that lies in this column."""
         x = self.before + self.places[place]
-        for block, memory in zip(self.model.blocks, self.memories):
-            query, *key_value = block.query_key_value(block.norm_1(x)).chunk(3, 1)
-            memory.add(place, *key_value)
-            x = x + block.out(memory.look_up(query, place + 1))
-            x = x + block.mlp(block.norm_2(x))
+        for block, memory, (ask, answer, widen, narrow) in zip(self.model.blocks, self.memories, self.matrices):
+            query, key, value = torch.addmm(ask[0], block.norm_1(x), ask[1]).split(block.sizes, 1)
+            memory.add(place, key, value)
+            x.add_(answer[0]).addmm_(memory.look_up(query, place + 1), answer[1])
+            torch.addmm(widen[0], block.norm_2(x), widen[1], out=self.wide).relu_()
+            x.add_(narrow[0]).addmm_(self.wide, narrow[1])
         self.logits = self.model.head(self.model.norm(x))
         self.before = self.model.embedding(self._draw(column))
-
 
 SAMPLERS = {PixelCNN: PixelCNNSampler, PixelSNAIL: PixelSNAILSampler, Transformer: TransformerSampler}
 

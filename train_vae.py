@@ -23,7 +23,7 @@ from cli import run as run_script
 from modules import VQVAE
 from sampler import make_sampler, uniforms
 from training import Run, lock, should_compile
-from vae import VAE, kl
+from vae import VAE, distortion, kl
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
@@ -46,12 +46,6 @@ PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"],
           "rate: KL (bits per image)": ["train_kl_bits", "validation_kl_bits"],
           "loss (nats per image)": ["train_loss", "validation_loss"]}
 SIZES = ["channels", "hidden", "residual_blocks", "residual_hidden", "downsample", "code_dim"]  # taken from vqvae.pt
-ROUNDING = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no likelihood is narrower
-
-
-def distortion(mse: Tensor, variance: Tensor, pixels: int) -> Tensor:
-    """-log p(image | z) in nats per image under a Gaussian of that variance for every pixel."""
-    return pixels / 2 * (mse / variance + (2 * math.pi * variance).log())
 
 
 def metrics(totals: dict[str, Tensor], pixels: int, beta: float) -> dict[str, float]:
@@ -60,7 +54,7 @@ def metrics(totals: dict[str, Tensor], pixels: int, beta: float) -> dict[str, fl
     """
     totals = {name: devices.all_sum(total.clone()) for name, total in totals.items()}
     mse, rate = (totals[name].double().cpu() / totals["count"].cpu() for name in ("mse", "kl"))
-    loss = distortion(mse, mse.clamp_min(ROUNDING), pixels) + beta * rate
+    loss = distortion(mse, mse, pixels) + beta * rate
     return {"mse": mse.item(), "psnr": -10 * math.log10(max(mse.item(), 1e-12)), "kl_bits": rate.item() / math.log(2),
             "loss": loss.item()}
 
@@ -121,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
                 rate = kl(out.mean, out.log_variance).mean()
                 # the best variance for the whole batch ([2] in vae.py), a constant to the gradient
                 variance = devices.all_sum(mse.detach() * len(images)) / count
-                loss = distortion(mse, variance.clamp_min(ROUNDING), pixels) + args.BETA * rate
+                loss = distortion(mse, variance, pixels) + args.BETA * rate
                 # every image counts the same, also where the processes' shares differ by one
                 optimizer.zero_grad()
                 (loss * len(images) * devices.world() / count).backward()

@@ -12,12 +12,15 @@ Papers, cited by number in the code:
 [1] Kingma and Welling, Auto-Encoding Variational Bayes, 2013, arXiv:1312.6114
 [2] Rybkin et al., Simple and Effective VAE Training with Calibrated Decoders, 2021, arXiv:2006.13202
 """
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from modules import make_decoder, make_encoder, pad
+
+ROUNDING = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no likelihood is narrower
 
 
 class Output(NamedTuple):
@@ -69,3 +72,11 @@ class VAE(nn.Module):
 def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, variance) || N(0, 1)) in nats, summed over the latent ([1], appendix B): (B, latent_dim) to (B,)."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+
+
+def distortion(mse: Tensor, variance: Tensor, pixels: int) -> Tensor:
+    """-log p(image | z) in nats per image under a Gaussian of that variance for every pixel; both are scalars, and mse
+    is the mean over images of that many pixels.
+    """
+    variance = variance.clamp_min(ROUNDING)
+    return pixels / 2 * (mse / variance + (2 * math.pi * variance).log())

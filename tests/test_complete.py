@@ -70,7 +70,7 @@ def test_painting_over_keeps_what_is_given_and_uses_nothing_else():
 
 def test_the_given_codes_are_kept(script, run, monkeypatch):
     decoded, known = [], []
-    build, make_sampler = checkpoint.build, complete.make_sampler
+    make_sampler = complete.make_sampler
 
     def recorded(*args):
         sampler = make_sampler(*args)
@@ -86,7 +86,7 @@ def test_the_given_codes_are_kept(script, run, monkeypatch):
     assert codes.shape == (6, 7, 7) and ((given >= 0) == complete.read_mask("center", 7, 7)).all()
     assert torch.equal(codes[given >= 0], given[given >= 0])
     assert torch.equal(given[0], given[1]) and not torch.equal(given[0], given[2])  # an image's two completions
-    vqvae = build(checkpoint.load(run, "vqvae"))
+    vqvae = checkpoint.build(checkpoint.load(str(run), "vqvae"))
     with torch.no_grad():
         figures.save_image(vqvae.decode(codes[3:4], 28, 28)[0], run / "again.png")
     assert (run / "again.png").read_bytes() == (run / "completion_1_1.png").read_bytes()
@@ -132,13 +132,9 @@ def test_the_class_can_be_given(script, run):
     assert completions(run) != without
 
 
-@pytest.mark.parametrize("flags, says", [
-    (["--mask", "{run}/black.png"], "black.png' gives none of the 7x7 codes"),
-    (["--mask", "{run}/white.png"], "white.png' gives all of the 7x7 codes"),
-    (["--prior", "transformer"], "transformer.pt does not exist"),
-])
-def test_a_mask_of_all_or_nothing_or_a_prior_that_is_not_there(script, run, flags, says):
-    for name, colour in (("black", 0), ("white", 255)):
-        Image.new("L", (30, 30), colour).save(run / f"{name}.png")
-    outcome = script("complete", "--output-dir", run, *[str(flag).replace("{run}", str(run)) for flag in flags])
-    assert outcome.status == 1 and says in outcome.err and outcome.err.count("\n") == 1
+@pytest.mark.parametrize("colour, amount", [(0, "none"), (255, "all")])
+def test_a_mask_of_all_or_nothing_is_one_line(script, run, colour, amount):
+    Image.new("L", (30, 30), colour).save(run / "mask.png")
+    outcome = script("complete", "--output-dir", run, "--mask", run / "mask.png")
+    assert outcome.status == 1 and outcome.err.count("\n") == 1
+    assert f"MASK (--mask): '{run}/mask.png' gives {amount} of the 7x7 codes" in outcome.err

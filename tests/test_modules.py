@@ -1,6 +1,7 @@
 """The quantizer, the VQ-VAE and the PixelCNN against what their papers say."""
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import dataset
@@ -245,3 +246,20 @@ def test_the_class_matters_once_it_is_learnt():
     codes = torch.randint(7, (1, 3, 3))
     outputs = [model(codes, torch.tensor([label])) for label in range(3)]  # the last one: no class
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(outputs, outputs[1:]))
+
+
+def test_the_vqvae_is_laid_out_as_ever():
+    """Layer by layer, and so the same names and, for the same seed, the same weights: old checkpoints and runs hold."""
+    def block():
+        return modules.ResidualBlock(16, 8)
+    torch.manual_seed(3)
+    encoder = nn.Sequential(nn.Conv2d(1, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 4, 2, 1), nn.ReLU(),
+                            nn.Conv2d(16, 16, 3, padding=1), block(), block(), nn.ReLU(), nn.Conv2d(16, 6, 1))
+    quantizer = VectorQuantizer(12, 6)
+    decoder = nn.Sequential(nn.Conv2d(6, 16, 3, padding=1), block(), block(), nn.ReLU(),
+                            nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 1, 4, 2, 1))
+    expected = nn.ModuleDict({"encoder": encoder, "quantizer": quantizer, "decoder": decoder}).state_dict()
+    torch.manual_seed(3)
+    state = small_vqvae(residual_blocks=2).state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in state)

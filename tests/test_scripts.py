@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, SMALL_PIXELCNN, SMALL_VQVAE
 from PIL import Image
 
@@ -87,6 +88,33 @@ def test_training_with_every_option(script, data_dir, tmp_path):
     assert list((tmp_path / "tensorboard" / "vqvae").glob("events*"))
     assert list((tmp_path / "tensorboard" / "pixelcnn").glob("events*"))
     assert script("generate", "--output-dir", tmp_path, "--num-samples", 2).status == 0
+
+
+def test_a_run_may_hold_several_priors(script, trained, tmp_path):
+    """Of those there the one with the best validation loss is drawn from; a name chooses; one of other codes is no use."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    here = ["--output-dir", tmp_path]
+
+    def drawn_from(*flags):
+        outcome = script("generate", *here, "--num-samples", 2, *flags)
+        assert outcome.status == 0
+        return outcome.out.split(" samples of ")[1].split(".pt")[0]
+
+    assert script("train_pixelcnn", *SMALL_PIXELCNN, *here, "--prior", "pixelsnail", "--sample-every", 1,
+                  "--learning-rate", 0.01).status == 0
+    assert script("train_pixelcnn", *SMALL_PIXELCNN, *here, "--prior", "transformer", "--learning-rate", 1e-6).status == 0
+    assert (tmp_path / "samples" / "pixelsnail_epoch_001.png").exists()
+    losses = {}
+    for prior in ("pixelcnn", "pixelsnail", "transformer"):
+        with open(tmp_path / f"{prior}_history.csv", newline="") as file:
+            losses[prior] = min(float(row["validation_nll"]) for row in csv.DictReader(file))
+    assert losses["transformer"] == max(losses.values())
+    best = min(losses, key=losses.get)
+    assert drawn_from() == best
+    assert drawn_from("--prior", "transformer") == "transformer"
+    content = torch.load(tmp_path / f"{best}.pt", weights_only=True)
+    torch.save(content | {"vqvae": "0" * 64}, tmp_path / f"{best}.pt")
+    assert drawn_from() == min(losses.keys() - {best}, key=losses.get)
 
 
 def test_a_training_repeats_itself(script, data_dir, tmp_path):
