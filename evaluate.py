@@ -138,7 +138,8 @@ def main(args: argparse.Namespace) -> None:
     best = min(bits, key=bits.get)
     path = Path(args.OUTPUT_DIR) / "nearest.png"
     save_nearest(yard, f"samples of {best}", rows[best].images, nearest[best][1], path)
-    print("codebook: {codes_used} of {codes} codes in use on the test split, perplexity {perplexity:.1f}".format(**codebook))
+    print("codebook: {codes_used} of {codes} codes in use on the test split, perplexity {perplexity:.1f}".format_map(
+        codebook))
     print(f"fewest bits per image: {best}, {1 - bits[best] / bits['per-position marginal']:.0%} below the per-position "
           f"marginal")
     print("nearest training image, on average: {:.2f} away from samples of {}, {:.2f} from test images, {:.2f} from "

@@ -229,9 +229,9 @@ class Row(NamedTuple):
 class Yardstick:
     """A run's VQ-VAE and its data, and what sets of images are held against: test images in a classifier's features.
 
-    priors: names of those to load, as `checkpoint.load_prior` takes them. args: OUTPUT_DIR, DATASET, DATA_DIR, LIMIT, NUM_SAMPLES, CLASSIFIER_EPOCHS, INCEPTION, BATCH_SIZE and SEED of a
-    script. A set has as many images as there are test images to hold it against, `count`: NUM_SAMPLES, or the whole
-    test split if that is smaller. Image i of a set of samples is asked to be of the class of test image `chosen[i]`.
+    args: OUTPUT_DIR, DATASET, DATA_DIR, LIMIT, NUM_SAMPLES, CLASSIFIER_EPOCHS, INCEPTION, BATCH_SIZE and SEED of a
+    script. priors: the names of those to load, as `checkpoint.load_prior` takes them. A set has as many images as
+    there are test images to hold it against, `count`: NUM_SAMPLES, or the whole test split if that is smaller. Image i of a set of samples is asked to be of the class of test image `chosen[i]`.
     Making a Yardstick trains the classifier if the run has none, and prints its accuracy.
     """
 

@@ -21,7 +21,8 @@ import dataset
 import sampler
 from cli import UserError
 
-SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample"]
+SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
+           "evaluate", "ablation"]
 
 
 # ---- what can be wrong with a run's directory, a copy of that of the small finished run

@@ -28,7 +28,8 @@ def run(trained, tmp_path_factory):
     where = [*SMALL, "--output-dir", str(output)]
     train_vae.main(cli.parse(vars(train_vae), [*where, "--latent-dim", "4"]))
     for prior in ("pixelsnail", "transformer"):
-        train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*where, "--prior", prior, "--hidden", "8", "--layers", "2"]))
+        sizes = ["--prior", prior, "--hidden", "8", "--layers", "2"]
+        train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*where, *sizes]))
     return output
 
 
@@ -48,7 +49,8 @@ def test_every_row_and_column(script, run):
     rows = content["rows"]
     priors, samples = ["pixelcnn", "pixelsnail", "transformer"], ["VAE samples"]
     independent = ["per-position marginal", "marginal", "uniform codes"]
-    assert list(rows) == ["real images", "VQ-VAE reconstructions", "VAE reconstructions", *priors, *samples, *independent]
+    assert list(rows) == ["real images", "VQ-VAE reconstructions", "VAE reconstructions", *priors, *samples,
+                          *independent]
     judged = {"frechet", "precision", "recall", "nearest"}
     assert set(rows["real images"]) == {*judged, "class_accuracy"}
     assert all(set(rows[name]) == {*judged, "class_accuracy", "mse", "psnr", "ssim"}

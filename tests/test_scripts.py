@@ -11,7 +11,8 @@ from PIL import Image
 
 import cli
 
-SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample"]
+SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
+           "evaluate", "ablation"]
 
 
 def test_one_after_the_other_as_a_user_would(tmp_path, data_dir):
