@@ -231,8 +231,8 @@ class Yardstick:
 
     args: OUTPUT_DIR, DATASET, DATA_DIR, LIMIT, NUM_SAMPLES, CLASSIFIER_EPOCHS, INCEPTION, BATCH_SIZE and SEED of a
     script. priors: the names of those to load, as `checkpoint.load_prior` takes them. A set has as many images as
-    there are test images to hold it against, `count`: NUM_SAMPLES, or the whole test split if that is smaller. Image i of a set of samples is asked to be of the class of test image `chosen[i]`.
-    Making a Yardstick trains the classifier if the run has none, and prints its accuracy.
+    there are test images to hold it against, `count`: NUM_SAMPLES, or the whole test split if that is smaller.
+    Image i of a set of samples is asked to be of the class of test image `chosen[i]`. Making a Yardstick trains the classifier if the run has none, and prints its accuracy.
     """
 
     def __init__(self, args: argparse.Namespace, device: torch.device, priors: list[str | None]):
@@ -246,10 +246,9 @@ class Yardstick:
                                  folder.Reading(**self.stored["data"]["reading"]))
         train, _, test, class_names = self.data
         checkpoint.check_images(self.stored, test.images)
-        for name, model in self.priors.items():
-            if model.num_classes != len(class_names):
-                raise UserError(f"{name}.pt learnt {model.num_classes} classes, DATASET (--dataset) has "
-                                f"{len(class_names)}")
+        for prior in found:
+            if prior["data"]["class_names"] != class_names:
+                raise UserError(f"DATASET (--dataset): its classes are not those that {prior['stage']}.pt learnt")
         self.count = min(args.NUM_SAMPLES, len(test.images))
         if self.count < FEWEST:
             raise UserError(f"NUM_SAMPLES (--num-samples) of {args.NUM_SAMPLES} and a test split of {len(test.images)} "

@@ -184,7 +184,7 @@ def put(*path_and_value):
     return change
 
 
-V, P, A, G, C, R, S = SCRIPTS
+V, P, A, G, C, R, S, E, B = SCRIPTS
 AGAIN = ["--limit", "300", "--batch-size", "50", "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16",
          "--code-dim", "8", "--epochs", "2"]
 PRIOR = ["--hidden", "16", "--layers", "2", "--batch-size", "50", "--epochs", "2"]
@@ -240,6 +240,9 @@ TABLE = [
     (C, ["--mask", "{file}"], None, 1, "cannot be decoded"),
     *[(script, ["--num-images", "100000"], None, 1, "NUM_IMAGES (--num-images) of 100000 is more than the")
       for script in (R, C)],
+    (E, ["--num-samples", "7"], None, 1, "images leave 7 to compare: at least 8 are needed"),
+    (E, ["--classifier-epochs", "0"], None, 2, "CLASSIFIER_EPOCHS (--classifier-epochs) must be at least 1"),
+    (B, ["--temperatures", "0.7 warm"], None, 2, "TEMPERATURES (--temperatures) must match"),
     (S, ["--source", "noise"], None, 2, "SOURCE (--source) must be one of uniform, gaussian"),
     # what a run cannot be continued with
     (V, [*AGAIN, "--num-codes", "32"], None, 1, "NUM_CODES (--num-codes) is 32, but the run in"),
@@ -251,16 +254,16 @@ TABLE = [
     (V, AGAIN, changed("vqvae.pt", put("training", "random", "cpu", torch.zeros(3))), 1, "cannot be continued from"),
     # checkpoints
     *[(script, [], lacking("vqvae.pt"), 1, "vqvae.pt does not exist: make it with `python train_vqvae.py --output-dir")
-      for script in (P, A, G, C, R, S)],
+      for script in (P, A, G, C, R, S, E, B)],
     *[(script, [], lacking("pixelcnn.pt"), 1, "pixelcnn.pt does not exist: make it with `python train_pixelcnn.py")
-      for script in (G, C)],
+      for script in (G, C, B)],
     *[(script, ["--prior", "transformer"], None, 1,
        "transformer.pt does not exist: make it with `python train_pixelcnn.py --prior transformer --output-dir")
-      for script in (G, C)],
+      for script in (G, C, B)],
     (G, [], changed("pixelcnn.pt", put("config", None)), 1, "learnt the codes of another vqvae.pt"),
     *[(script, [], cut("vqvae.pt", 0.7), 1, DAMAGED) for script in SCRIPTS],
     (V, ["--resume", "never"], cut("vqvae.pt", 0.7), 1, DAMAGED),
-    (G, [], cut("pixelcnn.pt", 0.99), 1, "pixelcnn.pt is damaged"),
+    *[(script, [], cut("pixelcnn.pt", 0.99), 1, "pixelcnn.pt is damaged") for script in (G, E, B)],
     (R, [], holding("vqvae.pt", b""), 1, DAMAGED),
     (R, [], holding("vqvae.pt", b"\x89PNG\r\n" + bytes(1000)), 1, DAMAGED),
     (S, [], instead("vqvae.pt", "vqvae_history.csv"), 1, DAMAGED),
@@ -290,7 +293,8 @@ TABLE = [
     (S, [], changed("vqvae.pt", put("config", [])), 1, "describes no network of this code"),
     (S, [], changed("vqvae.pt", put("data", "height", 10**9)), 1, "does not say what images it was trained on"),
     (R, [], changed("vqvae.pt", put("data", {})), 1, "does not say what images it was trained on"),
-    *[(script, [], changed("vqvae.pt", retrained), 1, "learnt the codes of another vqvae.pt") for script in (G, C)],
+    *[(script, [], changed("vqvae.pt", retrained), 1, "learnt the codes of another vqvae.pt")
+      for script in (G, C, E, B)],
     (G, [], changed("pixelcnn.pt", put("vqvae", "0" * 64)), 1, "learnt the codes of another vqvae.pt"),
     (G, [], changed("pixelcnn.pt", put("grid", [10**6, 10**6])), 1, "learnt the codes of another vqvae.pt"),
     (P, PRIOR, changed("vqvae.pt", retrained), 1, "vqvae.pt changed since the run in"),
@@ -302,8 +306,10 @@ TABLE = [
     (P, ["--dataset", "cifar10"], no_downloads, 1, "cifar10 is not in"),
     (R, ["--dataset", "cifar10"], no_torchvision, 1, "needs a torchvision that fits"),
     *[(script, [], images_of(3, 28), 1, "its images have 3 channels and 28x28 pixels, the VQ-VAE was trained on 1")
-      for script in (R, C, A)],
+      for script in (R, C, A, E)],
     (C, ["--class-given"], images_of(1, 28), 1, "CLASS_GIVEN (--class-given): the classes of DATASET are not those"),
+    *[(script, [], images_of(1, 28), 1, "DATASET (--dataset): its classes are not those that pixelcnn.pt learnt")
+      for script in (E, B)],
     (P, [], images_of(1, 32), 1, "its images have 1 channels and 32x32 pixels"),
     (V, AGAIN, images_of(3, 28), 1, "there are 80 training images now"),
     # the environment
