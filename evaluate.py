@@ -6,14 +6,15 @@ their nearest training images; and `classifier.pt`, trained once for a run's ima
 
 The columns of the table:
     bits/image   of the test split's codes under the prior; of a VAE, the divergence of its posterior from its prior
-    MSE, PSNR    over the whole test split, of pixels in [0, 1]; PSNR is that of the mean MSE
+    MSE, PSNR    over the whole test split, of pixels clipped to [0, 1]; PSNR is that of the mean MSE
     SSIM         as reconstruct.py measures it, mean over the first test images
     Frechet      distance to the test images, in the features of a small classifier: comparable within a data set
     precision    share of the samples that lie among the test images, in the same features
     recall       share of the test images that lie among the samples
     class        share of the samples that the classifier takes for the class asked for
     nearest      mean distance to the nearest training image: memorised samples would lie far nearer than test images
-In the row of the real images, one half of the test split is held against the other.
+In the row of the real images one half of the test images is held against the other: the floor. Reconstructions are of
+the very images that they are held against, so no precision or recall but near 1 is good there.
 """
 import argparse
 import math

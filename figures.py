@@ -50,13 +50,16 @@ def save_strips(strips: dict[str, Tensor], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
     sheets = [_sheet(images, len(images)) for images in strips.values()]
     height, width = sheets[0].shape[:2]
-    figure = Figure(figsize=(13, 0.4 + len(sheets) * 10 * height / width), layout="constrained")
+    strip = 10 * height / width  # in inches, as all of it: the labels take 3.4 of the width, the strips 10
+    tall = 0.4 + len(sheets) * (strip + 0.1)
+    figure = Figure(figsize=(13.5, tall))
     FigureCanvasAgg(figure)
-    for axis, label, sheet in zip(figure.subplots(len(sheets), 1, squeeze=False)[:, 0], strips, sheets):
+    for row, (label, sheet) in enumerate(zip(strips, sheets), start=1):
+        axis = figure.add_axes((3.4 / 13.5, 1 - (0.3 + row * (strip + 0.1)) / tall, 10 / 13.5, strip / tall))
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=255)
         axis.set_axis_off()
-        axis.text(-0.01, 0.5, label, transform=axis.transAxes, ha="right", va="center")
-    figure.suptitle(title)
+        axis.text(-0.01, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=9)
+    figure.text(8.4 / 13.5, 1 - 0.2 / tall, title, ha="center", va="center", fontsize="large")
     _save_figure(figure, path)
 
 

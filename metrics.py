@@ -217,6 +217,7 @@ COLUMNS = {"bits_per_image": ("bits/image", ".1f"), "mse": ("MSE", ".5f"), "psnr
            "ssim": ("SSIM", ".4f"), "frechet": ("Frechet", ".2f"), "precision": ("precision", ".3f"),
            "recall": ("recall", ".3f"), "class_accuracy": ("class", ".1%"), "distinct": ("distinct", ".1%"),
            "nearest": ("nearest", ".2f"), "fid": ("FID", ".2f"), "inception_score": ("IS", ".2f")}
+TOLD = ("bits_per_image", "frechet", "class_accuracy", "distinct")  # those of them that stand in a figure
 
 
 class Row(NamedTuple):
@@ -232,7 +233,8 @@ class Yardstick:
     args: OUTPUT_DIR, DATASET, DATA_DIR, LIMIT, NUM_SAMPLES, CLASSIFIER_EPOCHS, INCEPTION, BATCH_SIZE and SEED of a
     script. priors: the names of those to load, as `checkpoint.load_prior` takes them. A set has as many images as
     there are test images to hold it against, `count`: NUM_SAMPLES, or the whole test split if that is smaller.
-    Image i of a set of samples is asked to be of the class of test image `chosen[i]`. Making a Yardstick trains the classifier if the run has none, and prints its accuracy.
+    Image i of a set of samples is asked to be of the class of test image `chosen[i]`. Making a Yardstick trains the
+    classifier if the run has none, and prints its accuracy.
     """
 
     def __init__(self, args: argparse.Namespace, device: torch.device, priors: list[str | None]):
@@ -374,8 +376,7 @@ class Yardstick:
             file.write(json.dumps(content, indent=1).encode())
         strips = {}
         for name, row in rows.items():
-            told = [f"{title} {row.figures[key]:{form}}" for key, (title, form) in COLUMNS.items()
-                    if key in row.figures and key in ("bits_per_image", "frechet", "class_accuracy", "distinct")]
+            told = [f"{COLUMNS[key][0]} {row.figures[key]:{COLUMNS[key][1]}}" for key in TOLD if key in row.figures]
             strips[f"{name}\n{', '.join(told)}"] = row.images(self.shown())
         figures.save_strips(strips, title, output / f"{stem}.png")
         print(f"wrote {output / stem}.json and {output / stem}.png")

@@ -201,7 +201,7 @@ def test_inception_adds_two_columns(script, run, monkeypatch):
     assert 30 <= rows["real images"]["fid"] < 60 and rows["real images"]["inception_score"] == 30  # a half and a half
     for name, row in rows.items():
         assert name == "real images" or (row["fid"] >= 60 and row["inception_score"] == 60)
-    assert rows["uniform codes"]["fid"] > rows["VQ-VAE reconstructions"]["fid"]
+    assert rows["uniform codes"]["fid"] != rows["marginal"]["fid"]
 
 
 @pytest.mark.parametrize("error, says", [
