@@ -89,7 +89,8 @@ def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
     rows = [race(model, f"sample {batch} x {size}x{size}", batch, size, device, args)
             for size in map(int, args.GRIDS.split()) for batch in map(int, args.BATCHES.split())]
     for name, sizes in MNIST_PRIORS.items():
-        rows.append(race(PRIORS[name](**sizes, num_codes=128, num_classes=10), f"{name}, 64 x 7x7", 64, 7, device, args))
+        model = PRIORS[name](**sizes, num_codes=128, num_classes=10)
+        rows.append(race(model, f"{name}, 64 x 7x7", 64, 7, device, args))
     return rows
 
 
