@@ -91,7 +91,7 @@ def test_training_with_every_option(script, data_dir, tmp_path):
 
 
 def test_a_run_may_hold_several_priors(script, trained, tmp_path):
-    """The one with the best validation loss is drawn from; a name chooses; one that learnt other codes is passed over."""
+    """The one of best validation loss is drawn from; a name chooses; one that learnt other codes is passed over."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     here = ["--output-dir", tmp_path]
 
