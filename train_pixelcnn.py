@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -19,7 +18,7 @@ import devices
 import figures
 import folder
 from cli import run as run_script
-from modules import VQVAE, PixelCNN
+from modules import VQVAE, PixelCNN, cross_entropy
 from sampler import Sampler, uniforms
 from training import Run, lock, should_compile
 
@@ -119,7 +118,7 @@ def main(args: argparse.Namespace) -> None:
                 labels = labels.masked_fill(devices.share(hidden).to(device), num_classes)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     logits = stepped(codes, labels)
-                loss = F.cross_entropy(logits.float(), codes)
+                loss = cross_entropy(logits.float(), codes)
                 # every grid counts the same, also where the processes' shares differ by one
                 optimizer.zero_grad()
                 (loss * len(codes) * devices.world() / count).backward()
