@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import checkpoint
 import devices
 from cli import run as run_script
-from modules import VQVAE, PixelCNN
+from modules import VQVAE, PixelCNN, cross_entropy
 from priors import PRIORS
 from sampler import draw, make_sampler, uniforms
 
@@ -167,7 +167,7 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
 
         def loss() -> Tensor:
             if stage == "pixelcnn":
-                return F.cross_entropy(network(codes, labels), codes)
+                return cross_entropy(network(codes, labels), codes)
             output = network(images)
             return F.mse_loss(output.images, images) + 0.25 * output.quantized.commitment_loss
 
