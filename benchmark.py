@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import checkpoint
 import devices
 from cli import run as run_script
-from modules import VQVAE, PixelCNN
+from modules import VQVAE, PixelCNN, cross_entropy
 from priors import PRIORS
 from sampler import draw, make_sampler, uniforms
 
@@ -89,7 +89,8 @@ def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
     rows = [race(model, f"sample {batch} x {size}x{size}", batch, size, device, args)
             for size in map(int, args.GRIDS.split()) for batch in map(int, args.BATCHES.split())]
     for name, sizes in MNIST_PRIORS.items():
-        rows.append(race(PRIORS[name](**sizes, num_codes=128, num_classes=10), f"{name}, 64 x 7x7", 64, 7, device, args))
+        model = PRIORS[name](**sizes, num_codes=128, num_classes=10)
+        rows.append(race(model, f"{name}, 64 x 7x7", 64, 7, device, args))
     return rows
 
 
@@ -166,7 +167,7 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
 
         def loss() -> Tensor:
             if stage == "pixelcnn":
-                return F.cross_entropy(network(codes, labels), codes)
+                return cross_entropy(network(codes, labels), codes)
             output = network(images)
             return F.mse_loss(output.images, images) + 0.25 * output.quantized.commitment_loss
 

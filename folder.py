@@ -9,6 +9,7 @@ names none, so a file never changes sides as others come and go; and the first N
 """
 import hashlib
 import json
+import math
 import mmap
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,8 +193,8 @@ def decode(path: str, reading: Reading) -> np.ndarray:
         pictures = [image.convert("L" if reading.channels == 1 else "RGB") for image in pictures]
     if reading.size:  # the largest part of that shape about the middle
         pictures = [ImageOps.fit(image, reading.size[::-1], Image.Resampling.LANCZOS) for image in pictures]
-    pixels = np.stack([np.asarray(image) for image in pictures]) if len(pictures) > 1 else np.asarray(pictures[0])[None]
-    return pixels.reshape(*pixels.shape[:3], -1)
+    pixels = np.frombuffer(b"".join(image.tobytes() for image in pictures), np.uint8)
+    return pixels.reshape(len(pictures), pictures[0].height, pictures[0].width, -1)
 
 
 def picture(path: str, reading: Reading) -> Image.Image:
@@ -378,27 +379,35 @@ def _start_process() -> None:
 def _decode_chunk(paths: list[str], target: Path, reading: Reading) -> list[tuple[int, int, int, int] | str]:
     """Write the images of the files one after the other into target; for each their shape, or why there are none."""
     outcomes = []
+    _read_ahead(paths)
     with open(target, "wb", buffering=2**20) as file, _strictly():
         for path in paths:
             images = _try_decode(path, reading)
             if not isinstance(images, str):
-                file.write(np.ascontiguousarray(images))
+                file.write(images)
                 images = images.shape
             outcomes.append(images)
     return outcomes
+
+
+def _read_ahead(paths: list[str], enough: int = 2**20) -> None:
+    """Have the system fetch the files' first `enough` bytes together: a disk takes much longer one by one."""
+    for path in paths if hasattr(os, "posix_fadvise") else []:
+        with suppress(OSError), open(path, "rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, enough, os.POSIX_FADV_WILLNEED)
 
 
 def _assemble(work: Path, chunks: list[list], outcomes: list[list], size: tuple[int, int],
               channels: int) -> tuple[list[tuple[str, bool, int]], dict[tuple[int, int], list[str]]]:
     """Join the chunks' images of one size in the file `images`; returns its rows, and the files left out by size."""
     rows, dropped = [], {}
-    with open(work / "images", "wb") as target:
+    with open(work / "images", "wb", buffering=2**20) as target:
         for number, (chunk, shapes) in enumerate(zip(chunks, outcomes)):
-            with open(work / str(number), "rb") as source:
+            with open(work / str(number), "rb", buffering=2**20) as source:
                 for (name, test, label), shape in zip(chunk, shapes):
                     if isinstance(shape, str):
                         continue
-                    pixels = source.read(int(np.prod(shape)))
+                    pixels = source.read(math.prod(shape))
                     if shape[1:3] != size:
                         dropped.setdefault(shape[1:3], []).append(name)
                         continue

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import devices
 
-NEAREST_CHUNK = 2**24  # most entries of the distance matrix held at a time
+NEAREST_CHUNK = 2**20  # most entries of the distance matrix held at a time: 4 MiB stay in a CPU's cache
 TRIAL = 5              # a new code starts with this many times the usage below which codes are revived
 
 
@@ -297,15 +297,12 @@ class CausalConv2d(nn.Conv2d):
         length = reach + (mask == "B")
         vertical = stack == "vertical"
         super().__init__(inputs, outputs, (length, kernel_size) if vertical else (1, length))
-        self.reach = reach
-        self.sides = reach if vertical else 0
+        after = length - 1 - reach  # 0 for type B; -1 for type A crops what it leaves out
+        self.sides = (reach, reach, reach, after) if vertical else (reach, after, 0, 0)  # left, right, top, bottom
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, inputs, H, W). Returns (B, outputs, H, W)."""
-        height, width = x.shape[2:]
-        if self.kernel_size[0] == 1 and self.sides == 0:
-            return super().forward(F.pad(x, (self.reach, 0, 0, 0)))[..., :width]
-        return super().forward(F.pad(x, (self.sides, self.sides, self.reach, 0)))[:, :, :height]
+        return super().forward(F.pad(x, self.sides))
 
 
 def gate(x: Tensor) -> Tensor:
@@ -328,10 +325,17 @@ class GatedBlock(nn.Module):
     def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """v, h: (B, C, H, W), the stacks; condition: (B, 4C, 1, 1), added before the gates. Returns v, h."""
         v_condition, h_condition = condition.chunk(2, 1)
-        v_features = self.vertical(v) + v_condition
-        h_features = self.horizontal(h) + self.across(v_features) + h_condition
+        # in place, in the condition's type: under autocast the convolutions put out bfloat16
+        v_features = self.vertical(v).to(condition.dtype).add_(v_condition)
+        h_features = self.horizontal(h).to(condition.dtype).add_(self.across(v_features)).add_(h_condition)
         v_new, h_new = gate(v_features), self.out(gate(h_features))
         return (v + v_new, h + h_new) if self.residual else (v_new, h_new)
+
+
+def cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats per code, a scalar. logits: (B, K, H, W); codes: (B, H, W)."""
+    # as rows of K, which channels-last logits are already: a softmax over dimension 1 would copy them
+    return F.cross_entropy(logits.permute(0, 2, 3, 1).flatten(0, 2), codes.flatten())
 
 
 class PixelCNN(nn.Module):

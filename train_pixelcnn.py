@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ import figures
 import folder
 from cli import UserError
 from cli import run as run_script
-from modules import VQVAE
+from modules import VQVAE, cross_entropy
 from priors import PRIORS
 from sampler import make_sampler, uniforms
 from training import Run, lock, should_compile
@@ -40,7 +39,7 @@ HIDDEN = 64               # channels (of either stack, where there are two)
 LAYERS = 6                # gated layers, each of which sees KERNEL_SIZE // 2 codes further; or blocks of a transformer
 KERNEL_SIZE = 3           # of the masked convolutions, odd; a transformer has none
 HEADS = 4                 # of the attention, which share HIDDEN; a PixelCNN has none
-ATTENTION_EVERY = 2       # gated layers of a PixelSNAIL between one attention and the next
+ATTENTION_EVERY = 3       # gated layers of a PixelSNAIL between one attention and the next
 CLASS_DROPOUT = 0.1       # share of labels hidden in training, so that the model can draw without a class too
 SAMPLE_EVERY = 2          # epochs between grids of samples; 0: none
 SAVE_EVERY = 600          # seconds between checkpoints within an epoch; there is one after each epoch anyway
@@ -86,7 +85,7 @@ def evaluate(model: nn.Module, codes: Tensor, labels: Tensor, batch_size: int) -
     for part, label in dataset.batches(indices, device, codes, labels):
         totals["count"] += len(part)
         part = part.long()
-        totals["nll"] += F.cross_entropy(model(part, label), part) * len(part)
+        totals["nll"] += cross_entropy(model(part, label), part) * len(part)
     return metrics(totals, codes[0].numel())
 
 
@@ -136,7 +135,7 @@ def main(args: argparse.Namespace) -> None:
                 labels = labels.masked_fill(devices.share(hidden).to(device), num_classes)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     logits = stepped(codes, labels)
-                loss = F.cross_entropy(logits.float(), codes)
+                loss = cross_entropy(logits.float(), codes)
                 # every grid counts the same, also where the processes' shares differ by one
                 optimizer.zero_grad()
                 (loss * len(codes) * devices.world() / count).backward()

@@ -3,10 +3,11 @@
 The encoder's map goes through a linear layer to the mean and log-variance of z, and z through another one to the
 decoder's input map. z has a standard normal prior, so there is nothing more to train: an image is decode(z) of a
 z drawn from it. The likelihood is Gaussian, with one variance for all pixels that is always at its best value for
-the batch, its mean squared error [2]: no weight is left to choose between distortion and rate.
+the batch, its mean squared error [2]: no weight need be chosen between distortion and rate.
 
-The rate is KL(q(z | image) || p(z)): the bits that it takes to send z to someone who knows the prior alone. It is
-comparable with the bits of an image's codes under a prior over the codes, which is what those take to send.
+The information in z is its rate, KL(q(z | image) || p(z)): the bits that it takes to send z to someone who knows the
+prior alone. It compares with the bits of an image's codes under a prior over the codes, which is what those take to
+send, and not with what codes of even frequency would take.
 
 Papers, cited by number in the code:
 [1] Kingma and Welling, Auto-Encoding Variational Bayes, 2013, arXiv:1312.6114

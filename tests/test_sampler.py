@@ -88,7 +88,8 @@ def test_a_sample_depends_on_its_number_alone(prior):
     model = random_model(9, 3, 8, 3, 3, prior=prior)
     labels = torch.arange(7) % 3
     together = make_sampler(model, 7, 4)(labels, uniforms(5, 0, 7, 4, 4))
-    apart = [make_sampler(model, 2, 4)(labels[i:i + 2], uniforms(5, i, len(labels[i:i + 2]), 4, 4)) for i in range(0, 7, 2)]
+    apart = [make_sampler(model, 2, 4)(labels[i:i + 2], uniforms(5, i, len(labels[i:i + 2]), 4, 4))
+             for i in range(0, 7, 2)]
     assert torch.equal(torch.cat(apart), together)
     assert not torch.equal(make_sampler(model, 7, 4)(labels, uniforms(6, 0, 7, 4, 4)), together)
 

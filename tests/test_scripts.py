@@ -92,7 +92,7 @@ def test_training_with_every_option(script, data_dir, tmp_path):
 
 
 def test_a_run_may_hold_several_priors(script, trained, tmp_path):
-    """Of those there the one with the best validation loss is drawn from; a name chooses; one of other codes is no use."""
+    """The one of best validation loss is drawn from; a name chooses; one that learnt other codes is passed over."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     here = ["--output-dir", tmp_path]
 
@@ -103,7 +103,8 @@ def test_a_run_may_hold_several_priors(script, trained, tmp_path):
 
     assert script("train_pixelcnn", *SMALL_PIXELCNN, *here, "--prior", "pixelsnail", "--sample-every", 1,
                   "--learning-rate", 0.01).status == 0
-    assert script("train_pixelcnn", *SMALL_PIXELCNN, *here, "--prior", "transformer", "--learning-rate", 1e-6).status == 0
+    assert script("train_pixelcnn", *SMALL_PIXELCNN, *here, "--prior", "transformer",
+                  "--learning-rate", 1e-6).status == 0
     assert (tmp_path / "samples" / "pixelsnail_epoch_001.png").exists()
     losses = {}
     for prior in ("pixelcnn", "pixelsnail", "transformer"):
