@@ -7,7 +7,7 @@ their nearest training images; and `classifier.pt`, trained once for a run's ima
 The columns of the table:
     bits/image   of the test split's codes under the prior; of a VAE, the divergence of its posterior from its prior
     MSE, PSNR    over the whole test split, of pixels clipped to [0, 1]; PSNR is that of the mean MSE
-    SSIM         as reconstruct.py measures it, mean over the first test images
+    SSIM         as reconstruct.py measures it, mean over the first 1,000 test images
     Frechet      distance to the test images, in the features of a small classifier: comparable within a data set
     precision    share of the samples that lie among the test images, in the same features
     recall       share of the test images that lie among the samples
