@@ -106,7 +106,8 @@ class VectorQuantizer(nn.Module):
         # float32 also under autocast: in bfloat16 one code in a hundred would not be the one that `encode` gives
         with torch.no_grad(), torch.autocast(z_e.device.type, enabled=False):
             codes, distances = nearest_codes(flat, self.codebook)
-            counts = torch.bincount(codes, minlength=len(self.codebook))
+            # not bincount: its result's size depends on the data, which would break a compiled graph in two
+            counts = torch.zeros_like(self.usage, dtype=torch.int64).index_add_(0, codes, torch.ones_like(codes))
         z_q = F.embedding(codes.view(z_e.shape[:3]), self.codebook)
         codebook_loss = F.mse_loss(z_q, z_e.detach())
         commitment_loss = F.mse_loss(z_e, z_q.detach())
