@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from checkpoint import atomic
 
@@ -66,26 +65,6 @@ def save_strips(strips: dict[str, Tensor], title: str, path: Path) -> None:
 def _save(picture: Image.Image, path: Path) -> None:
     with atomic(path) as file:
         picture.save(file, "PNG")
-
-
-def save_rows(rows: dict[str, Tensor], path: Path) -> None:
-    """Plot strips of images, each (N, C, H, W) in [0, 1], below each other, every one under its title."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    strips = []
-    for images in rows.values():
-        pixels = F.pad(images.detach().clamp(0, 1).cpu(), (1, 1, 1, 1), value=0.5)
-        strips.append(torch.cat(list(pixels), 2).permute(1, 2, 0).numpy())
-    width = 10
-    heights = [width * strip.shape[0] / strip.shape[1] for strip in strips]
-    figure = Figure(figsize=(width, sum(heights) + 0.35 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    for axis, title, strip in zip(axes, rows, strips):
-        axis.imshow(strip, interpolation="nearest", cmap="gray", vmin=0, vmax=1)
-        axis.set_axis_off()
-        axis.set_title(title, loc="left", fontsize=10)
-    _save_figure(figure, path)
 
 
 def save_latents(images: Tensor, copies: Tensor, z_e: Tensor, z_q: Tensor, codes: Tensor, channel: int, num_codes: int,

@@ -2,7 +2,8 @@
 
 The encoder halves the image a few times, every position of its output `z_e` is replaced by the nearest row
 of a codebook (`z_q`, and the row's index is the code), and the decoder paints the image from `z_q`. The
-gated PixelCNN then learns p(codes) = prod_i p(code_i | the codes before it in raster order, class).
+gated PixelCNN then learns p(codes) = prod_i p(code_i | the codes before it in raster order, class). A small
+classifier judges what comes out. The priors with attention are in priors.py, the baseline VAE in vae.py.
 
 Papers, cited by number in the code:
 [1] van den Oord et al., Neural Discrete Representation Learning, 2017, arXiv:1711.00937

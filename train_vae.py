@@ -182,7 +182,7 @@ def save_comparison(model: VAE, vqvae: VQVAE, images: Tensor, output_dir: str, s
         rows[f"samples of the VQ-VAE and its {prior['stage']}"] = vqvae.decode(codes, height, width)
     except UserError as error:
         print(f"no samples of the VQ-VAE in vae_comparison.png: {error}")
-    figures.save_rows(rows, Path(output_dir) / "vae_comparison.png")
+    figures.save_strips(rows, "The VAE and the VQ-VAE", Path(output_dir) / "vae_comparison.png")
 
 
 if __name__ == "__main__":
