@@ -2,11 +2,11 @@
 
 Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR; writes `ablation.json`, the table, and
 `ablation.png`, a strip of images of every row. The rows, all decoded by the same VQ-VAE:
-    the encoder's own codes, of test images: the best that any prior could do
+    the encoder's own codes, of the very test images that all is held against: no prior can be as near
     the prior sampled at several temperatures, and its likeliest code at every place (argmax) instead of sampling
     codes drawn independently: at their frequency at every position, at their frequency, uniformly
 
-The columns are those of evaluate.py, and `distinct`: the share of the grids of codes that are not the same as another.
+The columns are those of evaluate.py, and `distinct`: the number of different grids of codes over the number of grids.
 """
 import argparse
 
@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    yard = Yardstick(args, device, [args.PRIOR])
+    yard = Yardstick(args, device)
     [(prior, model)] = yard.priors.items()
     rows = {"real images": Row(yard.originals, yard.floor)}
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 import os
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -126,7 +127,7 @@ def load(output_dir: str, stage: str) -> dict[str, Any]:
     try:
         for names, place in ((IMAGES, content["data"]), (READING, content["data"]["reading"])):
             for name in names:
-                RULES[name.upper()].parse(place[name])
+                place[name] = RULES[name.upper()].parse(place[name])
         if set(content["data"]["reading"]) != set(READING):
             raise KeyError
         if not all(type(name) is str for name in content["data"]["class_names"]):
@@ -181,6 +182,7 @@ def build(content: dict[str, Any], weights: str = "model") -> nn.Module:
             raise UserError(f"the {stage} checkpoint holds weights that are not finite or do not fit its sizes "
                             f"({min(bad)}): train again")
         network.load_state_dict(state, assign=True)
+        content["config"] = config
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"the {stage} checkpoint describes no network of this code ({error}): train again") from None
     return network.eval()
@@ -205,30 +207,48 @@ def fits(vqvae: dict[str, Any], prior: dict[str, Any]) -> bool:
     """Whether the prior learnt the codes of this very VQ-VAE: another one's codes mean nothing to it."""
     data, config = vqvae["data"], vqvae["config"]
     grid = [-(-data[side] // config["downsample"]) for side in ("height", "width")]
-    learnt = prior.get("config")
+    build(prior)
+    sizes = config["num_codes"], len(prior["data"]["class_names"])
     return (prior.get("vqvae"), prior.get("grid")) == (fingerprint(vqvae["model"]), grid) \
-        and isinstance(learnt, dict) and learnt.get("num_codes") == config["num_codes"]
+        and (prior["config"]["num_codes"], prior["config"]["num_classes"]) == sizes
+
+
+def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[dict[str, Any]]:
+    """Read the priors of a run's directory. Any that is damaged, or learnt the codes of another VQ-VAE than the
+    checkpoint `vqvae`, already built, is left out with a line that says so.
+    """
+    found = []
+    for name in PRIORS:
+        if path_of(output_dir, name).exists():
+            try:
+                found.append(load_prior(output_dir, vqvae, name))
+            except UserError as error:
+                print(f"left out: {error}", file=sys.stderr)
+    return found
 
 
 def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None) -> dict[str, Any]:
-    """Read the prior `name` of a run's directory, or the one there: of several, that with the best validation loss.
+    """Read the prior `name` of a run's directory, or the one there: of several, that of the best validation loss.
 
     vqvae: the checkpoint, already built, whose codes it must have learnt. UserError if there is none that did.
     """
-    names = [name] if name else [name for name in PRIORS if path_of(output_dir, name).exists()] or ["pixelcnn"]
-    found = [load(output_dir, name) for name in names]
-    fitting = [prior for prior in found if fits(vqvae, prior)]
-    if not fitting:
-        stage = names[0]
+    there = [prior for prior in PRIORS if path_of(output_dir, prior).exists()]
+    if name is None and len(there) > 1:
+        priors = load_priors(output_dir, vqvae)
+        if priors:
+            return min(priors, key=validation_nll)
+    stage = name or (there or ["pixelcnn"])[0]
+    prior = load(output_dir, stage)
+    if not fits(vqvae, prior):
         raise UserError(f"{stage}.pt learnt the codes of another vqvae.pt than the one beside it: train it again with "
                         f"{command(output_dir, stage, '--resume', 'never', '--overwrite')}, or put its own vqvae.pt "
                         f"back")
-    return min(fitting, key=validation_nll)
+    return prior
 
 
 def validation_nll(prior: dict[str, Any]) -> float:
     """The best negative log-likelihood of a prior on the validation split, in nats per code; infinity if unknown."""
     try:
-        return min(float(row["validation_nll"]) for row in prior["training"]["history"])
-    except (KeyError, TypeError, ValueError):
+        return min(float(row["validation_nll"]) for row in prior["training"]["history"] if type(row) is dict)
+    except (LookupError, TypeError, ValueError, OverflowError):
         return math.inf

@@ -8,8 +8,8 @@ MASK says which codes of the grid are given; what was given of the image are the
 is painted over, outwards from what is given, before the image is encoded: no hidden pixel has a say, though the
 encoder looks beyond a code's own pixels. Completions are decoded whole, so their given part is a reconstruction.
 
-The prior draws in raster order. With the top given, each code is drawn from its exact distribution given all that is
-known; with another mask it is drawn without knowing the given codes that come after it.
+The prior draws in raster order. With the top given, each code is drawn knowing all that is given; with another mask it
+is drawn without knowing the given codes that come after it.
 """
 import argparse
 from pathlib import Path
@@ -89,8 +89,8 @@ def main(args: argparse.Namespace) -> None:
     if not devices.is_main():
         return
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
-    prior = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
     vqvae = checkpoint.build(stored).to(device)
+    prior = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
     model = checkpoint.build(prior).to(device)
     args = checkpoint.fill(args, stored)
     height, width = prior["grid"]

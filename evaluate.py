@@ -5,19 +5,23 @@ writes `evaluation.json`, the table; `evaluation.png`, a strip of images of ever
 their nearest training images; and `classifier.pt`, trained once for a run's images.
 
 The columns of the table:
-    bits/image   of the test split's codes under the prior; of a VAE, the divergence of its posterior from its prior
+    bits/image   of the test split's codes under the prior, given the class where it learnt classes; of a VAE, the
+                 divergence of its posterior from its prior
     MSE, PSNR    over the whole test split, of pixels clipped to [0, 1]; PSNR is that of the mean MSE
     SSIM         as reconstruct.py measures it, mean over the first 1,000 test images
     Frechet      distance to the test images, in the features of a small classifier: comparable within a data set
     precision    share of the samples that lie among the test images, in the same features
     recall       share of the test images that lie among the samples
     class        share of the samples that the classifier takes for the class asked for
-    nearest      mean distance to the nearest training image: memorised samples would lie far nearer than test images
-In the row of the real images one half of the test images is held against the other: the floor. Reconstructions are of
-the very images that they are held against, so no precision or recall but near 1 is good there.
+    nearest      mean distance of the first 1,000 to the nearest training image: memorised samples would lie far nearer
+                 than reconstructions of test images
+In the row of the real images one half of the test images is held against the other: the floor, and a high one, as the
+Frechet distance of half as many images lies about twice as far from 0. Reconstructions are of the very images that
+they are held against, so no precision or recall but near 1 is good there.
 """
 import argparse
 import math
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -31,10 +35,9 @@ import metrics
 from cli import run as run_script
 from metrics import SSIM_IMAGES, Images, Row, Yardstick
 from modules import perplexity
-from priors import PRIORS
 from reconstruct import similarity
-from train_pixelcnn import evaluate as evaluate_prior
-from vae import kl
+from train_pixelcnn import nll_sums
+from vae import VAE, kl
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and any priors and vae.pt
 DATASET = None            # the images to measure with; None: those that the VQ-VAE was trained on
@@ -51,7 +54,7 @@ BATCH_SIZE = 250          # images and grids at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
 
-def distortion(yard: Yardstick, copies: Images) -> dict[str, float]:
+def errors(yard: Yardstick, copies: Images) -> dict[str, float]:
     """MSE and PSNR of copies of the whole test split, and SSIM of copies of its first images."""
     test, squares, similarities = yard.data.test.images, 0.0, []
     for index in yard.batches(len(test)):
@@ -63,12 +66,29 @@ def distortion(yard: Yardstick, copies: Images) -> dict[str, float]:
     return {"mse": mse, "psnr": -10 * math.log10(max(mse, 1e-12)), "ssim": sum(similarities) / len(similarities)}
 
 
-def use_vae(stored: dict, yard: Yardstick) -> tuple[Images, Images, float]:
-    """Of a VAE's checkpoint: the test split, decoded from draws of the posterior; samples; and the rate on the test
-    split, the divergence of the posterior from the prior, in bits per image.
+def find_vae(output_dir: str, vqvae: dict) -> VAE | None:
+    """The VAE of a run's directory. None if there is none, or with a line that says so, if it is no baseline for the
+    VQ-VAE of the checkpoint: of other images, or of another encoder and decoder.
     """
-    vae, test = checkpoint.build(stored).to(yard.device), yard.data.test.images
-    checkpoint.check_images(stored, test)
+    if not checkpoint.path_of(output_dir, "vae").exists():
+        return None
+    stored = checkpoint.load(output_dir, "vae")
+    vae = checkpoint.build(stored)
+    same = {name: value for name, value in vqvae["config"].items() if name in vae.config} | {
+        name: vqvae["data"][name] for name in ("channels", "height", "width")}
+    if stored.get("images") == vqvae.get("images") and same.items() <= vae.config.items():
+        return vae
+    again = checkpoint.command(output_dir, "vae", "--resume", "never", "--overwrite")
+    print(f"left out: vae.pt learnt other images than vqvae.pt, or has other sizes: train it again with {again}",
+          file=sys.stderr)
+    return None
+
+
+def use_vae(vae: VAE, yard: Yardstick) -> tuple[Images, Images, float]:
+    """Of a VAE: the test split, decoded from draws of the posterior; samples; and the rate on the test split, the
+    divergence of the posterior from the prior, in bits per image.
+    """
+    vae, test = vae.to(yard.device), yard.data.test.images
     generator = torch.Generator().manual_seed(yard.args.SEED)
     drawn, nats = [], 0.0
     for index in yard.batches(len(test)):
@@ -84,15 +104,15 @@ def use_vae(stored: dict, yard: Yardstick) -> tuple[Images, Images, float]:
     return decoded(posterior), decoded(prior), nats / len(test) / math.log(2)
 
 
-def collect(yard: Yardstick, args: argparse.Namespace, vae: dict | None) -> dict[str, Row]:
-    """The rows that the run directory allows; vae: its VAE's checkpoint."""
-    vae_copies, vae_samples, rate = use_vae(vae, yard) if vae else (None, None, None)  # first: it may not fit
+def collect(yard: Yardstick, args: argparse.Namespace, vae: VAE | None) -> dict[str, Row]:
+    """The rows that the run directory allows; vae: its VAE."""
+    vae_copies, vae_samples, rate = use_vae(vae, yard) if vae else (None, None, None)
     rows = {"real images": Row(yard.originals, yard.floor)}
 
     def reconstructed(copies: Images) -> Row:
         def images(index: Tensor) -> Tensor:
             return copies(yard.chosen[index])
-        return Row(images, distortion(yard, copies) | yard.measure(images, asked=True))
+        return Row(images, errors(yard, copies) | yard.measure(images, asked=True))
 
     def sampled(images: Images, bits: float, asked: bool = False) -> Row:
         return Row(images, {"bits_per_image": bits} | yard.measure(images, asked))
@@ -101,9 +121,10 @@ def collect(yard: Yardstick, args: argparse.Namespace, vae: dict | None) -> dict
     if vae:
         rows["VAE reconstructions"] = reconstructed(vae_copies)
     for name, model in yard.priors.items():
-        bits = evaluate_prior(model, yard.test_codes, yard.data.test.labels, args.BATCH_SIZE)["bits_per_image"]
+        codes, labels = yard.test_codes, yard.data.test.labels
+        nats = nll_sums(model, codes, labels, yard.batches(len(codes)))["nll"].item() / len(codes) * codes[0].numel()
         images = yard.decoded(yard.draw(name, args.TEMPERATURE, args.TOP_K, args.TOP_P))
-        rows[name] = sampled(images, bits, asked=model.num_classes > 0)
+        rows[name] = sampled(images, nats / math.log(2), asked=model.num_classes > 0)
     if vae:
         rows["VAE samples"] = sampled(vae_samples, rate)
     for name, probabilities in yard.independent.items():
@@ -124,18 +145,16 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    there = [name for name in (*PRIORS, "vae") if checkpoint.path_of(args.OUTPUT_DIR, name).exists()]
-    vae = checkpoint.load(args.OUTPUT_DIR, "vae") if "vae" in there else None
-    yard = Yardstick(args, device, [name for name in there if name in PRIORS])
-    rows = collect(yard, args, vae)
+    yard = Yardstick(args, device, every=True)
+    rows = collect(yard, args, find_vae(args.OUTPUT_DIR, yard.stored))
     nearest = {name: yard.nearest(row.images) for name, row in rows.items()}
     for name, (distances, _) in nearest.items():
-        rows[name].figures["nearest"] = distances.mean().item()
+        rows[name].measures["nearest"] = distances.mean().item()
     counts = torch.bincount(yard.test_codes.flatten().long(), minlength=yard.vqvae.config["num_codes"])
     codebook = {"codes": len(counts), "codes_used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
     yard.report(rows, "evaluation", "Real images, their reconstructions, and samples of every model", **codebook,
                 ssim_images=min(SSIM_IMAGES, len(yard.data.test.images)))
-    bits = {name: rows[name].figures["bits_per_image"] for name in (*yard.priors, *yard.independent)}
+    bits = {name: rows[name].measures["bits_per_image"] for name in (*yard.priors, *yard.independent)}
     best = min(bits, key=bits.get)
     path = Path(args.OUTPUT_DIR) / "nearest.png"
     save_nearest(yard, f"samples of {best}", rows[best].images, nearest[best][1], path)
@@ -145,8 +164,8 @@ def main(args: argparse.Namespace) -> None:
           f"marginal")
     print("nearest training image, on average: {:.2f} away from samples of {}, {:.2f} from test images, {:.2f} from "
           "their reconstructions; wrote {}".format(
-              rows[best].figures["nearest"], best, rows["real images"].figures["nearest"],
-              rows["VQ-VAE reconstructions"].figures["nearest"], path))
+              rows[best].measures["nearest"], best, rows["real images"].measures["nearest"],
+              rows["VQ-VAE reconstructions"].measures["nearest"], path))
 
 
 if __name__ == "__main__":

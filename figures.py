@@ -27,6 +27,14 @@ def save_grid(images: Tensor, path: Path, columns: int = 0) -> None:
     _save(Image.fromarray(sheet[:, :, 0] if sheet.shape[2] == 1 else sheet), path)
 
 
+def save_pairs(originals: Tensor, copies: Tensor, path: Path, columns: int) -> None:
+    """Write images (N, C, H, W) in [0, 1] as one PNG, each with its copy below it, `columns` a row."""
+    columns = min(columns, len(originals))
+    gaps = originals.new_full((-len(originals) % columns, *originals.shape[1:]), 0.5)
+    pairs = zip(*(torch.cat([images, gaps]).split(columns) for images in (originals, copies)))
+    save_grid(torch.cat([torch.cat(pair) for pair in pairs]), path, columns)
+
+
 def _sheet(images: Tensor, columns: int = 0) -> np.ndarray:
     """The pixels (height, width, C) of a grid of images, with grey lines between them."""
     count, channels, height, width = images.shape
@@ -50,11 +58,12 @@ def save_strips(strips: dict[str, Tensor], title: str, path: Path) -> None:
     sheets = [_sheet(images, len(images)) for images in strips.values()]
     height, width = sheets[0].shape[:2]
     strip = 10 * height / width  # in inches, as all of it: the labels take 3.4 of the width, the strips 10
-    tall = 0.4 + len(sheets) * (strip + 0.1)
+    pitch = max(strip, 0.35) + 0.1  # a label has two lines
+    tall = 0.4 + len(sheets) * pitch
     figure = Figure(figsize=(13.5, tall))
     FigureCanvasAgg(figure)
     for row, (label, sheet) in enumerate(zip(strips, sheets), start=1):
-        axis = figure.add_axes((3.4 / 13.5, 1 - (0.3 + row * (strip + 0.1)) / tall, 10 / 13.5, strip / tall))
+        axis = figure.add_axes((3.4 / 13.5, 1 - (0.3 + row * pitch) / tall, 10 / 13.5, strip / tall))
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=255)
         axis.set_axis_off()
         axis.text(-0.01, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=9)

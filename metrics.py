@@ -32,7 +32,7 @@ from train_pixelcnn import encode
 
 Images = Callable[[Tensor], Tensor]
 
-FEWEST = 8            # images on either side from which a distance between two sets is told
+FEWEST = 8            # images of a set from which distances are told
 NEIGHBOURS = 3        # k in [2]
 SSIM_IMAGES = 1000    # test images of which SSIM, which is slow, is the mean
 COMPARED = 1000       # images of a set, at most, whose nearest training image is looked for
@@ -221,27 +221,28 @@ TOLD = ("bits_per_image", "frechet", "class_accuracy", "distinct")  # those of t
 
 
 class Row(NamedTuple):
-    """A row of a table and of a figure: a set of images and its figures, by the names in COLUMNS."""
+    """A row of a table and of a figure: a set of images and what was measured of it, by the names in COLUMNS."""
 
     images: Images
-    figures: dict[str, float]
+    measures: dict[str, float]
 
 
 class Yardstick:
     """A run's VQ-VAE and its data, and what sets of images are held against: test images in a classifier's features.
 
     args: OUTPUT_DIR, DATASET, DATA_DIR, LIMIT, NUM_SAMPLES, CLASSIFIER_EPOCHS, INCEPTION, BATCH_SIZE and SEED of a
-    script. priors: the names of those to load, as `checkpoint.load_prior` takes them. A set has as many images as
-    there are test images to hold it against, `count`: NUM_SAMPLES, or the whole test split if that is smaller.
-    Image i of a set of samples is asked to be of the class of test image `chosen[i]`. Making a Yardstick trains the
-    classifier if the run has none, and prints its accuracy.
+    script. every: load every prior of the run, or else PRIOR alone. A set has as many images as there are test images
+    to hold it against, `count`: NUM_SAMPLES, or the whole test split if that is smaller. Image i of a set of samples is
+    asked to be of the class of test image `chosen[i]`. Making a Yardstick trains the classifier if the run has none,
+    and prints its accuracy.
     """
 
-    def __init__(self, args: argparse.Namespace, device: torch.device, priors: list[str | None]):
+    def __init__(self, args: argparse.Namespace, device: torch.device, every: bool = False):
         self.stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
         self.args, self.device = checkpoint.fill(args, self.stored), device
         self.vqvae = checkpoint.build(self.stored).to(device)
-        found = [checkpoint.load_prior(args.OUTPUT_DIR, self.stored, name) for name in priors]
+        found = checkpoint.load_priors(args.OUTPUT_DIR, self.stored) if every else \
+            [checkpoint.load_prior(args.OUTPUT_DIR, self.stored, args.PRIOR)]
         self.priors = {prior["stage"]: checkpoint.build(prior).to(device) for prior in found}
         self.inception = Inception(device) if args.INCEPTION else None
         self.data = dataset.load(self.args.DATASET, self.args.DATA_DIR, self.args.LIMIT,
@@ -368,15 +369,15 @@ class Yardstick:
 
     def report(self, rows: dict[str, Row], stem: str, title: str, **more: float) -> None:
         """Print rows as a table, and write them as `stem`.json, with what more there is to say, and `stem`.png."""
-        print(table({name: row.figures for name, row in rows.items()}))
+        print(table({name: row.measures for name, row in rows.items()}))
         output = Path(self.args.OUTPUT_DIR)
         content = {"images_per_row": self.count, "classifier_accuracy": self.accuracy, **more,
-                   "constants": vars(self.args), "rows": {name: row.figures for name, row in rows.items()}}
+                   "constants": vars(self.args), "rows": {name: row.measures for name, row in rows.items()}}
         with checkpoint.atomic(output / f"{stem}.json") as file:
             file.write(json.dumps(content, indent=1).encode())
         strips = {}
         for name, row in rows.items():
-            told = [f"{COLUMNS[key][0]} {row.figures[key]:{COLUMNS[key][1]}}" for key in TOLD if key in row.figures]
+            told = [f"{COLUMNS[key][0]} {row.measures[key]:{COLUMNS[key][1]}}" for key in TOLD if key in row.measures]
             strips[f"{name}\n{', '.join(told)}"] = row.images(self.shown())
         figures.save_strips(strips, title, output / f"{stem}.png")
         print(f"wrote {output / stem}.json and {output / stem}.png")

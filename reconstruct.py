@@ -85,9 +85,7 @@ def main(args: argparse.Namespace) -> None:
     print("mean of {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(len(rows), *np.mean(rows, 0)))
     if min(originals.shape[2:]) < 11:
         print("SSIM: its window of 11 pixels is larger than these images and reaches over their edges")
-    columns = min(10, len(originals))
-    pairs = [torch.cat(pair) for pair in zip(originals.split(columns), copies.split(columns))]
-    figures.save_grid(torch.cat(pairs), output / "reconstructions.png", columns)
+    figures.save_pairs(originals, copies, output / "reconstructions.png", columns=10)
     z_e = vqvae.quantizer.normalise(vqvae.latents(originals[:4].to(device))).permute(0, 3, 1, 2)
     codes = vqvae.encode(originals[:4].to(device))
     figures.save_latents(originals[:4], copies[:4], z_e, vqvae.quantizer.look_up(codes), codes, args.LATENT_CHANNEL,

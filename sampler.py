@@ -40,7 +40,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
     if temperature == 0:
         return logits.argmax(1)
     if temperature != 1:
-        logits = logits / temperature
+        logits = (logits - logits.amax(1, keepdim=True)) / temperature  # at most 0: no temperature overflows
     if 0 < top_k < logits.shape[1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     probabilities = logits.softmax(1)
@@ -357,6 +357,7 @@ class TransformerSampler(Sampler):
             x.add_(narrow[0]).addmm_(self.wide, narrow[1])
         self.logits = self.model.head(self.model.norm(x))
         self.before = self.model.embedding(self._draw(column))
+
 
 SAMPLERS = {PixelCNN: PixelCNNSampler, PixelSNAIL: PixelSNAILSampler, Transformer: TransformerSampler}
 

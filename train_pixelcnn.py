@@ -5,6 +5,7 @@ continue from, with the weights that did best on the validation split, the histo
 """
 import argparse
 import math
+from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 
@@ -75,18 +76,23 @@ def metrics(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
     return {"nll": nll, "bits_per_image": nll * positions / math.log(2)}
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, codes: Tensor, labels: Tensor, batch_size: int) -> dict[str, float]:
     """The metrics of codes (N, H, W) given their labels; each process does its share."""
+    indices = devices.parts(torch.arange(len(codes)), batch_size)
+    return metrics(nll_sums(model, codes, labels, indices), codes[0].numel())
+
+
+@torch.no_grad()
+def nll_sums(model: nn.Module, codes: Tensor, labels: Tensor, indices: Sequence[Tensor]) -> dict[str, Tensor]:
+    """How many of codes (N, H, W) the indices name, and their sum of negative log-likelihoods in nats per code."""
     model.eval()
     device = next(model.parameters()).device
     totals = {"count": torch.zeros((), device=device), "nll": torch.zeros((), device=device)}
-    indices = devices.parts(torch.arange(len(codes)), batch_size)
     for part, label in dataset.batches(indices, device, codes, labels):
         totals["count"] += len(part)
         part = part.long()
         totals["nll"] += cross_entropy(model(part, label), part) * len(part)
-    return metrics(totals, codes[0].numel())
+    return totals
 
 
 def make_prior(args: argparse.Namespace, num_codes: int, num_classes: int) -> nn.Module:

@@ -139,7 +139,7 @@ def main(args: argparse.Namespace) -> None:
     result = evaluate(model, test.images, args.BATCH_SIZE, args.BETA)
     if devices.is_main():
         (images,), = dataset.batches([torch.arange(len(test.images))[:10]], device, test.images)
-        save_comparison(model, vqvae, images, args.OUTPUT_DIR, args.SEED)
+        save_comparison(model, vqvae, stored, images, args)
         print(f"test: MSE {result['mse']:.5f}, PSNR {result['psnr']:.2f} dB, rate {result['kl_bits']:.1f} bits per "
               f"image, loss {result['loss']:.1f} nats per image")
         print(f"wrote {run.path}, its history, curves and pictures beside it, and {output / 'vae_comparison.png'}")
@@ -151,8 +151,7 @@ def save_pictures(model: VAE, images: Tensor, seed: int, output: Path, name: str
     """Write uint8 images over their reconstructions, sixteen a row, and 64 samples, into a directory for either."""
     originals = dataset.to_float(images)
     copies = model.eval()(originals).images
-    pairs = [torch.cat(pair) for pair in zip(originals.split(16), copies.split(16))]
-    figures.save_grid(torch.cat(pairs), output / "vae_reconstructions" / name, columns=min(16, len(images)))
+    figures.save_pairs(originals, copies, output / "vae_reconstructions" / name, columns=16)
     figures.save_grid(model.decode(latents(model, 64, seed)), output / "vae_samples" / name)
 
 
@@ -163,7 +162,7 @@ def latents(model: VAE, count: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def save_comparison(model: VAE, vqvae: VQVAE, images: Tensor, output_dir: str, seed: int) -> None:
+def save_comparison(model: VAE, vqvae: VQVAE, stored: dict, images: Tensor, args: argparse.Namespace) -> None:
     """Write uint8 images with the reconstructions of both, and below them as many samples of both, the VQ-VAE's from
     the prior in the directory. Without one that row is left out, with a line that says so.
     """
@@ -172,17 +171,17 @@ def save_comparison(model: VAE, vqvae: VQVAE, images: Tensor, output_dir: str, s
     rows = {"images of the test split": originals,
             "reconstructed by the VQ-VAE": vqvae.decode(vqvae.encode(originals), height, width),
             "reconstructed by the VAE": model(originals).images,
-            "samples of the VAE": model.decode(latents(model, len(images), seed))}
+            "samples of the VAE": model.decode(latents(model, len(images), args.SEED))}
     try:
-        prior = checkpoint.load_prior(output_dir, checkpoint.load(output_dir, "vqvae"))
+        prior = checkpoint.load_prior(args.OUTPUT_DIR, stored)
         network = checkpoint.build(prior).to(images.device)
         labels = torch.arange(len(images)) % max(1, network.num_classes)
         codes = make_sampler(network, len(images), prior["grid"][1])(
-            labels, uniforms(seed, 0, len(images), *prior["grid"]))
+            labels, uniforms(args.SEED, 0, len(images), *prior["grid"]))
         rows[f"samples of the VQ-VAE and its {prior['stage']}"] = vqvae.decode(codes, height, width)
     except UserError as error:
         print(f"no samples of the VQ-VAE in vae_comparison.png: {error}")
-    figures.save_strips(rows, "The VAE and the VQ-VAE", Path(output_dir) / "vae_comparison.png")
+    figures.save_strips(rows, "The VAE and the VQ-VAE", Path(args.OUTPUT_DIR) / "vae_comparison.png")
 
 
 if __name__ == "__main__":

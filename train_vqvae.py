@@ -186,8 +186,7 @@ def save_reconstructions(model: VQVAE, images: Tensor, path: Path) -> None:
     """Write a grid of uint8 images with their reconstructions below them, sixteen a row."""
     originals = dataset.to_float(images)
     copies = model.eval()(originals).images
-    pairs = [torch.cat(pair) for pair in zip(originals.split(16), copies.split(16))]
-    figures.save_grid(torch.cat(pairs), path, columns=min(16, len(images)))
+    figures.save_pairs(originals, copies, path, columns=16)
 
 
 if __name__ == "__main__":

@@ -261,10 +261,12 @@ TABLE = [
     *[(script, ["--prior", "transformer"], None, 1,
        "transformer.pt does not exist: make it with `python train_pixelcnn.py --prior transformer --output-dir")
       for script in (G, C, B)],
-    (G, [], changed("pixelcnn.pt", put("config", None)), 1, "learnt the codes of another vqvae.pt"),
+    (G, [], changed("pixelcnn.pt", put("config", None)), 1, "the pixelcnn checkpoint describes no network of this code"),
     *[(script, [], cut("vqvae.pt", 0.7), 1, DAMAGED) for script in SCRIPTS],
     (V, ["--resume", "never"], cut("vqvae.pt", 0.7), 1, DAMAGED),
     *[(script, [], cut("pixelcnn.pt", 0.99), 1, "pixelcnn.pt is damaged") for script in (G, E, B)],
+    *[(script, [], changed("vqvae.pt", put("config", None)), 1, "the vqvae checkpoint describes no network")
+      for script in (P, A, G, C, R, S, E, B)],
     (R, [], holding("vqvae.pt", b""), 1, DAMAGED),
     (R, [], holding("vqvae.pt", b"\x89PNG\r\n" + bytes(1000)), 1, DAMAGED),
     (S, [], instead("vqvae.pt", "vqvae_history.csv"), 1, DAMAGED),
@@ -341,6 +343,16 @@ def once(trained, tmp_path_factory):
             shutil.copy(trained / name, place / "run")
         return place / "run"
     return SimpleNamespace(renew=renew, file=place / "file")
+
+
+@pytest.mark.parametrize("name, change", [("vqvae.pt", put("config", "downsample", "4")),
+                                          ("vqvae.pt", put("data", "height", "28")),
+                                          ("pixelcnn.pt", put("training", "history", [torch.zeros(3)]))])
+def test_a_value_of_another_type_that_says_the_same_or_is_not_needed(script, once, name, change):
+    run = once.renew()
+    shutil.copy(run / "pixelcnn.pt", run / "transformer.pt")  # damaged, as a transformer: the history is looked at
+    changed(name, change)(run, None)
+    assert script(G, "--output-dir", run, "--num-samples", 1).status == 0
 
 
 def test_the_table_is_long_enough():

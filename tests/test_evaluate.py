@@ -147,6 +147,27 @@ def test_a_run_of_a_vqvae_alone(script, trained, tmp_path):
     assert list(rows) == ["real images", "VQ-VAE reconstructions", "per-position marginal", "marginal", "uniform codes"]
 
 
+def test_what_does_not_fit_is_left_out_with_a_line(script, run, tmp_path):
+    """A prior of another VQ-VAE's codes, a damaged one, and a VAE of other images are no rows, and no obstacle."""
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    for name, key in (("pixelcnn.pt", "vqvae"), ("vae.pt", "images")):
+        content = torch.load(tmp_path / name, weights_only=True)
+        torch.save(content | {key: "0" * 64}, tmp_path / name)
+    (tmp_path / "pixelsnail.pt").write_bytes(b"no checkpoint")
+    outcome = script("evaluate", "--output-dir", tmp_path, *FEW)
+    assert outcome.status == 0, outcome.err
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert "transformer" in rows and not {"pixelcnn", "pixelsnail", "VAE samples"} & set(rows)
+    for reason in ("pixelcnn.pt learnt the codes of another", "pixelsnail.pt is damaged", "vae.pt learnt other images"):
+        assert f"left out: {reason}" in " ".join(outcome.err.split()).replace(f"{tmp_path}/", "")
+
+
+def test_only_the_main_process_measures(script, run, monkeypatch):
+    """The others have gone by then, so nothing may wait for them."""
+    monkeypatch.setattr("devices.all_sum", lambda tensor: pytest.fail("waits for the other processes"))
+    assert script("evaluate", "--output-dir", run, *FEW).status == 0
+
+
 def test_the_columns_of_a_figure_are_the_classes_in_turn():
     yard = types.SimpleNamespace(labels=torch.tensor([2, 0, 0, 1, 2, 0, 1]), compared=6)
     assert metrics.Yardstick.shown(yard).tolist() == [1, 3, 0, 2, 4, 5]

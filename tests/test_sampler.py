@@ -142,6 +142,11 @@ def test_temperature_top_k_and_top_p():
     assert cold > plain_ > hot
 
 
+def test_the_coldest_temperature_takes_the_likeliest_code():
+    logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)) * 1000
+    assert torch.equal(draw(logits, torch.full((50,), 0.5), temperature=1e-42), logits.argmax(1))
+
+
 @pytest.mark.parametrize("top_p", [1.0, 0.6])
 def test_no_uniform_reaches_a_code_without_probability(top_p):
     logits = torch.full((3, 50), -torch.inf)

@@ -4,12 +4,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL_PIXELCNN, SMALL_VQVAE
 from PIL import Image
 
 import cli
+import figures
 
 SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
            "evaluate", "ablation"]
@@ -89,6 +91,16 @@ def test_training_with_every_option(script, data_dir, tmp_path):
     assert list((tmp_path / "tensorboard" / "vqvae").glob("events*"))
     assert list((tmp_path / "tensorboard" / "pixelcnn").glob("events*"))
     assert script("generate", "--output-dir", tmp_path, "--num-samples", 2).status == 0
+
+
+def test_copies_stand_below_their_originals_in_every_row(tmp_path):
+    images = torch.linspace(0.1, 0.7, 7).view(7, 1, 1, 1).expand(7, 1, 60, 60)
+    figures.save_pairs(images, images + 0.2, tmp_path / "pairs.png", columns=4)
+    sheet = torch.from_numpy(np.array(Image.open(tmp_path / "pairs.png"))).float() / 255
+    middles = sheet[32::62, 32::62]
+    assert middles.shape == (4, 4)
+    torch.testing.assert_close(middles[::2].flatten()[:7], images[:, 0, 0, 0], atol=0.01, rtol=0)
+    torch.testing.assert_close(middles[1::2].flatten()[:7], images[:, 0, 0, 0] + 0.2, atol=0.01, rtol=0)
 
 
 def test_a_run_may_hold_several_priors(script, trained, tmp_path):
