@@ -13,7 +13,7 @@ Papers, cited by number in the code:
 [5] Zeghidour et al., SoundStream, 2021, arXiv:2107.03312 (dead codes replaced by current encoder outputs)
 """
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -307,10 +307,27 @@ class CausalConv2d(nn.Conv2d):
         return super().forward(F.pad(x, self.sides))
 
 
+class Gate(torch.autograd.Function):
+    """`gate` with a backward pass that goes over memory fewer times than the two of tanh and sigmoid would."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        signal, valve = x.chunk(2, 1)
+        # tanh(a) = 2 sigmoid(2a) - 1, which takes a fourth of its time on a CPU
+        signal, valve = (2 * signal).sigmoid_().mul_(2).sub_(1), valve.sigmoid()
+        ctx.save_for_backward(signal, valve)
+        return signal * valve
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        signal, valve = ctx.saved_tensors
+        return torch.cat([torch.ops.aten.tanh_backward(grad * valve, signal),
+                          torch.ops.aten.sigmoid_backward(grad * signal, valve)], 1)
+
+
 def gate(x: Tensor) -> Tensor:
     """tanh of the first half of the channels times sigmoid of the second ([2], eq. 2). x: (B, 2C, H, W)."""
-    signal, valve = x.chunk(2, 1)
-    return signal.tanh() * valve.sigmoid()
+    return Gate.apply(x)
 
 
 class GatedBlock(nn.Module):
@@ -327,11 +344,11 @@ class GatedBlock(nn.Module):
     def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """v, h: (B, C, H, W), the stacks; condition: (B, 4C, 1, 1), added before the gates. Returns v, h."""
         v_condition, h_condition = condition.chunk(2, 1)
-        # in place, in the condition's type: under autocast the convolutions put out bfloat16
+        # all sums in place; in the condition's type: under autocast the convolutions put out bfloat16
         v_features = self.vertical(v).to(condition.dtype).add_(v_condition)
         h_features = self.horizontal(h).to(condition.dtype).add_(self.across(v_features)).add_(h_condition)
         v_new, h_new = gate(v_features), self.out(gate(h_features))
-        return (v + v_new, h + h_new) if self.residual else (v_new, h_new)
+        return (v_new.add_(v), h_new.add_(h)) if self.residual else (v_new, h_new)
 
 
 def cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:

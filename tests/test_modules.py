@@ -241,6 +241,13 @@ def test_causal_convolution_is_the_masked_one(stack, kernel_size, mask):
     torch.testing.assert_close(conv(x), F.conv2d(x, full, conv.bias, padding=reach))
 
 
+def test_gate_and_its_gradient_are_those_of_tanh_and_sigmoid():
+    x = torch.randn(3, 6, 4, 5, dtype=torch.float64, requires_grad=True)
+    signal, valve = x.chunk(2, 1)
+    torch.testing.assert_close(modules.gate(x), signal.tanh() * valve.sigmoid())
+    assert torch.autograd.gradcheck(modules.gate, x)
+
+
 def test_the_class_matters_once_it_is_learnt():
     model = randomised(3, 2)
     codes = torch.randint(7, (1, 3, 3))
