@@ -393,8 +393,10 @@ def _decode_chunk(paths: list[str], target: Path, reading: Reading) -> list[tupl
 def _read_ahead(paths: list[str], enough: int = 2**20) -> None:
     """Have the system fetch the files' first `enough` bytes together: a disk takes much longer one by one."""
     for path in paths if hasattr(os, "posix_fadvise") else []:
-        with suppress(OSError), open(path, "rb", buffering=0) as file:
-            os.posix_fadvise(file.fileno(), 0, enough, os.POSIX_FADV_WILLNEED)
+        with suppress(OSError):
+            file = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(file, 0, enough, os.POSIX_FADV_WILLNEED)
+            os.close(file)
 
 
 def _assemble(work: Path, chunks: list[list], outcomes: list[list], size: tuple[int, int],
