@@ -96,7 +96,7 @@ class Inception:
             raise UserError("INCEPTION (--inception) needs torchmetrics and torch-fidelity: "
                             "`pip install torchmetrics[image]`") from None
         except (OSError, RuntimeError) as error:
-            raise UserError(f"INCEPTION (--inception): the weights of the Inception network cannot be downloaded "
+            raise UserError(f"INCEPTION (--inception): the Inception network cannot be had, or not its weights "
                             f"({' '.join(str(error).split())[:200]})") from None
         self.device = device if device.type == "cuda" else torch.device("cpu")  # MPS lacks the float64 it computes in
         self.fid.to(self.device)
