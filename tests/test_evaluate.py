@@ -227,7 +227,7 @@ def test_inception_adds_two_columns(script, run, monkeypatch):
 
 @pytest.mark.parametrize("error, says", [
     (ImportError("No module named 'torchmetrics'"), "INCEPTION (--inception) needs torchmetrics and torch-fidelity"),
-    (OSError("<urlopen error\nno network>"), "cannot be downloaded (<urlopen error no network>)"),
+    (OSError("<urlopen error\nno network>"), "cannot be had, or not its weights (<urlopen error no network>)"),
 ])
 def test_inception_that_is_not_to_be_had(script, run, monkeypatch, error, says):
     def fail(**_):
