@@ -129,7 +129,7 @@ def main(args: argparse.Namespace) -> None:
     shown = torch.where(pixels, originals, 0.5)
     rows = torch.cat([originals[:, None], shown[:, None], completions.view(len(chosen), -1, *originals.shape[1:])], 1)
     figures.save_grid(rows.flatten(0, 1), output / "completions.png", columns=rows.shape[1])
-    print(f"wrote {args.NUM_COMPLETIONS} completions of each of {args.NUM_IMAGES} images to "
+    print(f"wrote {args.NUM_COMPLETIONS} completions by {prior['stage']}.pt of each of {args.NUM_IMAGES} images to "
           f"{output / 'completion_0_0.png'} ... and the grid {output / 'completions.png'}")
 
 
