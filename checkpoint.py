@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from cli import RULES, UserError
-from modules import VQVAE, Classifier
+from modules import VQVAE, Classifier, grid_size
 from priors import PRIORS
 from vae import VAE
 
@@ -206,7 +206,7 @@ def check_images(stored: dict[str, Any], images: Tensor) -> None:
 def fits(vqvae: dict[str, Any], prior: dict[str, Any]) -> bool:
     """Whether the prior learnt the codes of this very VQ-VAE: another one's codes mean nothing to it."""
     data, config = vqvae["data"], vqvae["config"]
-    grid = [-(-data[side] // config["downsample"]) for side in ("height", "width")]
+    grid = list(grid_size(data["height"], data["width"], config["downsample"]))
     build(prior)
     sizes = config["num_codes"], len(prior["data"]["class_names"])
     return (prior.get("vqvae"), prior.get("grid")) == (fingerprint(vqvae["model"]), grid) \

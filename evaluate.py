@@ -34,7 +34,7 @@ import figures
 import metrics
 from cli import run as run_script
 from metrics import SSIM_IMAGES, Images, Row, Yardstick
-from modules import perplexity
+from modules import perplexity, psnr
 from reconstruct import similarity
 from train_pixelcnn import nll_sums
 from vae import VAE, kl
@@ -63,7 +63,7 @@ def errors(yard: Yardstick, copies: Images) -> dict[str, float]:
         pairs = zip(originals.cpu().numpy(), batch.cpu().numpy())
         similarities += [float(similarity(*pair)) for pair in islice(pairs, SSIM_IMAGES - len(similarities))]
     mse = squares / len(test)
-    return {"mse": mse, "psnr": -10 * math.log10(max(mse, 1e-12)), "ssim": sum(similarities) / len(similarities)}
+    return {"mse": mse, "psnr": psnr(mse), "ssim": sum(similarities) / len(similarities)}
 
 
 def find_vae(output_dir: str, vqvae: dict) -> VAE | None:

@@ -375,10 +375,10 @@ class Yardstick:
                    "constants": vars(self.args), "rows": {name: row.measures for name, row in rows.items()}}
         with checkpoint.atomic(output / f"{stem}.json") as file:
             file.write(json.dumps(content, indent=1).encode())
-        strips = {}
+        strips, shown = {}, self.shown()
         for name, row in rows.items():
             told = [f"{COLUMNS[key][0]} {row.measures[key]:{COLUMNS[key][1]}}" for key in TOLD if key in row.measures]
-            strips[f"{name}\n{', '.join(told)}"] = row.images(self.shown())
+            strips[f"{name}\n{', '.join(told)}"] = row.images(shown)
         figures.save_strips(strips, title, output / f"{stem}.png")
         print(f"wrote {output / stem}.json and {output / stem}.png")
 

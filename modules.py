@@ -230,6 +230,16 @@ class Reconstruction(NamedTuple):
     quantized: Quantized
 
 
+def grid_size(height: int, width: int, downsample: int) -> tuple[int, int]:
+    """Height and width of the encoder's output for images of this height and width."""
+    return -(-height // downsample), -(-width // downsample)
+
+
+def psnr(mse: float) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error over pixels in [0, 1]; at most 120."""
+    return -10 * math.log10(max(mse, 1e-12))
+
+
 class VQVAE(nn.Module):
     """The VQ-VAE of [1] for images (B, C, H, W) with pixels in [0, 1], of any height and width.
 
@@ -252,7 +262,7 @@ class VQVAE(nn.Module):
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the grid of codes for images of this height and width."""
-        return -(-height // self.downsample), -(-width // self.downsample)
+        return grid_size(height, width, self.downsample)
 
     def latents(self, images: Tensor) -> Tensor:
         """Encoder output z_e (B, D, grid height, grid width), before normalising and quantizing."""

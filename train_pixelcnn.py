@@ -133,8 +133,7 @@ def main(args: argparse.Namespace) -> None:
 
     while run.epoch < args.EPOCHS:
         model.train()
-        with tqdm(desc=f"epoch {run.epoch + 1}/{args.EPOCHS}", total=run.steps, initial=run.step, unit="step",
-                  leave=False, disable=not devices.is_main()) as bar:
+        with run.progress() as bar:
             for count, (codes, labels) in run.batches(train, train_labels):
                 hidden = torch.rand(count) < args.CLASS_DROPOUT
                 codes = codes.long()

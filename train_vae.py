@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 import checkpoint
 import dataset
@@ -20,7 +19,7 @@ import figures
 import folder
 from cli import UserError
 from cli import run as run_script
-from modules import VQVAE
+from modules import VQVAE, psnr
 from sampler import make_sampler, uniforms
 from training import Run, lock, should_compile
 from vae import VAE, distortion, kl
@@ -55,7 +54,7 @@ def metrics(totals: dict[str, Tensor], pixels: int, beta: float) -> dict[str, fl
     totals = {name: devices.all_sum(total.clone()) for name, total in totals.items()}
     mse, rate = (totals[name].double().cpu() / totals["count"].cpu() for name in ("mse", "kl"))
     loss = distortion(mse, mse, pixels) + beta * rate
-    return {"mse": mse.item(), "psnr": -10 * math.log10(max(mse.item(), 1e-12)), "kl_bits": rate.item() / math.log(2),
+    return {"mse": mse.item(), "psnr": psnr(mse.item()), "kl_bits": rate.item() / math.log(2),
             "loss": loss.item()}
 
 
@@ -104,8 +103,7 @@ def main(args: argparse.Namespace) -> None:
 
     while run.epoch < args.EPOCHS:
         model.train()
-        with tqdm(desc=f"epoch {run.epoch + 1}/{args.EPOCHS}", total=run.steps, initial=run.step, unit="step",
-                  leave=False, disable=not devices.is_main()) as bar:
+        with run.progress() as bar:
             for count, (images,) in run.batches(train.images):
                 images = dataset.to_float(images)
                 noise = devices.share(torch.randn(count, args.LATENT_DIM)).to(device)

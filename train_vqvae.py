@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 import checkpoint
 import dataset
@@ -22,7 +21,7 @@ import devices
 import figures
 import folder
 from cli import run as run_script
-from modules import VQVAE, perplexity
+from modules import VQVAE, perplexity, psnr
 from training import Run, lock, should_compile
 
 DATASET = "glyphs"        # "glyphs" (drawn here, no download), a torchvision name (mnist, cifar10, ...) or a folder
@@ -69,7 +68,7 @@ def metrics(totals: dict[str, Tensor], num_codes: int) -> dict[str, float]:
     totals = {name: devices.all_sum(total.clone()) for name, total in totals.items()}
     count = totals["count"].item()
     mse = totals["mse"].item() / count
-    return {"mse": mse, "psnr": -10 * math.log10(max(mse, 1e-12)),
+    return {"mse": mse, "psnr": psnr(mse),
             "codebook_loss": totals["codebook_loss"].item() / count,
             "commitment_loss": totals["commitment_loss"].item() / count,
             "perplexity": perplexity(totals["counts"]),
@@ -139,8 +138,7 @@ def main(args: argparse.Namespace) -> None:
 
     while run.epoch < args.EPOCHS:
         model.train()
-        with tqdm(desc=f"epoch {run.epoch + 1}/{args.EPOCHS}", total=run.steps, initial=run.step, unit="step",
-                  leave=False, disable=not devices.is_main()) as bar:
+        with run.progress() as bar:
             for count, (images,) in run.batches(train.images):
                 images = dataset.to_float(images)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TextIO
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import checkpoint
 import dataset
@@ -126,6 +127,11 @@ class Run:
                     self.save()
                 if stop:
                     self._exit(stop)
+
+    def progress(self) -> tqdm:
+        """A bar of this epoch's steps, which the main process alone shows."""
+        return tqdm(desc=f"epoch {self.epoch + 1}/{self.args.EPOCHS}", total=self.steps, initial=self.step, unit="step",
+                    leave=False, disable=not devices.is_main())
 
     def add(self, loss: Tensor, count: int, **sums: Tensor) -> dict[str, float] | None:
         """Take note of a step: its loss, how many of the batch's items this process had, and sums to keep.

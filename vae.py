@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules import make_decoder, make_encoder, pad
+from modules import grid_size, make_decoder, make_encoder, pad
 
 ROUNDING = 1 / (12 * 255**2)  # variance of rounding to 8 bits: no likelihood is narrower
 
@@ -43,7 +43,7 @@ class VAE(nn.Module):
                  code_dim: int, latent_dim: int, height: int, width: int):
         super().__init__()
         self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.map = code_dim, -(-height // downsample), -(-width // downsample)
+        self.map = code_dim, *grid_size(height, width, downsample)
         sizes = channels, hidden, residual_blocks, residual_hidden, downsample, code_dim
         self.encoder = make_encoder(*sizes)
         self.to_latent = nn.Linear(self.map[0] * self.map[1] * self.map[2], 2 * latent_dim)
