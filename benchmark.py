@@ -27,6 +27,7 @@ from cli import run as run_script
 from modules import VQVAE, PixelCNN, cross_entropy
 from priors import PRIORS
 from sampler import draw, make_sampler, uniforms
+from training import AdamW
 
 OUTPUT_DIR = "output"     # where benchmark.json is written
 REPEATS = 5               # turns that are counted, after one that is not
@@ -141,8 +142,7 @@ def cost_per_code(device: torch.device, args: argparse.Namespace) -> list[dict[s
 
 def training_step(network: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Callable[[], None]:
     """A training step as the scripts make it: forward, backward, fused optimiser, bf16 autocast on CUDA."""
-    learnt = [weight for weight in network.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(learnt, lr=1e-4, fused=device.type != "mps")
+    optimizer = AdamW((weight for weight in network.parameters() if weight.requires_grad), 1e-4)
 
     def step() -> None:
         optimizer.zero_grad()

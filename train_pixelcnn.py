@@ -24,7 +24,7 @@ from cli import run as run_script
 from modules import VQVAE, cross_entropy
 from priors import PRIORS
 from sampler import make_sampler, uniforms
-from training import Run, lock, should_compile
+from training import AdamW, Run, lock, should_compile
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
@@ -120,8 +120,7 @@ def main(args: argparse.Namespace) -> None:
     train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])
     num_classes = len(data.class_names)
     model = make_prior(args, vqvae.config["num_codes"], num_classes).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01,
-                                  fused=device.type != "mps")
+    optimizer = AdamW(model.parameters(), args.LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
     run = Run(args, args.PRIOR, model, optimizer, len(train), "validation_nll", PANELS,
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names},
               grid=list(train.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]),

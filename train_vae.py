@@ -21,7 +21,7 @@ from cli import UserError
 from cli import run as run_script
 from modules import VQVAE, psnr
 from sampler import make_sampler, uniforms
-from training import Run, lock, should_compile
+from training import AdamW, Run, lock, should_compile
 from vae import VAE, distortion, kl
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
     sizes = {name: vqvae.config[name] for name in SIZES}
     model = VAE(**sizes, latent_dim=args.LATENT_DIM, height=height, width=width)
     model.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.LEARNING_RATE, fused=device.type != "mps")
+    optimizer = AdamW(model.parameters(), args.LEARNING_RATE)
     run = Run(args, "vae", model, optimizer, len(train.images), "validation_loss", PANELS,
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names},
               sizes=sizes, images=dataset.digest(data.train))

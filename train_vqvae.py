@@ -22,7 +22,7 @@ import figures
 import folder
 from cli import run as run_script
 from modules import VQVAE, perplexity, psnr
-from training import Run, lock, should_compile
+from training import AdamW, Run, lock, should_compile
 
 DATASET = "glyphs"        # "glyphs" (drawn here, no download), a torchvision name (mnist, cifar10, ...) or a folder
 DATA_DIR = "data"         # where data sets are kept, or downloaded to
@@ -117,8 +117,7 @@ def main(args: argparse.Namespace) -> None:
     model = VQVAE(channels, args.HIDDEN, args.RESIDUAL_BLOCKS, args.RESIDUAL_HIDDEN, args.DOWNSAMPLE, args.NUM_CODES,
                   args.CODE_DIM, args.CODEBOOK, args.EMA_DECAY, args.REVIVE_BELOW)
     model.to(device, memory_format=torch.channels_last)
-    learnt = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(learnt, lr=args.LEARNING_RATE, fused=device.type != "mps")
+    optimizer = AdamW((weight for weight in model.parameters() if weight.requires_grad), args.LEARNING_RATE)
     run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS,
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT,
                     "class_names": data.class_names, "reading": reading._asdict(), "channels": channels,

@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from inspect import unwrap
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -61,6 +62,22 @@ def lock(output_dir: str) -> TextIO:
     except OSError as error:  # some network file systems
         print(f"{output_dir} cannot be locked ({error.strerror}): let no other training write there", file=sys.stderr)
     return file
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's own, fused where the device has that; without weight decay it is Adam."""
+
+    def __init__(self, weights: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999),
+                 weight_decay: float = 0.0):
+        weights = list(weights)
+        super().__init__(weights, lr, betas, weight_decay=weight_decay, fused=weights[0].device.type != "mps")
+
+    # torch wraps these in what imports torch._dynamo, over a second at every start, though nothing here is compiled
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
+    state_dict = unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
+    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
 class Run:
