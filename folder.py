@@ -7,7 +7,9 @@ is whole, and is made anew once a file of the folder has another path, size or t
 Files are put in the order of a hash of their relative path: the lowest tenth is the test split where the folder
 names none, so a file never changes sides as others come and go; and the first N images of a split are a draw by chance.
 """
+import gc
 import hashlib
+import io
 import json
 import math
 import mmap
@@ -26,7 +28,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +47,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", *
 VALIDATION = {"val", "valid", "validation"}  # beside `train`, neither a class nor a test split
 TEST_SHARE = 0.1      # of the files, where the folder has no test split
 MAX_VOXELS = 2**29    # of a NIfTI file; Pillow has its own limit for pictures
-CHUNK = 64            # files a task of a decoding process
+CHUNK = 256           # most files in a task of a decoding process ...
+TASKS = 8             # ... of which there are about so many a process, if the files are few
+WHOLE = 2**16         # a picture of fewer bytes is read into memory at once
 SHOWN = 10            # names in a message
 
 
@@ -204,7 +208,8 @@ def picture(path: str, reading: Reading) -> Image.Image:
     TIFF, which have no fixed range, are scaled as NIfTI is.
     """
     with open(path, "rb") as file:
-        image = Image.open(file, formats=FORMATS)
+        content = file.read(WHOLE)  # at once: Pillow reads a small JPEG in some forty pieces
+        image = Image.open(io.BytesIO(content) if len(content) < WHOLE else file, formats=FORMATS)
         mode, kind = image.mode, image.format
         if reading.size:  # a JPEG is decoded at the eighth, fourth or half of its size where that is enough
             image.draft(None, (2 * max(reading.size),) * 2)
@@ -299,7 +304,8 @@ def _decode_folder(root: str, files: list[tuple[str, int, int]], home: Path, lis
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
-        chunks = [order[i:i + CHUNK] for i in range(0, len(order), CHUNK)]
+        each = max(1, min(CHUNK, len(order) // (TASKS * _cores())))
+        chunks = [order[i:i + each] for i in range(0, len(order), each)]
         outcomes = _decode_chunks(root, chunks, work, reading)
         broken = [f"{entry[0]} ({outcome})" for chunk, shapes in zip(chunks, outcomes)
                   for entry, outcome in zip(chunk, shapes) if isinstance(outcome, str)]
@@ -344,9 +350,8 @@ def _decode_chunks(root: str, chunks: list[list], work: Path, reading: Reading) 
             import nibabel  # noqa: F401  (here once, for all the processes)
         except ImportError as error:
             raise UserError(f"{root} holds NIfTI files, which need nibabel ({error}): `pip install nibabel`") from None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     method = "fork" if sys.platform == "linux" else "spawn"  # forking spares every process the import of torch
-    pool = ProcessPoolExecutor(min(cores, len(chunks), 60), multiprocessing.get_context(method), _start_process)
+    pool = ProcessPoolExecutor(min(_cores(), len(chunks)), multiprocessing.get_context(method), _start_process)
     try:
         results = pool.map(_decode_chunk, paths, (work / str(number) for number in range(len(chunks))), repeat(reading))
         outcomes = []
@@ -356,15 +361,20 @@ def _decode_chunks(root: str, chunks: list[list], work: Path, reading: Reading) 
                 bar.update(len(outcome))
         return outcomes
     except BrokenProcessPool:
-        first = len(outcomes) * CHUNK
         raise UserError(f"a decoding process was killed, by too little memory or a file that breaks its decoder, at "
-                        f"{paths[first // CHUNK][0]} or one of the next {CHUNK * cores}") from None
+                        f"{paths[len(outcomes)][0]} or one of the next {len(paths[0]) * _cores()}") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+def _cores() -> int:
+    """The cores that this process may use, as many as a pool may have on any system at most."""
+    return min(60, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def _start_process() -> None:
     """Leave signals to the parent, and end with it however it ends."""
+    gc.freeze()  # what came from the parent, all of torch, need not be searched for garbage over and over
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
@@ -402,25 +412,37 @@ def _read_ahead(paths: list[str], enough: int = 2**20) -> None:
 def _assemble(work: Path, chunks: list[list], outcomes: list[list], size: tuple[int, int],
               channels: int) -> tuple[list[tuple[str, bool, int]], dict[tuple[int, int], list[str]]]:
     """Join the chunks' images of one size in the file `images`; returns its rows, and the files left out by size."""
-    rows, dropped = [], {}
+    rows, dropped, whole = [], {}, (1, *size, channels)
     with open(work / "images", "wb", buffering=2**20) as target:
         for number, (chunk, shapes) in enumerate(zip(chunks, outcomes)):
             with open(work / str(number), "rb", buffering=2**20) as source:
-                for (name, test, label), shape in zip(chunk, shapes):
-                    if isinstance(shape, str):
-                        continue
-                    pixels = source.read(math.prod(shape))
-                    if shape[1:3] != size:
-                        dropped.setdefault(shape[1:3], []).append(name)
-                        continue
-                    if shape[3] != channels:  # grey among coloured ones
-                        pixels = np.frombuffer(pixels, np.uint8).repeat(channels)
-                    target.write(pixels)
-                    rows += [(f"{name}#{i}" if shape[0] > 1 else name, test, label) for i in range(shape[0])]
+                if all(shape == whole for shape in shapes):  # as nearly always: the chunk is copied as it is
+                    shutil.copyfileobj(source, target, 2**20)
+                    rows += chunk
+                else:
+                    rows += _pick(source, target, chunk, shapes, whole, dropped)
             os.unlink(work / str(number))
         target.flush()
         os.fsync(target.fileno())
     return rows, dropped
+
+
+def _pick(source: BinaryIO, target: BinaryIO, chunk: list, shapes: list, whole: tuple[int, int, int, int],
+          dropped: dict[tuple[int, int], list[str]]) -> list[tuple[str, bool, int]]:
+    """Copy those of a chunk's images that are of the size of `whole`; returns their rows, adds the others to dropped."""
+    rows = []
+    for (name, test, label), shape in zip(chunk, shapes):
+        if isinstance(shape, str):
+            continue
+        pixels = source.read(math.prod(shape))
+        if shape[1:3] != whole[1:3]:
+            dropped.setdefault(shape[1:3], []).append(name)
+            continue
+        if shape[3] != whole[3]:  # grey among coloured ones
+            pixels = np.frombuffer(pixels, np.uint8).repeat(whole[3])
+        target.write(pixels)
+        rows += [(f"{name}#{i}" if shape[0] > 1 else name, test, label) for i in range(shape[0])]
+    return rows
 
 
 def _read_index(home: Path, listing: str) -> dict[str, Any] | None:
