@@ -203,19 +203,9 @@ def check_images(stored: dict[str, Any], images: Tensor) -> None:
                         "on {} channels and {}x{}".format(*images.shape[1:], *expected))
 
 
-def fits(vqvae: dict[str, Any], prior: dict[str, Any]) -> bool:
-    """Whether the prior learnt the codes of this very VQ-VAE: another one's codes mean nothing to it."""
-    data, config = vqvae["data"], vqvae["config"]
-    grid = list(grid_size(data["height"], data["width"], config["downsample"]))
-    build(prior)
-    sizes = config["num_codes"], len(prior["data"]["class_names"])
-    return (prior.get("vqvae"), prior.get("grid")) == (fingerprint(vqvae["model"]), grid) \
-        and (prior["config"]["num_codes"], prior["config"]["num_classes"]) == sizes
-
-
-def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[dict[str, Any]]:
-    """Read the priors of a run's directory. Any that is damaged, or learnt the codes of another VQ-VAE than the
-    checkpoint `vqvae`, already built, is left out with a line that says so.
+def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[tuple[dict[str, Any], nn.Module]]:
+    """Read the priors of a run's directory, checkpoints and networks. Any that is damaged, or learnt the codes of
+    another VQ-VAE than the checkpoint `vqvae`, already built, is left out with a line that says so.
     """
     found = []
     for name in PRIORS:
@@ -227,23 +217,30 @@ def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None) -> dict[str, Any]:
+def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None) -> tuple[dict[str, Any], nn.Module]:
     """Read the prior `name` of a run's directory, or the one there: of several, that of the best validation loss.
 
-    vqvae: the checkpoint, already built, whose codes it must have learnt. UserError if there is none that did.
+    vqvae: the checkpoint, already built, whose codes it must have learnt: those of another one mean nothing to it.
+    Returns checkpoint and network, as `build` makes it. UserError if there is none that learnt these codes.
     """
     there = [prior for prior in PRIORS if path_of(output_dir, prior).exists()]
     if name is None and len(there) > 1:
         priors = load_priors(output_dir, vqvae)
         if priors:
-            return min(priors, key=validation_nll)
+            return min(priors, key=lambda prior: validation_nll(prior[0]))
     stage = name or (there or ["pixelcnn"])[0]
     prior = load(output_dir, stage)
-    if not fits(vqvae, prior):
+    network = build(prior)
+    data, config = vqvae["data"], vqvae["config"]
+    codes = {"vqvae": fingerprint(vqvae["model"]),
+             "grid": list(grid_size(data["height"], data["width"], config["downsample"]))}
+    sizes = {"num_codes": config["num_codes"], "num_classes": len(prior["data"]["class_names"])}
+    if any(prior.get(name) != value for name, value in codes.items()) \
+            or any(prior["config"][name] != value for name, value in sizes.items()):
         raise UserError(f"{stage}.pt learnt the codes of another vqvae.pt than the one beside it: train it again with "
                         f"{command(output_dir, stage, '--resume', 'never', '--overwrite')}, or put its own vqvae.pt "
                         f"back")
-    return prior
+    return prior, network
 
 
 def validation_nll(prior: dict[str, Any]) -> float:

@@ -90,8 +90,8 @@ def main(args: argparse.Namespace) -> None:
         return
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
-    prior = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
-    model = checkpoint.build(prior).to(device)
+    prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
+    model.to(device)
     args = checkpoint.fill(args, stored)
     height, width = prior["grid"]
     given = read_mask(args.MASK, height, width)

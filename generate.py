@@ -34,8 +34,8 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
-    prior = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
-    model = checkpoint.build(prior).to(device)
+    prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
+    model.to(device)
     classes = model.num_classes
     if args.CLASS_LABEL >= classes:
         there = f"0 to {classes - 1} ({', '.join(prior['data']['class_names'])})" if classes else "none"

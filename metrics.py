@@ -243,13 +243,13 @@ class Yardstick:
         self.vqvae = checkpoint.build(self.stored).to(device)
         found = checkpoint.load_priors(args.OUTPUT_DIR, self.stored) if every else \
             [checkpoint.load_prior(args.OUTPUT_DIR, self.stored, args.PRIOR)]
-        self.priors = {prior["stage"]: checkpoint.build(prior).to(device) for prior in found}
+        self.priors = {prior["stage"]: network.to(device) for prior, network in found}
         self.inception = Inception(device) if args.INCEPTION else None
         self.data = dataset.load(self.args.DATASET, self.args.DATA_DIR, self.args.LIMIT,
                                  folder.Reading(**self.stored["data"]["reading"]))
         train, _, test, class_names = self.data
         checkpoint.check_images(self.stored, test.images)
-        for prior in found:
+        for prior, _ in found:
             if prior["data"]["class_names"] != class_names:
                 raise UserError(f"DATASET (--dataset): its classes are not those that {prior['stage']}.pt learnt")
         self.count = min(args.NUM_SAMPLES, len(test.images))

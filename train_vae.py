@@ -171,8 +171,8 @@ def save_comparison(model: VAE, vqvae: VQVAE, stored: dict, images: Tensor, args
             "reconstructed by the VAE": model(originals).images,
             "samples of the VAE": model.decode(latents(model, len(images), args.SEED))}
     try:
-        prior = checkpoint.load_prior(args.OUTPUT_DIR, stored)
-        network = checkpoint.build(prior).to(images.device)
+        prior, network = checkpoint.load_prior(args.OUTPUT_DIR, stored)
+        network.to(images.device)
         labels = torch.arange(len(images)) % max(1, network.num_classes)
         codes = make_sampler(network, len(images), prior["grid"][1])(
             labels, uniforms(args.SEED, 0, len(images), *prior["grid"]))
