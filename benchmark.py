@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,44 +154,81 @@ def training_step(network: nn.Module, loss: Callable[[], Tensor], device: torch.
     return step
 
 
+def convolutions(network: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Callable[[], None]:
+    """Those of a training step alone, forward and backward, one after the other: a step with all else for free."""
+    calls = []
+
+    def note(convolution: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        calls.append((convolution, inputs[0].detach().requires_grad_(inputs[0].requires_grad), torch.rand_like(output)))
+
+    hooks = [module.register_forward_hook(note) for module in network.modules()
+             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))]
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    with autocast:
+        loss()
+    for hook in hooks:
+        hook.remove()
+
+    def run() -> None:
+        for convolution, x, grad in calls:
+            with autocast:
+                output = convolution.forward(x)  # without the hooks, which autograd.grad does not get along with
+            torch.autograd.grad(output, [*([x] if x.requires_grad else []), *convolution.parameters()], grad)
+    return run
+
+
+def flops(work: Callable[[], Any]) -> int:
+    """The floating-point operations of the convolutions and matrix products in `work`."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
 def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Steps of both trainings in images a second, FLOP/s, and as a share of the rate of a matrix product."""
+    """Steps of both trainings in images a second, FLOP/s, and as a share of the rate of a matrix product; and their
+    convolutions alone, whose share no step of the same convolutions can exceed by much.
+    """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     left, right = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
     images = torch.rand(256, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     codes = torch.randint(PRIOR["num_codes"], (128, 8, 8), device=device)
     labels = torch.randint(PRIOR["num_classes"], (128,), device=device)
 
-    def make(stage: str, compiled: bool) -> tuple[Callable[[], None], int, int]:
-        network = VQVAE(**STANDARD) if stage == "vqvae" else PixelCNN(**PRIOR)
-        network.to(device, memory_format=torch.channels_last).train()
+    def vqvae_loss(network: VQVAE) -> Tensor:
+        output = network(images)
+        return F.mse_loss(output.images, images) + 0.25 * output.quantized.commitment_loss
 
-        def loss() -> Tensor:
-            if stage == "pixelcnn":
-                return cross_entropy(network(codes, labels), codes)
-            output = network(images)
-            return F.mse_loss(output.images, images) + 0.25 * output.quantized.commitment_loss
+    def pixelcnn_loss(network: PixelCNN) -> Tensor:
+        return cross_entropy(network(codes, labels), codes)
 
-        with FlopCounterMode(display=False) as counter:
-            loss().backward()
-        if compiled:
-            network.compile()
-        return training_step(network, loss, device), counter.get_total_flops(), 256 if stage == "vqvae" else 128
+    def turns(**works: Callable[[], Any]) -> Turns:
+        return Turns(device, args.REPEATS, product=lambda: left @ right, **works)
 
     rows = []
-    for stage in ("vqvae", "pixelcnn"):
-        for compiled in (False, True) if args.COMPILED else (False,):
-            step, flops, count = make(stage, compiled)
-            turns = Turns(device, args.REPEATS, step=step, product=lambda: left @ right)
-            share = turns.ratio("product", "step", flops / (2 * MATRIX**3))
-            row = {"what": f"{stage} step, {'compiled' if compiled else 'eager'}", "seconds": turns.seconds("step"),
-                   "images_per_second": spread([count / seconds for seconds in turns.times["step"]]),
-                   "gflops": spread([flops / seconds / 1e9 for seconds in turns.times["step"]]), "share": share}
-            print(f"{row['what']:24} {show(row['images_per_second'], ' images/s'):32} "
-                  f"{show(row['gflops'], ' GFLOP/s'):28} {show(share, '%', 100)} of the matrix product's rate",
-                  flush=True)
-            rows.append(row)
+    for stage, network, loss_of, count in (("vqvae", VQVAE(**STANDARD), vqvae_loss, len(images)),
+                                           ("pixelcnn", PixelCNN(**PRIOR), pixelcnn_loss, len(codes))):
+        network.to(device, memory_format=torch.channels_last).train()
+        loss = partial(loss_of, network)
+        step, alone = training_step(network, loss, device), convolutions(network, loss, device)
+        multiplied = flops(lambda: loss().backward())
+        eager = turns(step=step, alone=alone)
+        rows += [throughput(f"{stage} step, eager", eager, "step", multiplied, count),
+                 throughput(f"{stage}, its convolutions", eager, "alone", flops(alone), count)]
+        if args.COMPILED:
+            network.compile()
+            rows.append(throughput(f"{stage} step, compiled", turns(step=step), "step", multiplied, count))
     return rows
+
+
+def throughput(what: str, turns: Turns, name: str, flops: int, count: int) -> dict[str, Any]:
+    """A row of the table of training: work of so many operations, over `count` images, beside a matrix product."""
+    times = turns.times[name]
+    row = {"what": what, "seconds": turns.seconds(name), "images_per_second": spread([count / t for t in times]),
+           "gflops": spread([flops / t / 1e9 for t in times]),
+           "share": turns.ratio("product", name, flops / (2 * MATRIX**3))}
+    print(f"{what:26} {show(row['images_per_second'], ' images/s'):30} {show(row['gflops'], ' GFLOP/s'):28} "
+          f"{show(row['share'], '%', 100)} of the matrix product's rate", flush=True)
+    return row
 
 
 def the_rest(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
