@@ -220,12 +220,12 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
     return rows
 
 
-def throughput(what: str, turns: Turns, name: str, flops: int, count: int) -> dict[str, Any]:
+def throughput(what: str, turns: Turns, name: str, operations: int, count: int) -> dict[str, Any]:
     """A row of the table of training: work of so many operations, over `count` images, beside a matrix product."""
     times = turns.times[name]
     row = {"what": what, "seconds": turns.seconds(name), "images_per_second": spread([count / t for t in times]),
-           "gflops": spread([flops / t / 1e9 for t in times]),
-           "share": turns.ratio("product", name, flops / (2 * MATRIX**3))}
+           "gflops": spread([operations / t / 1e9 for t in times]),
+           "share": turns.ratio("product", name, operations / (2 * MATRIX**3))}
     print(f"{what:26} {show(row['images_per_second'], ' images/s'):30} {show(row['gflops'], ' GFLOP/s'):28} "
           f"{show(row['share'], '%', 100)} of the matrix product's rate", flush=True)
     return row
