@@ -182,7 +182,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(residual_hidden, hidden, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv1(F.relu(self.conv3(F.relu(x))))
+        return self.conv1(F.relu_(self.conv3(F.relu(x)))).add_(x)
 
 
 def side_widths(channels: int, hidden: int, downsample: int) -> list[int]:
@@ -199,10 +199,10 @@ def make_encoder(channels: int, hidden: int, residual_blocks: int, residual_hidd
     widths = side_widths(channels, hidden, downsample)
     layers = []
     for wide, narrow in zip(widths, widths[1:]):
-        layers += [nn.Conv2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
     layers += [nn.Conv2d(hidden, hidden, 3, padding=1)]
     layers += [ResidualBlock(hidden, residual_hidden) for _ in range(residual_blocks)]
-    return nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(hidden, code_dim, 1))
+    return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Conv2d(hidden, code_dim, 1))
 
 
 def make_decoder(channels: int, hidden: int, residual_blocks: int, residual_hidden: int, downsample: int,
@@ -212,7 +212,7 @@ def make_decoder(channels: int, hidden: int, residual_blocks: int, residual_hidd
     layers = [nn.Conv2d(code_dim, hidden, 3, padding=1)]
     layers += [ResidualBlock(hidden, residual_hidden) for _ in range(residual_blocks)]
     for wide, narrow in zip(widths[:0:-1], widths[-2::-1]):
-        layers += [nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
+        layers += [nn.ReLU(inplace=True), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
     return nn.Sequential(*layers)
 
 
