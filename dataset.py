@@ -12,8 +12,9 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -164,9 +165,6 @@ def from_folder(root: str, data_dir: str, limit: int, reading: folder.Reading) -
 
 def draw_glyphs(count: int, seed: int | tuple[int, ...]) -> Split:
     """Draw `count` digits, light on black, with random font, size, rotation, shear, shift, stroke and contrast."""
-    import matplotlib
-    from PIL import Image, ImageDraw, ImageFont
-    directory = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     rng = np.random.default_rng(seed)
     labels = rng.integers(10, size=count)
     fonts = rng.integers(len(GLYPH_FONTS), size=count)
@@ -176,24 +174,39 @@ def draw_glyphs(count: int, seed: int | tuple[int, ...]) -> Split:
     shears = rng.normal(0, 0.12, size=count)
     shifts = rng.normal(0, 2.5, size=(count, 2))
     inks = rng.uniform(160, 255, size=count)
+    pool = folder.make_pool(count)
+    try:
+        drawn = pool.map(draw_glyph, labels, fonts, sizes, strokes, angles, shears, shifts, inks, chunksize=128)
+        images = np.stack(list(tqdm(drawn, desc="drawing glyphs", total=count, leave=False, disable=None)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels))
+
+
+def draw_glyph(label: int, font: int, size: int, stroke: int, angle: float, shear: float, shift: np.ndarray,
+               ink: float) -> np.ndarray:
+    """One glyph (GLYPH_SIZE, GLYPH_SIZE) uint8. size, stroke, shift (x, y): in fourths of a pixel; angle: radians."""
+    from PIL import Image, ImageDraw
     canvas, middle = 4 * GLYPH_SIZE, 2 * GLYPH_SIZE
-    loaded: dict[tuple[int, int], ImageFont.FreeTypeFont] = {}
-    images = np.empty((count, 1, GLYPH_SIZE, GLYPH_SIZE), np.uint8)
-    for i in tqdm(range(count), desc="drawing glyphs", leave=False, disable=None):
-        key = (int(fonts[i]), int(sizes[i]))
-        if key not in loaded:
-            loaded[key] = ImageFont.truetype(str(directory / f"{GLYPH_FONTS[key[0]]}.ttf"), key[1])
-        picture = Image.new("L", (canvas, canvas))
-        ImageDraw.Draw(picture).text((middle, middle), str(labels[i]), fill=255, font=loaded[key], anchor="mm",
-                                     stroke_width=int(strokes[i]))
-        cos, sin = np.cos(angles[i]), np.sin(angles[i])
-        a, b, c, d = cos, cos * shears[i] - sin, sin, sin * shears[i] + cos  # rotation times shear, about the middle
-        offset_x = middle - a * (middle + shifts[i, 0]) - b * (middle + shifts[i, 1])
-        offset_y = middle - c * (middle + shifts[i, 0]) - d * (middle + shifts[i, 1])
-        picture = picture.transform(picture.size, Image.Transform.AFFINE, (a, b, offset_x, c, d, offset_y),
-                                    Image.Resampling.BILINEAR)
-        images[i, 0] = np.rint(np.asarray(picture.reduce(4), np.float32) * (inks[i] / 255))
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    picture = Image.new("L", (canvas, canvas))
+    ImageDraw.Draw(picture).text((middle, middle), str(label), fill=255, font=load_font(int(font), int(size)),
+                                 anchor="mm", stroke_width=int(stroke))
+    cos, sin = np.cos(angle), np.sin(angle)
+    a, b, c, d = cos, cos * shear - sin, sin, sin * shear + cos  # rotation times shear, about the middle
+    offset_x = middle - a * (middle + shift[0]) - b * (middle + shift[1])
+    offset_y = middle - c * (middle + shift[0]) - d * (middle + shift[1])
+    picture = picture.transform(picture.size, Image.Transform.AFFINE, (a, b, offset_x, c, d, offset_y),
+                                Image.Resampling.BILINEAR)
+    return np.rint(np.asarray(picture.reduce(4), np.float32) * (ink / 255)).astype(np.uint8)
+
+
+@cache
+def load_font(font: int, size: int) -> Any:
+    """A font of GLYPH_FONTS, which matplotlib brings, of so many pixels."""
+    import matplotlib
+    from PIL import ImageFont
+    directory = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(str(directory / f"{GLYPH_FONTS[font]}.ttf"), size)
 
 
 def glyphs(data_dir: str) -> tuple[Split, Split]:

@@ -350,8 +350,7 @@ def _decode_chunks(root: str, chunks: list[list], work: Path, reading: Reading) 
             import nibabel  # noqa: F401  (here once, for all the processes)
         except ImportError as error:
             raise UserError(f"{root} holds NIfTI files, which need nibabel ({error}): `pip install nibabel`") from None
-    method = "fork" if sys.platform == "linux" else "spawn"  # forking spares every process the import of torch
-    pool = ProcessPoolExecutor(min(_cores(), len(chunks)), multiprocessing.get_context(method), _start_process)
+    pool = make_pool(len(chunks))
     try:
         results = pool.map(_decode_chunk, paths, (work / str(number) for number in range(len(chunks))), repeat(reading))
         outcomes = []
@@ -365,6 +364,12 @@ def _decode_chunks(root: str, chunks: list[list], work: Path, reading: Reading) 
                         f"{paths[len(outcomes)][0]} or one of the next {len(paths[0]) * _cores()}") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def make_pool(tasks: int) -> ProcessPoolExecutor:
+    """Processes on all cores for so many tasks, which leave signals to this one and end with it."""
+    method = "fork" if sys.platform == "linux" else "spawn"  # forking spares every process the import of torch
+    return ProcessPoolExecutor(min(_cores(), tasks), multiprocessing.get_context(method), _start_process)
 
 
 def _cores() -> int:
@@ -429,7 +434,7 @@ def _assemble(work: Path, chunks: list[list], outcomes: list[list], size: tuple[
 
 def _pick(source: BinaryIO, target: BinaryIO, chunk: list, shapes: list, whole: tuple[int, int, int, int],
           dropped: dict[tuple[int, int], list[str]]) -> list[tuple[str, bool, int]]:
-    """Copy those of a chunk's images that are of the size of `whole`; returns their rows, adds the others to dropped."""
+    """Copy those of a chunk's images that are of the size of `whole`; returns their rows, adds others to dropped."""
     rows = []
     for (name, test, label), shape in zip(chunk, shapes):
         if isinstance(shape, str):
