@@ -232,11 +232,9 @@ def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None) 
     prior = load(output_dir, stage)
     network = build(prior)
     data, config = vqvae["data"], vqvae["config"]
-    codes = {"vqvae": fingerprint(vqvae["model"]),
-             "grid": list(grid_size(data["height"], data["width"], config["downsample"]))}
-    sizes = {"num_codes": config["num_codes"], "num_classes": len(prior["data"]["class_names"])}
-    if any(prior.get(name) != value for name, value in codes.items()) \
-            or any(prior["config"][name] != value for name, value in sizes.items()):
+    learnt = prior.get("vqvae"), prior.get("grid"), prior["config"]["num_codes"], prior["config"]["num_classes"]
+    grid = list(grid_size(data["height"], data["width"], config["downsample"]))
+    if learnt != (fingerprint(vqvae["model"]), grid, config["num_codes"], len(prior["data"]["class_names"])):
         raise UserError(f"{stage}.pt learnt the codes of another vqvae.pt than the one beside it: train it again with "
                         f"{command(output_dir, stage, '--resume', 'never', '--overwrite')}, or put its own vqvae.pt "
                         f"back")

@@ -174,12 +174,9 @@ def draw_glyphs(count: int, seed: int | tuple[int, ...]) -> Split:
     shears = rng.normal(0, 0.12, size=count)
     shifts = rng.normal(0, 2.5, size=(count, 2))
     inks = rng.uniform(160, 255, size=count)
-    pool = folder.make_pool(count)
-    try:
+    with folder.processes(count) as pool:
         drawn = pool.map(draw_glyph, labels, fonts, sizes, strokes, angles, shears, shifts, inks, chunksize=128)
         images = np.stack(list(tqdm(drawn, desc="drawing glyphs", total=count, leave=False, disable=None)))
-    finally:
-        pool.shutdown(cancel_futures=True)
     return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels))
 
 

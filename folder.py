@@ -350,26 +350,31 @@ def _decode_chunks(root: str, chunks: list[list], work: Path, reading: Reading) 
             import nibabel  # noqa: F401  (here once, for all the processes)
         except ImportError as error:
             raise UserError(f"{root} holds NIfTI files, which need nibabel ({error}): `pip install nibabel`") from None
-    pool = make_pool(len(chunks))
+    targets = (work / str(number) for number in range(len(chunks)))
+    outcomes = []
     try:
-        results = pool.map(_decode_chunk, paths, (work / str(number) for number in range(len(chunks))), repeat(reading))
-        outcomes = []
-        with tqdm(desc="decoding", total=sum(map(len, chunks)), unit="file", leave=False, disable=None) as bar:
-            for outcome in results:
+        with processes(len(chunks)) as pool, \
+                tqdm(desc="decoding", total=sum(map(len, chunks)), unit="file", leave=False, disable=None) as bar:
+            for outcome in pool.map(_decode_chunk, paths, targets, repeat(reading)):
                 outcomes.append(outcome)
                 bar.update(len(outcome))
         return outcomes
     except BrokenProcessPool:
         raise UserError(f"a decoding process was killed, by too little memory or a file that breaks its decoder, at "
                         f"{paths[len(outcomes)][0]} or one of the next {len(paths[0]) * _cores()}") from None
+
+
+@contextmanager
+def processes(tasks: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes on all cores for so many tasks, which leave signals to this one and end with it. What is not begun
+    when the block is left is not done.
+    """
+    method = "fork" if sys.platform == "linux" else "spawn"  # forking spares every process the import of torch
+    pool = ProcessPoolExecutor(min(_cores(), tasks), multiprocessing.get_context(method), _start_process)
+    try:
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def make_pool(tasks: int) -> ProcessPoolExecutor:
-    """Processes on all cores for so many tasks, which leave signals to this one and end with it."""
-    method = "fork" if sys.platform == "linux" else "spawn"  # forking spares every process the import of torch
-    return ProcessPoolExecutor(min(_cores(), tasks), multiprocessing.get_context(method), _start_process)
 
 
 def _cores() -> int:
