@@ -1,4 +1,5 @@
 """Folders of images: every format, mode, size and kind of damage is read rightly or refused with one line."""
+import io
 import json
 import multiprocessing
 import os
@@ -128,6 +129,60 @@ def test_exif_orientation(tmp_path, suffix):
     assert small.shape == (20, 8, 1) and small[1, 6, 0] > 200
 
 
+def jpeg(height, width, channels, **options):
+    slope = np.add.outer(3 * np.arange(height), 2 * np.arange(width))[:, :, None]
+    pixels = ((slope + noise(height, width, channels).reshape(height, width, channels) // 4) % 256).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+JPEGS = [jpeg(height, width, channels, **options)
+         for height, width in ((1, 1), (17, 31), (1, 500)) for channels in (1, 3) for options in (
+             {}, {"quality": 20}, {"quality": 95, "subsampling": 0}, {"subsampling": 1}, {"optimize": True},
+             {"progressive": True}, {"restart_marker_blocks": 1}, {"comment": b"x", "icc_profile": b"y" * 99})]
+
+
+def pillows(content):
+    return np.asarray(folder.picture(io.BytesIO(content), Reading()))
+
+
+def test_plain_jpegs_have_the_pixels_that_pillow_gives():
+    for content in JPEGS:
+        pixels = folder.plain_jpeg(content, Reading())
+        assert np.array_equal(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels, pillows(content))
+
+
+def test_damaged_jpegs_are_left_to_pillow_or_have_its_pixels():
+    chance, left = random.Random(0), 0
+    for content in JPEGS * 10:
+        damaged = bytearray(content)
+        damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        if chance.random() < 0.3:
+            del damaged[chance.randrange(len(content)):]
+        pixels = folder.plain_jpeg(bytes(damaged), Reading())
+        left += pixels is None
+        if pixels is not None:
+            with folder._strictly():
+                assert np.array_equal(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels, pillows(damaged))
+    assert 0.2 * 10 * len(JPEGS) < left < 0.9 * 10 * len(JPEGS)
+
+
+def test_jpegs_that_are_not_plain_are_left_to_pillow(monkeypatch):
+    colour, exif = jpeg(17, 31, 3), Image.Exif()
+    exif[0x0112] = 6
+    cmyk = io.BytesIO()
+    Image.new("CMYK", (31, 17)).save(cmyk, "JPEG")
+    assert folder.plain_jpeg(colour, Reading(channels=3)) is not None
+    for content, reading in ((jpeg(17, 31, 3, exif=exif), Reading()), (jpeg(17, 31, 3, keep_rgb=True), Reading()),
+                             (cmyk.getvalue(), Reading()), (colour, Reading(channels=1)),
+                             (colour, Reading(image_size="8")), (b"\x89PNG\r\n\x1a\n", Reading()),
+                             (jpeg(400, 400, 3, quality=100)[:folder.WHOLE], Reading())):  # all that is read at once
+        assert folder.plain_jpeg(content, reading) is None
+    monkeypatch.setattr(folder, "simplejpeg", None)
+    assert folder.plain_jpeg(colour, Reading()) is None
+
+
 def test_first_frame_of_an_animation(tmp_path):
     frames = [Image.fromarray(noise(9, 9, seed=i)) for i in range(3)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -209,10 +264,16 @@ def png_header(height, width):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
 
 
+def jpeg_header(height, width):
+    content = jpeg(8, 8, 3)
+    return content.replace(struct.pack(">HH", 8, 8), struct.pack(">HH", height, width), 1)
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.tif", "a.webp", "a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("content, word", [
     (b"", "empty"), (b"not an image at all", "known format"), (png_header(20_000, 20_000), "decompression bomb"),
-    (png_header(10_000, 10_000), "decompression bomb"), (png_header(200, 200), ""), (b"\x1f\x8b" + b"\0" * 30, ""),
+    (png_header(10_000, 10_000), "decompression bomb"), (jpeg_header(20_000, 20_000), "decompression bomb"),
+    (png_header(200, 200), ""), (b"\x1f\x8b" + b"\0" * 30, ""),
 ])
 def test_broken_content_is_refused_in_one_line(tmp_path, name, content, word):
     (tmp_path / name).write_bytes(content)
