@@ -6,6 +6,7 @@ are one forward pass over the grids that are sampled (all the multiplications a 
 large matrix product for training.
 """
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -201,22 +202,21 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
     def pixelcnn_loss(network: PixelCNN) -> Tensor:
         return cross_entropy(network(codes, labels), codes)
 
-    def turns(**works: Callable[[], Any]) -> Turns:
-        return Turns(device, args.REPEATS, product=lambda: left @ right, **works)
-
     rows = []
     for stage, network, loss_of, count in (("vqvae", VQVAE(**STANDARD), vqvae_loss, len(images)),
                                            ("pixelcnn", PixelCNN(**PRIOR), pixelcnn_loss, len(codes))):
         network.to(device, memory_format=torch.channels_last).train()
         loss = partial(loss_of, network)
-        step, alone = training_step(network, loss, device), convolutions(network, loss, device)
-        multiplied = flops(lambda: loss().backward())
-        eager = turns(step=step, alone=alone)
-        rows += [throughput(f"{stage} step, eager", eager, "step", multiplied, count),
-                 throughput(f"{stage}, its convolutions", eager, "alone", flops(alone), count)]
+        alone = convolutions(network, loss, device)
+        works = {"step, eager": training_step(network, loss, device), "its convolutions": alone}
         if args.COMPILED:
-            network.compile()
-            rows.append(throughput(f"{stage} step, compiled", turns(step=step), "step", multiplied, count))
+            compiled = copy.deepcopy(network)
+            compiled.compile()
+            works["step, compiled"] = training_step(compiled, partial(loss_of, compiled), device)
+        turns = Turns(device, args.REPEATS, product=lambda: left @ right, **works)
+        whole, part = flops(lambda: loss().backward()), flops(alone)
+        rows += [throughput(f"{stage} {name}", turns, name, part if work is alone else whole, count)
+                 for name, work in works.items()]
     return rows
 
 
