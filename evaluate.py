@@ -32,6 +32,7 @@ import checkpoint
 import devices
 import figures
 import metrics
+from cli import UserError
 from cli import run as run_script
 from metrics import SSIM_IMAGES, Images, Row, Yardstick
 from modules import perplexity, psnr
@@ -67,13 +68,17 @@ def errors(yard: Yardstick, copies: Images) -> dict[str, float]:
 
 
 def find_vae(output_dir: str, vqvae: dict) -> VAE | None:
-    """The VAE of a run's directory. None if there is none, or with a line that says so, if it is no baseline for the
-    VQ-VAE of the checkpoint: of other images, or of another encoder and decoder.
+    """The VAE of a run's directory. None if there is none, or with a line that says so, if it is damaged or no baseline
+    for the VQ-VAE of the checkpoint: of other images, or of another encoder and decoder.
     """
     if not checkpoint.path_of(output_dir, "vae").exists():
         return None
-    stored = checkpoint.load(output_dir, "vae")
-    vae = checkpoint.build(stored)
+    try:
+        stored = checkpoint.load(output_dir, "vae")
+        vae = checkpoint.build(stored)
+    except UserError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return None
     same = {name: value for name, value in vqvae["config"].items() if name in vae.config} | {
         name: vqvae["data"][name] for name in ("channels", "height", "width")}
     if stored.get("images") == vqvae.get("images") and same.items() <= vae.config.items():

@@ -444,8 +444,10 @@ def _read_ahead(paths: list[str], enough: int = 2**20) -> None:
     for path in paths if hasattr(os, "posix_fadvise") else []:
         with suppress(OSError):
             file = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(file, 0, enough, os.POSIX_FADV_WILLNEED)
-            os.close(file)
+            try:
+                os.posix_fadvise(file, 0, enough, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(file)
 
 
 def _assemble(work: Path, chunks: list[list], outcomes: list[list], size: tuple[int, int],

@@ -147,18 +147,21 @@ def test_a_run_of_a_vqvae_alone(script, trained, tmp_path):
     assert list(rows) == ["real images", "VQ-VAE reconstructions", "per-position marginal", "marginal", "uniform codes"]
 
 
-def test_what_does_not_fit_is_left_out_with_a_line(script, run, tmp_path):
-    """A prior of another VQ-VAE's codes, a damaged one, and a VAE of other images are no rows, and no obstacle."""
+@pytest.mark.parametrize("vae", ["learnt other images", "is damaged"])
+def test_what_does_not_fit_is_left_out_with_a_line(script, run, tmp_path, vae):
+    """A prior of another VQ-VAE's codes, a damaged one, and a VAE of other images, or damaged: no rows, no obstacle."""
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     for name, key in (("pixelcnn.pt", "vqvae"), ("vae.pt", "images")):
         content = torch.load(tmp_path / name, weights_only=True)
         torch.save(content | {key: "0" * 64}, tmp_path / name)
     (tmp_path / "pixelsnail.pt").write_bytes(b"no checkpoint")
+    if vae == "is damaged":
+        (tmp_path / "vae.pt").write_bytes(b"no checkpoint")
     outcome = script("evaluate", "--output-dir", tmp_path, *FEW)
     assert outcome.status == 0, outcome.err
     rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
     assert "transformer" in rows and not {"pixelcnn", "pixelsnail", "VAE samples"} & set(rows)
-    for reason in ("pixelcnn.pt learnt the codes of another", "pixelsnail.pt is damaged", "vae.pt learnt other images"):
+    for reason in ("pixelcnn.pt learnt the codes of another", "pixelsnail.pt is damaged", f"vae.pt {vae}"):
         assert f"left out: {reason}" in " ".join(outcome.err.split()).replace(f"{tmp_path}/", "")
 
 
