@@ -307,10 +307,14 @@ class CausalConv2d(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stack: str, mask: str):
         reach = kernel_size // 2
         length = reach + (mask == "B")
-        vertical = stack == "vertical"
-        super().__init__(inputs, outputs, (length, kernel_size) if vertical else (1, length))
         after = length - 1 - reach  # 0 for type B; -1 for type A crops what it leaves out
-        self.sides = (reach, reach, reach, after) if vertical else (reach, after, 0, 0)  # left, right, top, bottom
+        if stack == "vertical":
+            # left and right the convolution pads by itself: of what `F.pad` adds it would compute the gradient too
+            super().__init__(inputs, outputs, (length, kernel_size), padding=(0, reach))
+            self.sides = (0, 0, reach, after)  # left, right, top, bottom
+        else:
+            super().__init__(inputs, outputs, (1, length))
+            self.sides = (reach, after, 0, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, inputs, H, W). Returns (B, outputs, H, W)."""
