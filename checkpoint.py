@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,6 +57,25 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             pass  # not every file system knows how; the file itself is whole either way
         finally:
             os.close(directory)
+
+
+@contextmanager
+def alone(path: Path, doing: str) -> Iterator[None]:
+    """One process at a time is in here, that which has locked the file `path`; doing: what others are told it does.
+    Where nothing can be locked, in a directory without permission or on some network file systems, all are let in.
+    """
+    with ExitStack() as held:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(open(path, "a"))
+            if sys.platform != "win32":
+                import fcntl
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    print(f"waiting for another process that {doing}", file=sys.stderr)
+                    fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:

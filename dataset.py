@@ -12,6 +12,8 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import folder
-from checkpoint import atomic
+from checkpoint import alone, atomic
 from cli import UserError
 
 DEVICE_SHARE = 0.5  # of a device's free memory that one tensor of the data may take
@@ -146,8 +148,8 @@ def load(name: str, data_dir: str, limit: int = 0, reading: folder.Reading = fol
 
 
 def from_folder(root: str, data_dir: str, limit: int, reading: folder.Reading) -> Data:
-    """The images of a folder as views of its decoded array on disk: they lie in an order by chance already."""
-    images, labels, count, class_names = folder.load(root, data_dir, reading)
+    """The images of a folder as views of its decoded array on disk: its files lie in an order by chance already."""
+    images, labels, count, class_names, files = folder.load(root, data_dir, reading)
     train, test = Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
     if limit:
         train, test = (Split(part.images[:limit], part.labels[:limit]) for part in (train, test))
@@ -155,6 +157,8 @@ def from_folder(root: str, data_dir: str, limit: int, reading: folder.Reading) -
         raise UserError(f"{root} and LIMIT (--limit) of {limit} leave {len(train.images)} images to train on and "
                         f"{len(test.images)} to test with: use at least 2 and 1")
     held = max(1, len(train.images) // 20)
+    while held < len(train.images) - 1 and files[held] == files[held - 1]:
+        held += 1  # no volume lies on both sides
     return Data(Split(train.images[held:], train.labels[held:]), Split(train.images[:held], train.labels[:held]),
                 test, class_names)
 
@@ -174,9 +178,12 @@ def draw_glyphs(count: int, seed: int | tuple[int, ...]) -> Split:
     shears = rng.normal(0, 0.12, size=count)
     shifts = rng.normal(0, 2.5, size=(count, 2))
     inks = rng.uniform(160, 255, size=count)
-    with folder.processes(count) as pool:
-        drawn = pool.map(draw_glyph, labels, fonts, sizes, strokes, angles, shears, shifts, inks, chunksize=128)
-        images = np.stack(list(tqdm(drawn, desc="drawing glyphs", total=count, leave=False, disable=None)))
+    try:
+        with folder.processes(count) as pool:
+            drawn = pool.map(draw_glyph, labels, fonts, sizes, strokes, angles, shears, shifts, inks, chunksize=128)
+            images = np.stack(list(tqdm(drawn, desc="drawing glyphs", total=count, leave=False, disable=None)))
+    except BrokenProcessPool:
+        raise UserError("a process that drew glyphs was killed, for want of memory perhaps: start again") from None
     return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels))
 
 
@@ -209,23 +216,34 @@ def load_font(font: int, size: int) -> Any:
 def glyphs(data_dir: str) -> tuple[Split, Split]:
     """The glyphs' training and test split, from the cache under data_dir or drawn anew."""
     path = Path(data_dir) / f"glyphs-{GLYPHS_VERSION}.npz"
-    keys = [f"{part}_{kind}" for part in GLYPHS for kind in ("images", "labels")]
+    with nullcontext() if path.exists() else alone(path.with_name(path.name + ".lock"), "draws the glyphs"):
+        return read_glyphs(path) or make_glyphs(path)
+
+
+def read_glyphs(path: Path) -> tuple[Split, Split] | None:
+    """The training and test split that a cache holds; None if it is not there or damaged: it is only a cache."""
     try:
         with np.load(path) as cache:
-            arrays = [torch.from_numpy(cache[key]) for key in keys]
-        return Split(*arrays[:2]), Split(*arrays[2:])
+            return tuple(Split(*(torch.from_numpy(cache[f"{part}_{kind}"]) for kind in Split._fields))
+                         for part in GLYPHS)
     except FileNotFoundError:
-        pass
-    except Exception:  # a damaged cache is only a cache
+        return None
+    except Exception:
         print(f"{path} cannot be read: drawing the glyphs anew", file=sys.stderr)
+        return None
+
+
+def make_glyphs(path: Path) -> tuple[Split, Split]:
+    """Draw the training and the test split, and keep them in the cache `path`."""
     train, test = (draw_glyphs(count, (i, GLYPHS_VERSION)) for i, count in enumerate(GLYPHS.values()))
     buffer = io.BytesIO()
-    np.savez(buffer, **{key: array.numpy() for key, array in zip(keys, (*train, *test))})
+    np.savez(buffer, **{f"{part}_{kind}": array.numpy() for part, split in zip(GLYPHS, (train, test))
+                        for kind, array in split._asdict().items()})
     try:
         with atomic(path) as file:
             file.write(buffer.getbuffer())
     except OSError as error:
-        print(f"the glyphs are not cached in {data_dir}: {error.strerror}", file=sys.stderr)
+        print(f"the glyphs are not cached in {path.parent}: {error.strerror}", file=sys.stderr)
     return train, test
 
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import devices
-from checkpoint import atomic
+from checkpoint import alone, atomic
 from cli import UserError, flag
 
 try:
@@ -45,10 +45,11 @@ try:
 except ImportError:  # Pillow does its work, only slower
     simplejpeg = None
 
-VERSION = 1           # change it with anything that changes the decoding: an index of another one is not used
+VERSION = 2           # change it with anything that changes the decoding: an index of another one is not used
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # what Pillow may open, whatever the file is called
 NIFTI = (".nii", ".nii.gz")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", *NIFTI)
+SPLITS = {"train": {"train", "training"}, "test": {"test", "testing"}}  # what their folders are called, in any case
 VALIDATION = {"val", "valid", "validation"}  # beside `train`, neither a class nor a test split
 TEST_SHARE = 0.1      # of the files, where the folder has no test split
 MAX_VOXELS = 2**29    # of a NIfTI file; Pillow has its own limit for pictures
@@ -81,6 +82,7 @@ class Folder(NamedTuple):
     labels: Tensor          # (N,) int64, all 0 where there are no classes
     train: int              # images of the training part
     class_names: list[str]
+    files: list[str]        # (N,) the relative path of each image's file
 
 
 def load(root: str, data_dir: str, reading: Reading) -> Folder:
@@ -94,14 +96,15 @@ def load(root: str, data_dir: str, reading: Reading) -> Folder:
     listing = _digest(repr(sorted(files)))
     index = _read_index(home, listing)
     if index is None:
-        with _alone(home.with_name(home.name + ".lock")):
+        with alone(home.with_name(home.name + ".lock"), "decodes this folder"):
             index = _read_index(home, listing) or _decode_folder(root, files, home, listing, reading)
+    check_broken(root, index["broken"], index["tried"], reading)  # it may have been decoded with more allowed
     if devices.is_main():
         for notice in [*index["notices"], *([f"left out, not images by their names: {others}"] if others else [])]:
             print(notice, file=sys.stderr)
     count, height, width, channels = index["shape"]
     images = _map(home / "images").view(count, height, width, channels).permute(0, 3, 1, 2)
-    return Folder(images, torch.tensor(index["labels"]), index["train"], index["class_names"])
+    return Folder(images, torch.tensor(index["labels"]), index["train"], index["class_names"], index["files"])
 
 
 def read(path: str, reading: Reading) -> Tensor:
@@ -159,17 +162,19 @@ def arrange(names: list[str]) -> tuple[list[tuple[str, bool, int]], list[str], l
     and the paths that belong to neither split.
     """
     tops = {name.split("/")[0] for name in names if "/" in name}
-    if "train" in tops and ("test" in tops or tops <= {"train", *VALIDATION}):
-        stray = [name for name in names if not name.startswith(("train/", "test/"))]
-        names = [name for name in names if name.startswith(("train/", "test/"))]
+    sides = {top: side for top in tops for side, words in SPLITS.items() if top.lower() in words}
+    others = {top.lower() for top in tops - sides.keys()}
+    if "train" in sides.values() and ("test" in sides.values() or others <= VALIDATION):
+        stray = [name for name in names if name.split("/")[0] not in sides]
+        names = [name for name in names if name.split("/")[0] in sides]
         classes = {name: name.split("/")[1:-1][:1] for name in names}
     else:
-        stray = []
+        sides, stray = {}, []
         classes = {name: name.split("/")[:-1][:1] for name in names}
     chance = {name: int(_digest(os.fsencode(name))[:12], 16) / 16**12 for name in names}
     names = sorted(names, key=chance.get)
-    if "train" in tops and "test" in tops:
-        tests = {name for name in names if name.startswith("test/")}
+    if "test" in sides.values():
+        tests = {name for name in names if sides[name.split("/")[0]] == "test"}
     else:
         tests = {name for name in names if chance[name] < TEST_SHARE} or {names[0]}
     class_names = sorted({parts[0] for parts in classes.values() if parts}) if all(classes.values()) else []
@@ -215,9 +220,8 @@ def decode(path: str, reading: Reading) -> np.ndarray:
 
 
 def plain_jpeg(content: bytes, reading: Reading) -> np.ndarray | None:
-    """The pixels (H, W, C) of a small JPEG file: those that Pillow decodes, in a quarter of its time.
-
-    None for what is not plain and whole, or is to be converted: of that Pillow judges.
+    """The pixels (H, W, C) of a small JPEG file: those that Pillow decodes (with the same libjpeg), in a quarter of its
+    time. None for what is not plain and whole, or is to be converted: of that Pillow judges.
     """
     if simplejpeg is None or reading.size or not content.startswith(b"\xff\xd8\xff") or b"Exif" in content \
             or len(content) == WHOLE:
@@ -228,25 +232,29 @@ def plain_jpeg(content: bytes, reading: Reading) -> np.ndarray | None:
         if reading.channels not in (0, channels) or not channels or height * width > Image.MAX_IMAGE_PIXELS:
             return None
         return simplejpeg.decode_jpeg(content, "GRAY" if channels == 1 else "RGB")
-    except ValueError:  # at the least damage
+    except Exception:  # at the least damage, and at samplings that it does not know
         return None
 
 
 def picture(file: BinaryIO, reading: Reading) -> Image.Image:
     """The (first) picture of a file that Pillow reads, upright and without transparency: mode "L" or "RGB".
 
-    What is transparent becomes white; 16 bits become 8 by their high byte, rounded; 32-bit and floating-point
-    TIFF, which have no fixed range, are scaled as NIfTI is.
+    What is transparent becomes white; 16 bits of grey become 8 by their high byte, rounded (Pillow cuts those of
+    colours off); 32-bit and floating-point TIFF, which have no fixed range, are scaled as NIfTI is.
     """
     image = Image.open(file, formats=FORMATS)
     mode, kind = image.mode, image.format
     if reading.size:  # a JPEG is decoded at the eighth, fourth or half of its size where that is enough
         image.draft(None, (2 * max(reading.size),) * 2)
     image.load()
+    white_is_zero = kind == "TIFF" and image.tag_v2.get(262) == 0
     if kind == "TIFF" or image.info.keys() & {"exif", "Raw profile type exif"}:
         image = ImageOps.exif_transpose(image)
     if mode.startswith("I;16") or (mode == "I" and kind == "PNG"):
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        wide = np.asarray(image).astype(np.uint32)
+        grey = ((wide + 128) // 257).astype(np.uint8)
+        grey[wide == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(255 - grey if white_is_zero else grey)  # Pillow turns 8 bits alone around
     if mode in ("I", "F"):
         return Image.fromarray(to_bytes(np.asarray(image), *ends(np.asarray(image), reading)))
     grey = mode in ("1", "L", "LA", "La")  # how the file has it
@@ -331,17 +339,14 @@ def _decode_folder(root: str, files: list[tuple[str, int, int]], home: Path, lis
     started = time.monotonic()
     work = home.with_name(home.name + ".tmp")
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+    work.mkdir(parents=True)
     try:
         each = max(1, min(CHUNK, len(order) // (TASKS * _cores())))
         chunks = [order[i:i + each] for i in range(0, len(order), each)]
         outcomes = _decode_chunks(root, chunks, work, reading)
         broken = [f"{entry[0]} ({outcome})" for chunk, shapes in zip(chunks, outcomes)
                   for entry, outcome in zip(chunk, shapes) if isinstance(outcome, str)]
-        if len(broken) > reading.max_unreadable * len(order) or len(broken) == len(order):
-            raise UserError(f"{len(broken)} of the {len(order)} image files in {root} cannot be decoded, more than the "
-                            f"share of {reading.max_unreadable} that MAX_UNREADABLE ({flag('MAX_UNREADABLE')}) allows: "
-                            f"{_some(broken)}")
+        check_broken(root, broken, len(order), reading)
         shapes = [outcome for shapes in outcomes for outcome in shapes if not isinstance(outcome, str)]
         sizes = Counter()
         for count, height, width, _ in shapes:
@@ -357,7 +362,8 @@ def _decode_folder(root: str, files: list[tuple[str, int, int]], home: Path, lis
                            f"images ({_some(names)}); {flag('IMAGE_SIZE')} {size[0]}x{size[1]} would keep them")
         index = {"version": VERSION, "listing": listing, "shape": [len(rows), *size, channels],
                  "train": sum(not test for _, test, _ in rows), "class_names": class_names,
-                 "notices": notices, "labels": [label for _, _, label in rows], "images": [name for name, _, _ in rows]}
+                 "broken": broken, "tried": len(order), "notices": notices, "labels": [label for _, _, label in rows],
+                 "files": [name for name, _, _ in rows]}
         with atomic(work / "index.json") as file:
             file.write(json.dumps(index).encode())
         shutil.rmtree(home, ignore_errors=True)
@@ -369,6 +375,14 @@ def _decode_folder(root: str, files: list[tuple[str, int, int]], home: Path, lis
         print(f"decoded {len(rows)} images of {size[0]}x{size[1]}, {channels} channels, in {seconds:.1f} s "
               f"({len(rows) / seconds:.0f} a second) into {home}", file=sys.stderr)
     return index
+
+
+def check_broken(root: str, broken: list[str], tried: int, reading: Reading) -> None:
+    """UserError if more of the files tried are broken than MAX_UNREADABLE allows, or all."""
+    if len(broken) > reading.max_unreadable * tried or len(broken) == tried:
+        raise UserError(f"{len(broken)} of the {tried} image files in {root} cannot be decoded, more than the share of "
+                        f"{reading.max_unreadable} that MAX_UNREADABLE ({flag('MAX_UNREADABLE')}) allows: "
+                        f"{_some(broken)}")
 
 
 def _decode_chunks(root: str, chunks: list[list], work: Path, reading: Reading) -> list[list]:
@@ -482,7 +496,7 @@ def _pick(source: BinaryIO, target: BinaryIO, chunk: list, shapes: list, whole: 
         if shape[3] != whole[3]:  # grey among coloured ones
             pixels = np.frombuffer(pixels, np.uint8).repeat(whole[3])
         target.write(pixels)
-        rows += [(f"{name}#{i}" if shape[0] > 1 else name, test, label) for i in range(shape[0])]
+        rows += [(name, test, label)] * shape[0]
     return rows
 
 
@@ -496,21 +510,6 @@ def _read_index(home: Path, listing: str) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: it is only a cache
         return None
     return index if good else None
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time is in here, which holds the file: the processes of a torchrun decode once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        if sys.platform != "win32":
-            import fcntl
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                print("waiting for another process that decodes this folder", file=sys.stderr)
-                fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
 
 
 _mapped: list[mmap.mmap] = []

@@ -169,15 +169,17 @@ def load_classifier(output_dir: str, stored: dict, data: Data, epochs: int, devi
     as many epochs, or else a new one, which is put there. stored: the VQ-VAE's checkpoint.
     """
     basis = {"images": dataset.digest(data.train), "epochs": epochs}
-    if checkpoint.path_of(output_dir, "classifier").is_file():
-        try:
-            saved = checkpoint.load(output_dir, "classifier")
-            if saved.get("basis") == basis:
-                return checkpoint.build(saved).to(device)
-        except UserError:  # it is only a cache
-            print("classifier.pt cannot be read: training it anew")
-    model = train_classifier(data, epochs, device)
-    checkpoint.save(output_dir, "classifier", model.config, model.state_dict(), data=stored["data"], basis=basis)
+    path = checkpoint.path_of(output_dir, "classifier")
+    with checkpoint.alone(path.with_name(".classifier.lock"), "trains the classifier"):
+        if path.is_file():
+            try:
+                saved = checkpoint.load(output_dir, "classifier")
+                if saved.get("basis") == basis:
+                    return checkpoint.build(saved).to(device)
+            except UserError:  # it is only a cache
+                print("classifier.pt cannot be read: training it anew")
+        model = train_classifier(data, epochs, device)
+        checkpoint.save(output_dir, "classifier", model.config, model.state_dict(), data=stored["data"], basis=basis)
     return model
 
 
@@ -238,6 +240,7 @@ class Yardstick:
     """
 
     def __init__(self, args: argparse.Namespace, device: torch.device, every: bool = False):
+        torch.set_float32_matmul_precision("highest")  # TF32 would blur the distances, which are small differences
         self.stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
         self.args, self.device = checkpoint.fill(args, self.stored), device
         self.vqvae = checkpoint.build(self.stored).to(device)

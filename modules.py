@@ -138,7 +138,8 @@ class VectorQuantizer(nn.Module):
         if self.ema:
             batch_sums = devices.all_sum(torch.zeros_like(self.sums).index_add_(0, codes, flat))
             self.sums.lerp_(batch_sums / even_share, 1 - self.ema_decay)
-            self.codebook.copy_(self.sums / self.usage.clamp_min(1e-8).unsqueeze(1))
+            usage = self.usage.unsqueeze(1)  # a code that nothing has chosen for long stays where it is
+            self.codebook.copy_(torch.where(usage > 1e-8, self.sums / usage, self.codebook))
         if self.revive_below > 0:
             dead = (self.usage < self.revive_below).unsqueeze(1)
             self._place(dead, self._draw(flat, distances, len(self.codebook)))
@@ -358,10 +359,10 @@ class GatedBlock(nn.Module):
     def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """v, h: (B, C, H, W), the stacks; condition: (B, 4C, 1, 1), added before the gates. Returns v, h."""
         v_condition, h_condition = condition.chunk(2, 1)
-        # all sums in place; in the condition's type: under autocast the convolutions put out bfloat16
+        # all sums in place; in the condition's type, as the stacks are: under autocast convolutions put out bfloat16
         v_features = self.vertical(v).to(condition.dtype).add_(v_condition)
         h_features = self.horizontal(h).to(condition.dtype).add_(self.across(v_features)).add_(h_condition)
-        v_new, h_new = gate(v_features), self.out(gate(h_features))
+        v_new, h_new = gate(v_features), self.out(gate(h_features)).to(condition.dtype)
         return (v_new.add_(v), h_new.add_(h)) if self.residual else (v_new, h_new)
 
 

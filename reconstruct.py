@@ -51,7 +51,8 @@ def find_images(args: argparse.Namespace, stored: dict) -> Tensor:
     path = Path(args.DATASET)
     if path.is_file():
         return folder.read(args.DATASET, converted)
-    if path.is_dir() and args.DATASET not in ("glyphs", *dataset.TORCHVISION, stored["data"]["dataset"]):
+    learnt = Path(stored["data"]["dataset"])
+    if path.is_dir() and args.DATASET not in ("glyphs", *dataset.TORCHVISION) and path.resolve() != learnt.resolve():
         return folder.load(args.DATASET, args.DATA_DIR, converted).images[:args.LIMIT or None]
     images = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading).test.images
     checkpoint.check_images(stored, images)

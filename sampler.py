@@ -40,7 +40,8 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
     if temperature == 0:
         return logits.argmax(1)
     if temperature != 1:
-        logits = (logits - logits.amax(1, keepdim=True)) / temperature  # at most 0: no temperature overflows
+        # at most 0, and no temperature is 0 in float32: none overflows
+        logits = (logits - logits.amax(1, keepdim=True)) / max(temperature, 1e-30)
     if 0 < top_k < logits.shape[1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     probabilities = logits.softmax(1)

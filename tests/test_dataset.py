@@ -1,5 +1,7 @@
 """Data sets: the same every time, split without overlap, and refused in one line."""
 import os
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -56,10 +58,28 @@ def test_the_cache_is_used_and_a_damaged_one_is_drawn_anew(tmp_path, monkeypatch
     assert torch.equal(dataset.load("glyphs", str(tmp_path)).train.images, drawn.train.images)
     monkeypatch.undo()
     monkeypatch.setattr(dataset, "GLYPHS", {"train": 30, "test": 10})
-    cache = next(tmp_path.iterdir())
+    cache = next(tmp_path.glob("*.npz"))
     cache.write_bytes(cache.read_bytes()[:-100])
     assert torch.equal(dataset.load("glyphs", str(tmp_path)).train.images, drawn.train.images)
     assert "drawing the glyphs anew" in capsys.readouterr().err
+
+
+def test_two_processes_draw_the_glyphs_once(tmp_path):
+    code = """
+import pathlib, sys, time, dataset
+def draw(count, seed):
+    (pathlib.Path(sys.argv[1]) / f"drawn {count}").touch(exist_ok=False)
+    time.sleep(2)
+    return real(count, seed)
+real, dataset.draw_glyphs, dataset.GLYPHS = dataset.draw_glyphs, draw, {"train": 30, "test": 10}
+dataset.load("glyphs", sys.argv[1])
+"""
+    top = os.path.dirname(dataset.__file__)
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=top, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)]
+    complaints = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], complaints
+    assert sorted(complaints) in (["", ""], ["", "waiting for another process that draws the glyphs\n"])
 
 
 def test_to_float_scales_to_one():

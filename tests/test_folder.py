@@ -1,4 +1,6 @@
 """Folders of images: every format, mode, size and kind of damage is read rightly or refused with one line."""
+import argparse
+import errno
 import io
 import json
 import multiprocessing
@@ -111,6 +113,21 @@ def test_modes(tmp_path):
         assert abs(read - expected).max() <= loss, name
 
 
+def test_sixteen_bits_that_are_transparent_or_turned_around(tmp_path):
+    wide = np.array([[0x1000, 0xffff, 0]], np.uint16)
+    write(tmp_path / "a.png", wide)
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    clear = b"tRNS" + struct.pack(">H", 0x1000)
+    place = content.index(b"IDAT") - 4
+    content[place:place] = struct.pack(">I", 2) + clear + struct.pack(">I", zlib.crc32(clear))
+    (tmp_path / "a.png").write_bytes(content)
+    assert one(tmp_path / "a.png")[0, :, 0].tolist() == [255, 255, 0]
+    write(tmp_path / "a.tif", wide, tiffinfo={262: 0})
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.tag_v2[262] == 0
+    assert one(tmp_path / "a.tif")[0, :, 0].tolist() == [239, 0, 255]
+
+
 def test_sixteen_bits_in_either_byte_order(tmp_path):
     for order in "<>":
         write(tmp_path / "a.tif", np.arange(65536 - 6, 65536, dtype=f"{order}u2").reshape(2, 3))
@@ -166,6 +183,16 @@ def test_damaged_jpegs_are_left_to_pillow_or_have_its_pixels():
             with folder._strictly():
                 assert np.array_equal(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels, pillows(damaged))
     assert 0.2 * 10 * len(JPEGS) < left < 0.9 * 10 * len(JPEGS)
+
+
+def test_a_sampling_that_simplejpeg_does_not_know_is_left_to_pillow(tmp_path):
+    rotated = bytearray(jpeg(33, 47, 3, subsampling=1))
+    frame = rotated.index(b"\xff\xc0")
+    assert rotated[frame + 11] == 0x21
+    rotated[frame + 11] = 0x14                 # 4:4:1, as a rotation of 4:1:1 leaves it; its pixels are no picture here
+    assert folder.plain_jpeg(bytes(rotated), Reading()) is None
+    (tmp_path / "a.jpg").write_bytes(rotated)
+    assert one(tmp_path / "a.jpg").shape == (33, 47, 3)
 
 
 def test_jpegs_that_are_not_plain_are_left_to_pillow(monkeypatch):
@@ -340,6 +367,38 @@ def test_class_folders_and_splits(tmp_path):
     assert load(tmp_path / "b", tmp_path).class_names == ["cat", "train"]
 
 
+def test_splits_by_other_names(tmp_path):
+    for names in (("Train", "Test"), ("training", "testing"), ("TRAIN", "test")):
+        root = tmp_path / "-".join(names)
+        for part, count in zip(names, (12, 5)):
+            write_many(root / part / "cat", count, start=100 * count)
+        data = load(root, tmp_path)
+        assert data.class_names == ["cat"] and len(data.images) == 17 and data.train == 12
+
+
+def test_no_volume_lies_in_training_and_validation(tmp_path):
+    for number in range(12):
+        volume = np.random.default_rng(number).integers(0, 256, (4, 5, 10), np.uint8)
+        (tmp_path / "study").mkdir(exist_ok=True)
+        nifti(tmp_path / "study" / f"v{number}.nii.gz", volume)
+    data = dataset.load(str(tmp_path / "study"), str(tmp_path / "data"))
+    files = load(tmp_path / "study", tmp_path).files
+    held = len(data.validation.images)
+    assert held == 10 and len(files) == 120 and len(set(files)) == 12
+    assert not set(files[:held]) & set(files[held:])
+    one_volume = dataset.load(str(tmp_path / "study"), str(tmp_path / "data"), limit=8)  # which must be cut
+    assert len(one_volume.validation.images) + len(one_volume.train.images) == 8
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    import fcntl
+
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    assert len(load(write_many(tmp_path / "images", 10), tmp_path).images) == 10
+
+
 def test_splits_of_a_data_set(tmp_path):
     root = write_many(tmp_path / "images", 100)
     data = dataset.load(str(root), str(tmp_path / "data"))
@@ -418,6 +477,8 @@ def test_a_few_unreadable_files_are_left_out_and_more_are_an_error(tmp_path, cap
     assert "\n" not in str(error.value) and str(error.value).count("(empty)") >= 8
     assert len(load(root, tmp_path, max_unreadable=0.1).images) == 199
     assert "link.png (No such file or directory)" in capfd.readouterr().err
+    with pytest.raises(UserError, match="14 of the 213"):  # decoded already, but with more allowed
+        load(root, tmp_path)
 
 
 def test_folders_that_are_none(tmp_path, script):
@@ -692,6 +753,16 @@ def test_reconstruct_what_the_model_never_saw(tmp_path, script, trained):
     for flags in (("--dataset", tmp_path / "a.png"), ("--latent-channel", 8), ("--dataset", tmp_path / "nowhere")):
         outcome = script("reconstruct", *out, *flags)
         assert outcome.status == 1 and outcome.err.count("\n") == 1
+
+
+def test_reconstruct_takes_the_test_split_of_the_folder_that_was_learnt_whatever_its_path(tmp_path, monkeypatch):
+    root = write_many(tmp_path / "images", 60)
+    tests = len(load(root, tmp_path).images) - load(root, tmp_path).train
+    stored = {"data": {"dataset": str(root), "reading": Reading()._asdict(), "channels": 1, "height": 6, "width": 8}}
+    monkeypatch.chdir(tmp_path)
+    for path in (str(root), f"{root}/", "images", "./images/../images"):
+        args = argparse.Namespace(DATASET=path, DATA_DIR=str(tmp_path / "data"), LIMIT=0, IMAGE_SIZE="0", NUM_IMAGES=1)
+        assert len(reconstruct.find_images(args, stored)) == tests < 60
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (2, 5), (10, 40), (11, 11), (40, 40)])

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import dataset
 import modules
-from modules import VQVAE, CausalConv2d, PixelCNN, VectorQuantizer, nearest_codes, perplexity
+from modules import VQVAE, CausalConv2d, GatedBlock, PixelCNN, VectorQuantizer, nearest_codes, perplexity
 
 
 def small_vqvae(**changes):
@@ -74,6 +74,17 @@ def test_ema_update_by_hand():
     sums = torch.stack([0.9 * start[0] + 0.1 * vectors[:3].sum(0) / 2, 0.9 * start[1] + 0.1 * vectors[3] / 2])  # eq. 7
     torch.testing.assert_close(quantizer.usage, counts)
     torch.testing.assert_close(quantizer.codebook, sums / counts[:, None])      # eq. 8
+
+
+def test_a_code_that_nothing_chooses_stays_where_it_is():
+    quantizer = VectorQuantizer(2, 2, ema_decay=0.5, revive_below=0.0)
+    quantizer.normalise = lambda z_e: z_e.permute(0, 2, 3, 1)
+    start = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    quantizer.codebook.copy_(start)
+    quantizer.sums.copy_(start)
+    for _ in range(300):                                          # usage 2^-300 is 0 in float32
+        quantizer(torch.tensor([2.0, 0.0]).view(1, 2, 1, 1))
+    torch.testing.assert_close(quantizer.codebook, torch.tensor([[2.0, 0.0], [-1.0, 0.0]]))
 
 
 def test_evaluation_leaves_the_codebook_alone():
@@ -246,6 +257,13 @@ def test_gate_and_its_gradient_are_those_of_tanh_and_sigmoid():
     signal, valve = x.chunk(2, 1)
     torch.testing.assert_close(modules.gate(x), signal.tanh() * valve.sigmoid())
     assert torch.autograd.gradcheck(modules.gate, x)
+
+
+def test_both_stacks_stay_in_float32_under_autocast():
+    block = GatedBlock(4, 3, "B")
+    stack = torch.randn(2, 4, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [part.dtype for part in block(stack, stack, torch.zeros(2, 16, 1, 1))] == [torch.float32] * 2
 
 
 def test_the_class_matters_once_it_is_learnt():

@@ -142,9 +142,10 @@ def test_temperature_top_k_and_top_p():
     assert cold > plain_ > hot
 
 
-def test_the_coldest_temperature_takes_the_likeliest_code():
+@pytest.mark.parametrize("temperature", [1e-30, 1e-42, 5e-324])
+def test_the_coldest_temperature_takes_the_likeliest_code(temperature):
     logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)) * 1000
-    assert torch.equal(draw(logits, torch.full((50,), 0.5), temperature=1e-42), logits.argmax(1))
+    assert torch.equal(draw(logits, torch.full((50,), 0.5), temperature=temperature), logits.argmax(1))
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.6])
