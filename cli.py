@@ -209,7 +209,7 @@ def run(main: Callable[[argparse.Namespace], None], script: dict[str, Any]) -> N
     except OSError as error:  # a full disk, a directory without permission: the operating system's own words
         problem, status = f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1
     except (RuntimeError, MemoryError) as error:
-        problem, status = f"error: {_explain(error)}", 1
+        problem, status = f"error: {_explain(error, script)}", 1
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -226,11 +226,12 @@ def _stop(number: int, _frame: Any) -> NoReturn:
     raise Stopped(number)
 
 
-def _explain(error: RuntimeError | MemoryError) -> str:
+def _explain(error: RuntimeError | MemoryError, script: dict[str, Any]) -> str:
     """One line for what torch could not do for want of memory or of another process; the error itself if neither."""
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return f"out of memory: try a smaller {flag('BATCH_SIZE')} or a smaller model"
+        fewer = f"a smaller {flag('BATCH_SIZE')}" if "BATCH_SIZE" in script else "fewer images"
+        return f"out of memory: try {fewer} or a smaller model"
     if "WORLD_SIZE" in os.environ and re.search("gloo|nccl|ProcessGroup|closed by peer|Connection re", text, re.I):
         return f"another process of this run has ended or is out of reach: {text.splitlines()[0][:200]}"
     raise error

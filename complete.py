@@ -26,6 +26,7 @@ import figures
 import folder
 from cli import UserError
 from cli import run as run_script
+from modules import grid_size, pad
 from sampler import make_sampler, uniforms
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
@@ -45,27 +46,29 @@ BATCH_SIZE = 64           # grids drawn at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
 
-def read_mask(mask: str, height: int, width: int) -> Tensor:
-    """Which codes of a grid are given: (height, width) bool.
+def read_mask(mask: str, height: int, width: int, side: int) -> Tensor:
+    """Which codes are given of an image of this size, where a code stands for `side` pixels a side: a bool for each.
 
     "top" and the other sides: the codes whose middle is in that half of the image; "center": those in the middle half
-    of either side; a file: where its image, made grey and resized to the grid, is above half. UserError if it is none
-    of these, or gives no code or all of them.
+    of either side; a file: those of which every pixel is given, white in its image when that is made grey and resized.
+    UserError if it is none of these, or gives no code or all of them.
     """
-    row = ((torch.arange(height) + 0.5) / height).view(-1, 1).expand(height, width)
-    column = ((torch.arange(width) + 0.5) / width).expand(height, width)
+    rows, columns = grid_size(height, width, side)
+    row = ((torch.arange(rows) + 0.5) * side / height).view(-1, 1).expand(rows, columns)
+    column = ((torch.arange(columns) + 0.5) * side / width).expand(rows, columns)
     areas = {"top": row < 0.5, "bottom": row > 0.5, "left": column < 0.5, "right": column > 0.5,
              "center": ((row - 0.5).abs() < 0.25) & ((column - 0.5).abs() < 0.25)}
     if mask in areas:
         given = areas[mask]
     elif Path(mask).is_file():
         image = dataset.to_float(folder.read(mask, folder.Reading(channels=1))[:1])
-        given = F.adaptive_avg_pool2d(image, (height, width))[0, 0] > 0.5
+        pixels = pad(F.adaptive_avg_pool2d(image, (height, width)), side)
+        given = -F.max_pool2d(-pixels, side)[0, 0] > 0.5
     else:
         raise UserError(f"MASK (--mask): there is no image file {mask!r}, and it is none of {', '.join(areas)}")
     if given.all() or not given.any():
         amount = "all" if given.any() else "none"
-        raise UserError(f"MASK (--mask): {mask!r} gives {amount} of the {height}x{width} codes")
+        raise UserError(f"MASK (--mask): {mask!r} gives {amount} of the {rows}x{columns} codes")
     return given
 
 
@@ -94,7 +97,8 @@ def main(args: argparse.Namespace) -> None:
     model.to(device)
     args = checkpoint.fill(args, stored)
     height, width = prior["grid"]
-    given = read_mask(args.MASK, height, width)
+    side = vqvae.config["downsample"]
+    given = read_mask(args.MASK, stored["data"]["height"], stored["data"]["width"], side)
     data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, folder.Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.test.images)
     if args.NUM_IMAGES > len(data.test.images):
@@ -107,7 +111,6 @@ def main(args: argparse.Namespace) -> None:
     labels = data.test.labels[chosen] if args.CLASS_GIVEN and model.num_classes \
         else torch.full_like(chosen, model.num_classes)
     shape = originals.shape[2:]
-    side = vqvae.config["downsample"]
     pixels = given.repeat_interleave(side, 0).repeat_interleave(side, 1)[:shape[0], :shape[1]].to(device)
     known = vqvae.encode(paint_over(originals, pixels)).masked_fill(~given.to(device), -1)
     numbers = torch.arange(args.NUM_IMAGES * args.NUM_COMPLETIONS)  # of the completions, image by image

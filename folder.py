@@ -152,8 +152,8 @@ def list_files(root: str) -> tuple[list[tuple[str, int, int]], str]:
             raise UserError(f"{error.filename or root}: {error.strerror}") from None
     kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(SHOWN))
     if not found:
-        raise UserError(f"DATASET (--dataset): there is no image in {root}, only {kinds or 'nothing'}: it may hold "
-                        f"{' '.join(SUFFIXES)}")
+        raise UserError(f"DATASET (--dataset): there is no image in {root}{f', only {kinds}' if kinds else ''}: it may "
+                        f"hold {' '.join(SUFFIXES)}")
     return found, kinds
 
 

@@ -5,6 +5,7 @@ continue from, with the weights that did best on the validation split, the histo
 """
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
@@ -111,6 +112,10 @@ def main(args: argparse.Namespace) -> None:
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device, memory_format=torch.channels_last)
     args = checkpoint.fill(args, stored)
+    state = stored.get("training")
+    if isinstance(state, dict) and state.get("finished") is False and devices.is_main():
+        print("vqvae.pt is of a training that was stopped: if that goes on, this prior will not fit it any more",
+              file=sys.stderr)
     held = lock(args.OUTPUT_DIR)
     torch.manual_seed(args.SEED)
     with devices.first_on_machine():
@@ -164,7 +169,7 @@ def main(args: argparse.Namespace) -> None:
     if devices.is_main():
         print(f"test: {result['nll']:.4f} nats per code, {result['bits_per_image']:.1f} bits per image (uniform codes: "
               f"{positions * math.log2(vqvae.config['num_codes']):.1f})")
-        print(f"wrote {run.path}, and its history, curves and samples beside it")
+        print(f"wrote {run.path}, and its history and curves beside it")
     held.close()
 
 

@@ -239,7 +239,7 @@ class Run:
     # ---- saving and continuing
 
     def save(self) -> None:
-        """Write the checkpoint: the best weights for the later stages, and all that continuing needs."""
+        """Write the checkpoint: the best weights so far for the later stages, and all that continuing needs."""
         if self.losses:
             self._check_losses(last=self.step - 1)
         if not all(weight.isfinite().all() for weight in self.network.state_dict().values()):
@@ -258,6 +258,8 @@ class Run:
         state = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()["state"],
                  "epoch": self.epoch, "step": self.step, "totals": totals, "history": self.history, "random": random,
                  "constants": vars(self.args), "count": self.count, "finished": self.epoch >= self.args.EPOCHS}
+        if not self.history:  # no epoch has ended: the present weights are the best there are
+            self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         checkpoint.save(self.args.OUTPUT_DIR, self.stage, self.network.config, self.best, training=state,
                         **self.content)
 

@@ -1,6 +1,7 @@
 """complete.py: what is given is kept and nothing else is known, and the same seed completes in the same way."""
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -32,12 +33,12 @@ def completions(run, count=6):
     ("left", ["11000"] * 5), ("right", ["00011"] * 5), ("center", ["00000", "01110", "01110", "01110", "00000"])])
 def test_named_masks(mask, drawn):
     expected = torch.tensor([[letter == "1" for letter in row] for row in drawn])
-    assert torch.equal(complete.read_mask(mask, 5, 5), expected)
+    assert torch.equal(complete.read_mask(mask, 5, 5, 1), expected)
 
 
 def test_even_grids_are_halved():
-    assert torch.equal(complete.read_mask("top", 4, 3), torch.tensor([True, True, False, False])[:, None].expand(4, 3))
-    assert torch.equal(complete.read_mask("right", 2, 4), torch.tensor([False, False, True, True]).expand(2, 4))
+    assert torch.equal(complete.read_mask("top", 4, 3, 1), torch.tensor([True, True, False, False])[:, None].expand(4, 3))
+    assert torch.equal(complete.read_mask("right", 2, 4, 1), torch.tensor([False, False, True, True]).expand(2, 4))
 
 
 def test_a_mask_from_an_image(tmp_path):
@@ -45,10 +46,21 @@ def test_a_mask_from_an_image(tmp_path):
     picture.paste(255, (0, 0, 20, 10))
     picture.paste(120, (20, 10, 40, 20))  # below half
     picture.save(tmp_path / "mask.png")
-    given = complete.read_mask(str(tmp_path / "mask.png"), 4, 6)
+    given = complete.read_mask(str(tmp_path / "mask.png"), 4, 6, 1)
     expected = torch.zeros(4, 6, dtype=torch.bool)
     expected[:2, :3] = True
     assert torch.equal(given, expected)
+
+
+@pytest.mark.parametrize("side, white, given", [(8, slice(0, 48), range(6)), (8, slice(48, 57), (6, 7)),
+                                                (4, slice(52, 57), (13, 14)), (4, slice(0, 50), range(12))])
+def test_a_mask_of_images_that_are_no_multiple_of_a_code_gives_no_code_with_a_hidden_pixel(tmp_path, side, white, given):
+    pixels = np.zeros((31, 57), np.uint8)
+    pixels[:, white] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    mask = complete.read_mask(str(tmp_path / "mask.png"), 31, 57, side)
+    assert mask.shape == (-(-31 // side), -(-57 // side))
+    assert all(row.nonzero().flatten().tolist() == list(given) for row in mask)
 
 
 # ---- what the encoder is shown
@@ -83,7 +95,7 @@ def test_the_given_codes_are_kept(script, run, monkeypatch):
     monkeypatch.setattr(complete, "make_sampler", recorded)
     assert script("complete", "--output-dir", run, *FEW, "--mask", "center").status == 0
     codes, given = torch.cat(decoded), torch.cat(known)
-    assert codes.shape == (6, 7, 7) and ((given >= 0) == complete.read_mask("center", 7, 7)).all()
+    assert codes.shape == (6, 7, 7) and ((given >= 0) == complete.read_mask("center", 28, 28, 4)).all()
     assert torch.equal(codes[given >= 0], given[given >= 0])
     assert torch.equal(given[0], given[1]) and not torch.equal(given[0], given[2])  # an image's two completions
     vqvae = checkpoint.build(checkpoint.load(str(run), "vqvae"))

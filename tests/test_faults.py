@@ -16,6 +16,8 @@ from pathlib import Path
 
 import faults
 import pytest
+import torch
+from conftest import SMALL_PIXELCNN
 
 import checkpoint
 import dataset
@@ -127,6 +129,18 @@ def test_a_signal_saves_and_the_same_command_continues(cases, stage, number, sta
     assert "Traceback" not in log.read_text()
     case.check_continues(output, log)
     assert "continuing" in log.read_text()
+
+
+def test_before_an_epoch_has_ended_the_checkpoint_has_the_present_weights(cases, script):
+    case = cases["vqvae"]
+    output, log = case.new()
+    assert faults.run(case.script, case.of(output), log, number=signal.SIGTERM, step=4) == 143
+    stored = checkpoint.load(output, "vqvae")
+    assert stored["training"]["epoch"] == 0 and stored["training"]["step"] == 4
+    assert all(torch.equal(weight, stored["training"]["model"][name]) for name, weight in stored["model"].items())
+    outcome = script("train_pixelcnn", "--output-dir", output, *SMALL_PIXELCNN)
+    assert outcome.status == 0 and "vqvae.pt is of a training that was stopped" in outcome.err
+    case.check_continues(output, log)
 
 
 def test_a_signal_while_the_epoch_is_evaluated_is_saved_too(script, trained, tmp_path, data_dir, monkeypatch):
