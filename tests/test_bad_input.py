@@ -325,8 +325,8 @@ TABLE = [
     (P, [], environment(LOCAL_RANK="x"), 1, "LOCAL_RANK is 'x' in the environment"),
     (G, [], no_memory("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"), 1,
      "out of memory"),
-    (R, [], no_memory("CUDA out of memory. Tried to allocate\nmuch"), 1, "out of memory: try a smaller"),
-    (P, PRIOR, no_memory("", MemoryError), 1, "out of memory: try a smaller"),
+    (R, [], no_memory("CUDA out of memory. Tried to allocate\nmuch"), 1, "out of memory: try fewer images"),
+    (P, PRIOR, no_memory("", MemoryError), 1, "out of memory: try a smaller --batch-size"),
 ]
 
 
