@@ -95,7 +95,7 @@ def evaluate(model: VQVAE, images: Tensor, batch_size: int) -> dict[str, float]:
     return metrics(totals, model.config["num_codes"])
 
 
-def pixel_variance(images: Tensor, enough: int = 2**26) -> float:
+def pixel_variance(images: Tensor, enough: int = 2**24) -> float:
     """Variance of the pixels, scaled to [0, 1], of uint8 images; of evenly spaced ones, with `enough` pixels."""
     spaced = torch.arange(0, len(images), math.ceil(images.nbytes / enough))
     parts = dataset.batches(spaced.split(1024), images.device, images)
