@@ -245,8 +245,10 @@ def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None) 
     there = [prior for prior in PRIORS if path_of(output_dir, prior).exists()]
     if name is None and len(there) > 1:
         priors = load_priors(output_dir, vqvae)
-        if priors:
-            return min(priors, key=lambda prior: validation_nll(prior[0]))
+        if not priors:
+            raise UserError(f"no prior in {output_dir} is left: train one with "
+                            f"{command(output_dir, 'pixelcnn', '--resume', 'never', '--overwrite')}")
+        return min(priors, key=lambda prior: validation_nll(prior[0]))
     stage = name or (there or ["pixelcnn"])[0]
     prior = load(output_dir, stage)
     network = build(prior)

@@ -165,6 +165,15 @@ def test_what_does_not_fit_is_left_out_with_a_line(script, run, tmp_path, vae):
         assert f"left out: {reason}" in " ".join(outcome.err.split()).replace(f"{tmp_path}/", "")
 
 
+def test_no_prior_that_can_be_used_is_said_once(script, run, tmp_path):
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    for name in ("pixelcnn.pt", "pixelsnail.pt", "transformer.pt"):
+        (tmp_path / name).write_bytes(b"no checkpoint")
+    outcome = script("generate", "--output-dir", tmp_path)
+    assert outcome.status == 1 and outcome.err.count("is damaged") == 3 and outcome.err.count("\n") == 4
+    assert "is left: train one with `python train_pixelcnn.py" in outcome.err.splitlines()[-1]
+
+
 def test_only_the_main_process_measures(script, run, monkeypatch):
     """The others have gone by then, so nothing may wait for them."""
     monkeypatch.setattr("devices.all_sum", lambda tensor: pytest.fail("waits for the other processes"))
