@@ -207,10 +207,11 @@ def decode(path: str, reading: Reading) -> np.ndarray:
     else:
         with open(path, "rb") as file:
             content = file.read(WHOLE)  # at once: Pillow reads a small file in some forty pieces
-            pixels = plain_jpeg(content, reading)
+            whole = len(content) < WHOLE
+            pixels = plain_jpeg(content, reading) if whole else None
             if pixels is not None:
                 return pixels[None]
-            pictures = [picture(io.BytesIO(content) if len(content) < WHOLE else file, reading)]
+            pictures = [picture(io.BytesIO(content) if whole else file, reading)]
     if reading.channels:
         pictures = [image.convert("L" if reading.channels == 1 else "RGB") for image in pictures]
     if reading.size:  # the largest part of that shape about the middle
@@ -223,8 +224,7 @@ def plain_jpeg(content: bytes, reading: Reading) -> np.ndarray | None:
     """The pixels (H, W, C) of a small JPEG file: those that Pillow decodes (with the same libjpeg), in a quarter of its
     time. None for what is not plain and whole, or is to be converted: of that Pillow judges.
     """
-    if simplejpeg is None or reading.size or not content.startswith(b"\xff\xd8\xff") or b"Exif" in content \
-            or len(content) == WHOLE:
+    if simplejpeg is None or reading.size or not content.startswith(b"\xff\xd8\xff") or b"Exif" in content:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)

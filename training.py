@@ -102,7 +102,7 @@ class Run:
         self.epoch = self.step = 0                       # finished epochs, finished steps of the next one
         self.totals: dict[str, Tensor] = {}              # running sums of this epoch's metrics
         self.history: list[dict[str, Any]] = []
-        self.best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        self.best = self._weights()
         self.stopped_by = 0                              # the number of the signal
         self.saved_at = self.plotted_at = time.monotonic()
         self.losses: list[Tensor] = []                   # since the last look at them
@@ -172,7 +172,7 @@ class Run:
         self.history.append({"epoch": self.epoch + 1, **row})
         values = [past[self.monitor] for past in self.history]
         if values[-1] <= min(values):
-            self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+            self.best = self._weights()
         self.epoch, self.step, self.totals = self.epoch + 1, 0, {}
         if devices.is_main():
             self._write_history()
@@ -258,10 +258,12 @@ class Run:
         state = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()["state"],
                  "epoch": self.epoch, "step": self.step, "totals": totals, "history": self.history, "random": random,
                  "constants": vars(self.args), "count": self.count, "finished": self.epoch >= self.args.EPOCHS}
-        if not self.history:  # no epoch has ended: the present weights are the best there are
-            self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        checkpoint.save(self.args.OUTPUT_DIR, self.stage, self.network.config, self.best, training=state,
-                        **self.content)
+        best = self.best if self.history else self._weights()  # before an epoch has ended, the present ones
+        checkpoint.save(self.args.OUTPUT_DIR, self.stage, self.network.config, best, training=state, **self.content)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """A copy of the network's present weights."""
+        return {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
 
     def _resume(self) -> bool:
         """Continue from the checkpoint, if there is one. UserError if it is of a run with other constants."""
