@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import devices
-import metrics
 from cli import run as run_script
+from codes import distinct, draw_independent
 from metrics import Row, Yardstick
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
@@ -43,14 +43,14 @@ def main(args: argparse.Namespace) -> None:
 
     def add(name: str, codes: Tensor, asked: bool) -> None:
         images = yard.decoded(codes)
-        rows[name] = Row(images, yard.measure(images, asked) | {"distinct": metrics.distinct(codes)})
+        rows[name] = Row(images, yard.measure(images, asked) | {"distinct": distinct(codes)})
 
     add("the encoder's codes", yard.test_codes[yard.chosen], asked=True)
     for temperature in (*map(float, args.TEMPERATURES.split()), 0.0):
         name = f"{prior}, T = {temperature:g}" if temperature else f"{prior}, argmax"
         add(name, yard.draw(prior, temperature), asked=model.num_classes > 0)
     for name, probabilities in yard.independent.items():
-        add(name, metrics.draw_independent(probabilities, yard.count, args.SEED), asked=False)
+        add(name, draw_independent(probabilities, yard.count, args.SEED), asked=False)
     yard.report(rows, "ablation", "Is the prior needed, and what does sampling do?")
 
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-import checkpoint
 import devices
 from cli import run as run_script
+from files import atomic
 from modules import VQVAE, PixelCNN, cross_entropy
 from priors import PRIORS
 from sampler import draw, make_sampler, uniforms
@@ -268,7 +268,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{machine}; medians of {args.REPEATS} (smallest to largest)")
     rows = [*sampling(device, args), *cost_per_code(device, args), *training(device, args), *the_rest(device, args)]
     path = Path(args.OUTPUT_DIR) / "benchmark.json"
-    with checkpoint.atomic(path) as file:
+    with atomic(path) as file:
         file.write(json.dumps({"machine": machine, "repeats": args.REPEATS, "rows": rows}, indent=1).encode())
     print(f"wrote {path}")
 

@@ -8,20 +8,19 @@ import argparse
 import hashlib
 import io
 import math
-import os
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from classifier import Classifier
 from cli import RULES, UserError
-from modules import VQVAE, Classifier, grid_size
+from files import atomic
+from modules import VQVAE, grid_size
 from priors import PRIORS
 from vae import VAE
 
@@ -30,52 +29,6 @@ VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
 READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable")
 STAGES = {"vqvae": VQVAE, **PRIORS, "vae": VAE, "classifier": Classifier}
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file open for writing that takes the name `path` only when it is complete and on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")  # always the same: what a crash leaves is replaced by the next one
-    temporary.unlink(missing_ok=True)
-    try:
-        with open(temporary, "xb") as file:  # never through a link that lies there
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say what was written
-        raise
-    if os.name == "posix":  # the new name outlives a power cut only once its directory is on disk too
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        except OSError:
-            pass  # not every file system knows how; the file itself is whole either way
-        finally:
-            os.close(directory)
-
-
-@contextmanager
-def alone(path: Path, doing: str) -> Iterator[None]:
-    """One process at a time is in here, that which has locked the file `path`; doing: what others are told it does.
-    Where nothing can be locked, in a directory without permission or on some network file systems, all are let in.
-    """
-    with ExitStack() as held:
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context(open(path, "a"))
-            if sys.platform != "win32":
-                import fcntl
-                try:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except (BlockingIOError, PermissionError):
-                    print(f"waiting for another process that {doing}", file=sys.stderr)
-                    fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:

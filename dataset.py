@@ -24,8 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import folder
-from checkpoint import alone, atomic
 from cli import UserError
+from files import alone, atomic
 
 DEVICE_SHARE = 0.5  # of a device's free memory that one tensor of the data may take
 GLYPHS = {"train": 20_000, "test": 2_000}  # images drawn for either split

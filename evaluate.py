@@ -31,13 +31,12 @@ from torch import Tensor
 import checkpoint
 import devices
 import figures
-import metrics
 from cli import UserError
 from cli import run as run_script
+from codes import bits_per_image, draw_independent, nll_sums
 from metrics import SSIM_IMAGES, Images, Row, Yardstick
 from modules import perplexity, psnr
 from reconstruct import similarity
-from train_pixelcnn import nll_sums
 from vae import VAE, kl
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and any priors and vae.pt
@@ -133,8 +132,8 @@ def collect(yard: Yardstick, args: argparse.Namespace, vae: VAE | None) -> dict[
     if vae:
         rows["VAE samples"] = sampled(vae_samples, rate)
     for name, probabilities in yard.independent.items():
-        images = yard.decoded(metrics.draw_independent(probabilities, yard.count, args.SEED))
-        rows[name] = sampled(images, metrics.bits_per_image(probabilities, yard.test_codes))
+        images = yard.decoded(draw_independent(probabilities, yard.count, args.SEED))
+        rows[name] = sampled(images, bits_per_image(probabilities, yard.test_codes))
     return rows
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from checkpoint import atomic
+from files import atomic
 
 GAP = 2            # pixels between the images of a grid
 SMALLEST_SIDE = 56  # images of a grid below this are enlarged by a whole factor, so that a person can see them

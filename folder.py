@@ -37,8 +37,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import devices
-from checkpoint import alone, atomic
 from cli import UserError, flag
+from files import alone, atomic
 
 try:
     import simplejpeg

@@ -10,13 +10,12 @@ Papers, cited by number in the code:
 """
 import argparse
 import json
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -24,11 +23,12 @@ import checkpoint
 import dataset
 import figures
 import folder
+from classifier import Classifier, train_classifier
 from cli import UserError
+from codes import encode, marginals
 from dataset import Data
-from modules import Classifier
+from files import alone, atomic
 from sampler import make_sampler, uniforms
-from train_pixelcnn import encode
 
 Images = Callable[[Tensor], Tensor]
 
@@ -38,8 +38,6 @@ SSIM_IMAGES = 1000    # test images of which SSIM, which is slow, is the mean
 COMPARED = 1000       # images of a set, at most, whose nearest training image is looked for
 SHOWN = 20            # images of a set in a figure
 CHUNK = 2**25         # entries of a matrix held at a time
-CLASSIFIER_BATCH = 128
-CLASSIFIER_RATE = 2e-3  # the highest learning rate, of AdamW
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -124,95 +122,6 @@ class Inception:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Priors that know less
-
-
-def marginals(codes: Tensor, num_codes: int) -> dict[str, Tensor]:
-    """What independent codes are drawn from: for each prior by name, the probabilities (H, W, K) of every code at every
-    position, from training codes (N, H, W). One is added to every count, so that no code has probability 0.
-    """
-    count, height, width = codes.shape
-    offsets = torch.arange(height * width) * num_codes
-    counts = sum(torch.bincount((part.flatten(1).long() + offsets).flatten(), minlength=height * width * num_codes)
-                 for part in codes.split(4096)).view(height, width, num_codes).double()
-    whole = counts.sum((0, 1)) + 1
-    return {"per-position marginal": (counts + 1) / (count + num_codes),
-            "marginal": (whole / whole.sum()).expand_as(counts),
-            "uniform codes": torch.full_like(counts, 1 / num_codes)}
-
-
-def bits_per_image(probabilities: Tensor, codes: Tensor) -> float:
-    """Mean bits that a grid of codes (N, H, W) takes under independent probabilities (H, W, K)."""
-    bits = -probabilities.flatten(0, 1).log2()
-    return bits[torch.arange(len(bits)), codes.flatten(1).long()].sum(1).mean().item()
-
-
-def draw_independent(probabilities: Tensor, count: int, seed: int) -> Tensor:
-    """Grids of codes (count, H, W) drawn from independent probabilities (H, W, K)."""
-    generator = torch.Generator().manual_seed(seed)
-    height, width = probabilities.shape[:2]
-    drawn = torch.multinomial(probabilities.flatten(0, 1), count, replacement=True, generator=generator)
-    return drawn.T.reshape(count, height, width)
-
-
-def distinct(codes: Tensor) -> float:
-    """The share of distinct grids among grids of codes (N, H, W): 1 if no two are the same."""
-    return len(codes.flatten(1).unique(dim=0)) / len(codes)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The classifier
-
-
-def load_classifier(output_dir: str, stored: dict, data: Data, epochs: int, device: torch.device) -> Classifier:
-    """The classifier of a run's images, in eval mode: `classifier.pt` if it was trained on these images and labels for
-    as many epochs, or else a new one, which is put there. stored: the VQ-VAE's checkpoint.
-    """
-    basis = {"images": dataset.digest(data.train), "epochs": epochs}
-    path = checkpoint.path_of(output_dir, "classifier")
-    with checkpoint.alone(path.with_name(".classifier.lock"), "trains the classifier"):
-        if path.is_file():
-            try:
-                saved = checkpoint.load(output_dir, "classifier")
-                if saved.get("basis") == basis:
-                    return checkpoint.build(saved).to(device)
-            except UserError:  # it is only a cache
-                print("classifier.pt cannot be read: training it anew")
-        model = train_classifier(data, epochs, device)
-        checkpoint.save(output_dir, "classifier", model.config, model.state_dict(), data=stored["data"], basis=basis)
-    return model
-
-
-@torch.enable_grad()
-def train_classifier(data: Data, epochs: int, device: torch.device) -> Classifier:
-    """A classifier trained on the training split, in eval mode. It is the yardstick, so SEED does not change it."""
-    torch.manual_seed(0)
-    images, labels = data.train
-    model = Classifier(*images.shape[1:], len(data.class_names)).to(device)
-    steps = epochs * math.ceil(len(images) / CLASSIFIER_BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=CLASSIFIER_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, CLASSIFIER_RATE, total_steps=steps)
-    order = [part for _ in range(epochs) for part in torch.randperm(len(images)).tensor_split(steps // epochs)]
-    split = data.train.to(device)
-    for batch, target in tqdm(dataset.batches(order, device, *split), desc="training the classifier", total=steps,
-                              leave=False, disable=None):
-        loss = F.cross_entropy(model(_shifted(dataset.to_float(batch))), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval()
-
-
-def _shifted(images: Tensor) -> Tensor:
-    """A batch (B, C, H, W) shifted by up to a fourteenth of its size, 2 pixels of 28, its edges continued."""
-    height, width = images.shape[2:]
-    y, x = height // 14, width // 14
-    top, left = (int(torch.randint(2 * most + 1, ())) for most in (y, x))
-    return F.pad(images, (x, x, y, y), mode="replicate")[:, :, top:top + height, left:left + width]
-
-
-# ---------------------------------------------------------------------------------------------------------
 # A run under measurement
 
 COLUMNS = {"bits_per_image": ("bits/image", ".1f"), "mse": ("MSE", ".5f"), "psnr": ("PSNR", ".2f"),
@@ -227,6 +136,25 @@ class Row(NamedTuple):
 
     images: Images
     measures: dict[str, float]
+
+
+def load_classifier(output_dir: str, stored: dict, data: Data, epochs: int, device: torch.device) -> Classifier:
+    """The classifier of a run's images, in eval mode: `classifier.pt` if it was trained on these images and labels for
+    as many epochs, or else a new one, which is put there. stored: the VQ-VAE's checkpoint.
+    """
+    basis = {"images": dataset.digest(data.train), "epochs": epochs}
+    path = checkpoint.path_of(output_dir, "classifier")
+    with alone(path.with_name(".classifier.lock"), "trains the classifier"):
+        if path.is_file():
+            try:
+                saved = checkpoint.load(output_dir, "classifier")
+                if saved.get("basis") == basis:
+                    return checkpoint.build(saved).to(device)
+            except UserError:  # it is only a cache
+                print("classifier.pt cannot be read: training it anew")
+        model = train_classifier(data, epochs, device)
+        checkpoint.save(output_dir, "classifier", model.config, model.state_dict(), data=stored["data"], basis=basis)
+    return model
 
 
 class Yardstick:
@@ -376,7 +304,7 @@ class Yardstick:
         output = Path(self.args.OUTPUT_DIR)
         content = {"images_per_row": self.count, "classifier_accuracy": self.accuracy, **more,
                    "constants": vars(self.args), "rows": {name: row.measures for name, row in rows.items()}}
-        with checkpoint.atomic(output / f"{stem}.json") as file:
+        with atomic(output / f"{stem}.json") as file:
             file.write(json.dumps(content, indent=1).encode())
         strips, shown = {}, self.shown()
         for name, row in rows.items():

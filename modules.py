@@ -402,30 +402,3 @@ class PixelCNN(nn.Module):
         for block, condition in zip(self.blocks, conditions):
             v, h = block(v, h, condition)
         return self.head(h)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Classifier
-
-
-class Classifier(nn.Module):
-    """A small convolutional network that names the class of images of one size: the eye behind evaluate.py.
-
-    Convolutions of stride 2 until a side is at most 8, then a hidden layer: its output is the features in which sets of
-    images are compared. `config` holds the arguments, from which `Classifier(**config)` builds the same network.
-    """
-
-    def __init__(self, channels: int, height: int, width: int, num_classes: int, hidden: int = 128):
-        super().__init__()
-        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        layers, wide = [], channels
-        while max(height, width) > 8 or not layers:
-            narrow = 64 if layers else 32
-            layers += [nn.Conv2d(wide, narrow, 5, stride=2, padding=2), nn.BatchNorm2d(narrow), nn.ReLU()]
-            wide, height, width = narrow, -(-height // 2), -(-width // 2)
-        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(wide * height * width, hidden), nn.ReLU())
-        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(hidden, num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] to logits (B, num_classes)."""
-        return self.head(self.features(images))

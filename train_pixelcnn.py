@@ -6,14 +6,12 @@ continue from, with the weights that did best on the validation split, the histo
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 import checkpoint
 import dataset
@@ -22,10 +20,12 @@ import figures
 import folder
 from cli import UserError
 from cli import run as run_script
+from codes import encode, nll_sums
+from files import lock_run
 from modules import VQVAE, cross_entropy
 from priors import PRIORS
 from sampler import make_sampler, uniforms
-from training import AdamW, Run, lock, should_compile
+from training import AdamW, Run, should_compile
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
@@ -54,22 +54,6 @@ PANELS = {"negative log-likelihood (nats per code)": ["train_nll", "validation_n
           "bits per image": ["train_bits_per_image", "validation_bits_per_image"]}
 
 
-@torch.no_grad()
-def encode(model: VQVAE, images: Tensor, at_once: int = 2**19) -> Tensor:
-    """The codes (N, grid height, grid width) of uint8 images, on the host, in the smallest integers that hold them.
-
-    at_once: how many pixels go through the encoder together.
-    """
-    dtype = torch.uint8 if model.config["num_codes"] <= 256 else torch.int16
-    height, width = images.shape[2:]
-    indices = torch.arange(len(images)).split(max(1, at_once // (height * width)))
-    parts = dataset.batches(indices, next(model.parameters()).device, images)
-    codes = torch.empty((len(images), *model.grid_size(height, width)), dtype=dtype)
-    for index, (part,) in zip(tqdm(indices, desc="encoding", leave=False, disable=not devices.is_main()), parts):
-        codes[index] = model.encode(dataset.to_float(part)).to("cpu", dtype)
-    return codes
-
-
 def metrics(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
     """A split's negative log-likelihood from its sums: in nats per code, and in bits per image of `positions` codes."""
     totals = {name: devices.all_sum(total.clone()) for name, total in totals.items()}
@@ -81,19 +65,6 @@ def evaluate(model: nn.Module, codes: Tensor, labels: Tensor, batch_size: int) -
     """The metrics of codes (N, H, W) given their labels; each process does its share."""
     indices = devices.parts(torch.arange(len(codes)), batch_size)
     return metrics(nll_sums(model, codes, labels, indices), codes[0].numel())
-
-
-@torch.no_grad()
-def nll_sums(model: nn.Module, codes: Tensor, labels: Tensor, indices: Sequence[Tensor]) -> dict[str, Tensor]:
-    """How many of codes (N, H, W) the indices name, and their sum of negative log-likelihoods in nats per code."""
-    model.eval()
-    device = next(model.parameters()).device
-    totals = {"count": torch.zeros((), device=device), "nll": torch.zeros((), device=device)}
-    for part, label in dataset.batches(indices, device, codes, labels):
-        totals["count"] += len(part)
-        part = part.long()
-        totals["nll"] += cross_entropy(model(part, label), part) * len(part)
-    return totals
 
 
 def make_prior(args: argparse.Namespace, num_codes: int, num_classes: int) -> nn.Module:
@@ -116,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
     if isinstance(state, dict) and state.get("finished") is False and devices.is_main():
         print("vqvae.pt is of a training that was stopped: if that goes on, this prior will not fit it any more",
               file=sys.stderr)
-    held = lock(args.OUTPUT_DIR)
+    held = lock_run(args.OUTPUT_DIR) if devices.is_main() else None
     torch.manual_seed(args.SEED)
     with devices.first_on_machine():
         data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, folder.Reading(**stored["data"]["reading"]))
@@ -170,7 +141,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"test: {result['nll']:.4f} nats per code, {result['bits_per_image']:.1f} bits per image (uniform codes: "
               f"{positions * math.log2(vqvae.config['num_codes']):.1f})")
         print(f"wrote {run.path}, and its history and curves beside it")
-    held.close()
+    if held:
+        held.release()
 
 
 @torch.no_grad()

@@ -19,9 +19,10 @@ import figures
 import folder
 from cli import UserError
 from cli import run as run_script
+from files import lock_run
 from modules import VQVAE, psnr
 from sampler import make_sampler, uniforms
-from training import AdamW, Run, lock, should_compile
+from training import AdamW, Run, should_compile
 from vae import VAE, distortion, kl
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
@@ -80,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
     args = checkpoint.fill(args, stored)
-    held = lock(args.OUTPUT_DIR)
+    held = lock_run(args.OUTPUT_DIR) if devices.is_main() else None
     torch.manual_seed(args.SEED)
     with devices.first_on_machine():
         data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, folder.Reading(**stored["data"]["reading"]))
@@ -141,7 +142,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"test: MSE {result['mse']:.5f}, PSNR {result['psnr']:.2f} dB, rate {result['kl_bits']:.1f} bits per "
               f"image, loss {result['loss']:.1f} nats per image")
         print(f"wrote {run.path}, its history, curves and pictures beside it, and {output / 'vae_comparison.png'}")
-    held.close()
+    if held:
+        held.release()
 
 
 @torch.no_grad()

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-import checkpoint
 import dataset
 import devices
 import figures
 import folder
 from cli import run as run_script
+from files import lock_run
 from modules import VQVAE, perplexity, psnr
-from training import AdamW, Run, lock, should_compile
+from training import AdamW, Run, should_compile
 
 DATASET = "glyphs"        # "glyphs" (drawn here, no download), a torchvision name (mnist, cifar10, ...) or a folder
 DATA_DIR = "data"         # where data sets are kept, or downloaded to
@@ -107,7 +107,7 @@ def pixel_variance(images: Tensor, enough: int = 2**24) -> float:
 
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
-    held = lock(args.OUTPUT_DIR)
+    held = lock_run(args.OUTPUT_DIR) if devices.is_main() else None
     torch.manual_seed(args.SEED)
     reading = folder.Reading(*(getattr(args, name.upper()) for name in folder.Reading._fields))
     with devices.first_on_machine():
@@ -175,7 +175,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"test: MSE {result['mse']:.5f}, PSNR {result['psnr']:.2f} dB, perplexity {result['perplexity']:.1f} of "
               f"{args.NUM_CODES}, codes used {result['codes_used']:.1%}")
         print(f"wrote {run.path}, and its history, curves and reconstructions beside it")
-    held.close()
+    if held:
+        held.release()
 
 
 @torch.no_grad()

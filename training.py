@@ -7,15 +7,13 @@ import argparse
 import csv
 import io
 import math
-import os
 import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from inspect import unwrap
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +24,7 @@ import dataset
 import devices
 import figures
 from cli import Stopped, UserError, flag
+from files import atomic
 
 # Constants that a run may be continued with another value of; any other one makes it another run
 FREE = {"EPOCHS", "LEARNING_RATE", "DEVICE", "COMPILE", "TENSORBOARD", "SAVE_EVERY", "SAMPLE_EVERY", "DATA_DIR",
@@ -38,30 +37,6 @@ WARMUP = 0.03      # share of the steps over which the learning rate rises; it t
 CHECK_EVERY = 10   # steps between looks at the loss: each look waits for the device
 PLOT_EVERY = 30    # seconds between plots of the curves, which take a second
 COMPILE_FROM = 20_000  # steps of a run from which compiling, a minute or so, pays off on CUDA
-
-
-def lock(output_dir: str) -> TextIO:
-    """Hold a run's directory until the returned file is closed or this process ends, however it ends.
-
-    One process holds it for all that share the work. UserError if another training has it.
-    """
-    if not devices.is_main():
-        return open(os.devnull, "w")
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    file = open(Path(output_dir) / ".lock", "w")
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise UserError(f"another training is writing to {output_dir}: wait for it, or choose another --output-dir"
-                        ) from None
-    except OSError as error:  # some network file systems
-        print(f"{output_dir} cannot be locked ({error.strerror}): let no other training write there", file=sys.stderr)
-    return file
 
 
 class AdamW(torch.optim.AdamW):
@@ -228,7 +203,7 @@ class Run:
         writer = csv.DictWriter(text, list(self.history[0]))
         writer.writeheader()
         writer.writerows(self.history)
-        with checkpoint.atomic(Path(self.args.OUTPUT_DIR) / f"{self.stage}_history.csv") as file:
+        with atomic(Path(self.args.OUTPUT_DIR) / f"{self.stage}_history.csv") as file:
             file.write(text.getvalue().encode())
         if self.epoch == self.args.EPOCHS or time.monotonic() - self.plotted_at > PLOT_EVERY:
             figures.save_curves(self.history, self.panels, Path(self.args.OUTPUT_DIR) / f"{self.stage}_curves.png")

@@ -16,7 +16,6 @@ Papers, cited by number in the code:
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from modules import grid_size, make_decoder, make_encoder, pad

@@ -261,7 +261,8 @@ TABLE = [
     *[(script, ["--prior", "transformer"], None, 1,
        "transformer.pt does not exist: make it with `python train_pixelcnn.py --prior transformer --output-dir")
       for script in (G, C, B)],
-    (G, [], changed("pixelcnn.pt", put("config", None)), 1, "the pixelcnn checkpoint describes no network of this code"),
+    (G, [], changed("pixelcnn.pt", put("config", None)), 1,
+     "the pixelcnn checkpoint describes no network of this code"),
     *[(script, [], cut("vqvae.pt", 0.7), 1, DAMAGED) for script in SCRIPTS],
     (V, ["--resume", "never"], cut("vqvae.pt", 0.7), 1, DAMAGED),
     *[(script, [], cut("pixelcnn.pt", 0.99), 1, "pixelcnn.pt is damaged") for script in (G, B)],

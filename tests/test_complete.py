@@ -37,7 +37,8 @@ def test_named_masks(mask, drawn):
 
 
 def test_even_grids_are_halved():
-    assert torch.equal(complete.read_mask("top", 4, 3, 1), torch.tensor([True, True, False, False])[:, None].expand(4, 3))
+    upper = torch.tensor([True, True, False, False])[:, None]
+    assert torch.equal(complete.read_mask("top", 4, 3, 1), upper.expand(4, 3))
     assert torch.equal(complete.read_mask("right", 2, 4, 1), torch.tensor([False, False, True, True]).expand(2, 4))
 
 
@@ -54,7 +55,7 @@ def test_a_mask_from_an_image(tmp_path):
 
 @pytest.mark.parametrize("side, white, given", [(8, slice(0, 48), range(6)), (8, slice(48, 57), (6, 7)),
                                                 (4, slice(52, 57), (13, 14)), (4, slice(0, 50), range(12))])
-def test_a_mask_of_images_that_are_no_multiple_of_a_code_gives_no_code_with_a_hidden_pixel(tmp_path, side, white, given):
+def test_a_mask_of_images_that_are_no_multiple_of_a_code_gives_no_hidden_pixel(tmp_path, side, white, given):
     pixels = np.zeros((31, 57), np.uint8)
     pixels[:, white] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")

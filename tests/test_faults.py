@@ -22,6 +22,7 @@ from conftest import SMALL_PIXELCNN
 import checkpoint
 import dataset
 import figures
+import files
 import train_pixelcnn
 import training
 
@@ -213,7 +214,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(script, copied, data_dir, monkey
     def open_on_full_disk(path, mode):
         file = open(path, mode)
         return FullDisk(file, 50_000) if "x" in mode and "vqvae.pt" in str(path) else file
-    monkeypatch.setattr(checkpoint, "open", open_on_full_disk, raising=False)
+    monkeypatch.setattr(files, "open", open_on_full_disk, raising=False)
     outcome = continued(script, data_dir, copied)
     assert outcome.status == 1
     line = outcome.err.split("\r")[-1].strip()
@@ -429,7 +430,7 @@ def test_a_second_save_replaces_what_a_kill_left(tmp_path):
     outside.write_bytes(b"precious")
     (tmp_path / "link.tmp").symlink_to(outside)
     for name in ("vqvae.pt", "link"):
-        with checkpoint.atomic(tmp_path / name) as file:
+        with files.atomic(tmp_path / name) as file:
             file.write(b"whole")
         assert (tmp_path / name).read_bytes() == b"whole"
     assert outside.read_bytes() == b"precious" and not list(tmp_path.glob("*.tmp"))

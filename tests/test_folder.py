@@ -392,9 +392,9 @@ def test_no_volume_lies_in_training_and_validation(tmp_path):
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     import fcntl
 
-    def lockf(*_):
+    def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
-    monkeypatch.setattr(fcntl, "lockf", lockf)
+    monkeypatch.setattr(fcntl, "flock", flock)
     assert len(load(write_many(tmp_path / "images", 10), tmp_path).images) == 10
 
 

@@ -4,8 +4,10 @@ import math
 import pytest
 import torch
 
+import classifier
 import metrics
-
+from classifier import Classifier
+from codes import bits_per_image, distinct, draw_independent, marginals
 
 # ---- Frechet distance
 
@@ -96,7 +98,7 @@ def test_precision_and_recall_of_clusters():
 def test_marginals_by_hand():
     """Three grids of two places, K = 3: codes 0 2, 0 1, 0 2, and one more of every code."""
     codes = torch.tensor([[[0, 2]], [[0, 1]], [[0, 2]]], dtype=torch.uint8)
-    found = metrics.marginals(codes, 3)
+    found = marginals(codes, 3)
     assert list(found) == ["per-position marginal", "marginal", "uniform codes"]
     torch.testing.assert_close(found["per-position marginal"][0].float(),
                                torch.tensor([[4, 1, 1], [1, 2, 3]]) / 6)
@@ -104,25 +106,25 @@ def test_marginals_by_hand():
     torch.testing.assert_close(found["uniform codes"][0].float(), torch.full((2, 3), 1 / 3))
     test = torch.tensor([[[0, 2]], [[1, 0]]], dtype=torch.uint8)  # the second was never seen and has its chance
     bits = [-math.log2(4 / 6 * 3 / 6), -math.log2(1 / 6 * 1 / 6)]
-    assert metrics.bits_per_image(found["per-position marginal"], test) == pytest.approx(sum(bits) / 2)
+    assert bits_per_image(found["per-position marginal"], test) == pytest.approx(sum(bits) / 2)
     bits = [-math.log2(4 / 9 * 3 / 9), -math.log2(2 / 9 * 4 / 9)]
-    assert metrics.bits_per_image(found["marginal"], test) == pytest.approx(sum(bits) / 2)
-    assert metrics.bits_per_image(found["uniform codes"], test) == pytest.approx(2 * math.log2(3))
+    assert bits_per_image(found["marginal"], test) == pytest.approx(sum(bits) / 2)
+    assert bits_per_image(found["uniform codes"], test) == pytest.approx(2 * math.log2(3))
 
 
 def test_independent_codes_follow_their_probabilities_at_every_place():
     probabilities = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0))
     probabilities /= probabilities.sum(2, keepdim=True)
     count = 20_000
-    codes = metrics.draw_independent(probabilities, count, seed=1)
-    assert codes.shape == (count, 2, 3) and torch.equal(codes, metrics.draw_independent(probabilities, count, seed=1))
+    codes = draw_independent(probabilities, count, seed=1)
+    assert codes.shape == (count, 2, 3) and torch.equal(codes, draw_independent(probabilities, count, seed=1))
     drawn = torch.nn.functional.one_hot(codes, 4).float().mean(0)
     assert ((drawn - probabilities).abs() < 5 * (probabilities * (1 - probabilities) / count).sqrt()).all()
 
 
 def test_distinct_is_the_share_of_different_grids():
     codes = torch.tensor([[[0, 1]], [[1, 0]], [[0, 1]], [[0, 1]]])
-    assert metrics.distinct(codes) == 0.5 and metrics.distinct(codes[:2]) == 1
+    assert distinct(codes) == 0.5 and distinct(codes[:2]) == 1
 
 
 # ---- the classifier, and FID
@@ -130,7 +132,7 @@ def test_distinct_is_the_share_of_different_grids():
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 30), (1, 3, 2)])
 def test_the_classifier_takes_images_of_any_size(shape):
-    network = metrics.Classifier(*shape, num_classes=4).eval()
+    network = Classifier(*shape, num_classes=4).eval()
     assert network(torch.rand(2, *shape)).shape == (2, 4)
     assert network.features(torch.rand(2, *shape)).shape == (2, 128)
 
@@ -141,7 +143,7 @@ def test_shifts_are_small_and_lose_nothing_of_a_plain_background():
     image[:, :, 10:18, 12:20] = torch.rand(8, 8)
     seen = set()
     for _ in range(200):
-        shifted = metrics._shifted(image)
+        shifted = classifier._shifted(image)
         assert shifted.shape == image.shape and shifted.sum() == pytest.approx(image.sum().item(), rel=1e-5)
         seen.add(tuple((shifted[0, 0] > 0).nonzero().amin(0).tolist()))
     assert seen == {(10 + y, 12 + x) for y in range(-2, 3) for x in range(-2, 3)}

@@ -3,9 +3,9 @@ import math
 
 import pytest
 import torch
-import train_pixelcnn
 from torch.nn import functional as F
 
+import train_pixelcnn
 from modules import PixelCNN
 from priors import PRIORS, CausalAttention, PixelSNAIL, Transformer, fourier
 

@@ -9,7 +9,6 @@ from modules import PixelCNN
 from priors import PixelSNAIL, Transformer
 from sampler import draw, make_sampler, uniforms
 
-
 PRIORS = ["pixelcnn", "pixelsnail", "transformer"]
 
 

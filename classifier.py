@@ -1,0 +1,65 @@
+"""A small classifier of images: sets of images are compared in its features by evaluate.py and ablation.py."""
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import dataset
+from dataset import Data
+
+BATCH_SIZE = 128
+LEARNING_RATE = 2e-3  # the highest, of AdamW
+
+
+class Classifier(nn.Module):
+    """A small convolutional network that names the class of images of one size.
+
+    Convolutions of stride 2 until a side is at most 8, then a hidden layer: its output is the features in which sets of
+    images are compared. `config` holds the arguments, from which `Classifier(**config)` builds the same network.
+    """
+
+    def __init__(self, channels: int, height: int, width: int, num_classes: int, hidden: int = 128):
+        super().__init__()
+        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        layers, wide = [], channels
+        while max(height, width) > 8 or not layers:
+            narrow = 64 if layers else 32
+            layers += [nn.Conv2d(wide, narrow, 5, stride=2, padding=2), nn.BatchNorm2d(narrow), nn.ReLU()]
+            wide, height, width = narrow, -(-height // 2), -(-width // 2)
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(wide * height * width, hidden), nn.ReLU())
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(hidden, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to logits (B, num_classes)."""
+        return self.head(self.features(images))
+
+
+@torch.enable_grad()
+def train_classifier(data: Data, epochs: int, device: torch.device) -> Classifier:
+    """A classifier trained on the training split, in eval mode. It is the yardstick, so SEED does not change it."""
+    torch.manual_seed(0)
+    images, labels = data.train
+    model = Classifier(*images.shape[1:], len(data.class_names)).to(device)
+    steps = epochs * math.ceil(len(images) / BATCH_SIZE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    order = [part for _ in range(epochs) for part in torch.randperm(len(images)).tensor_split(steps // epochs)]
+    split = data.train.to(device)
+    for batch, target in tqdm(dataset.batches(order, device, *split), desc="training the classifier", total=steps,
+                              leave=False, disable=None):
+        loss = F.cross_entropy(model(_shifted(dataset.to_float(batch))), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def _shifted(images: Tensor) -> Tensor:
+    """A batch (B, C, H, W) shifted by up to a fourteenth of its size, 2 pixels of 28, its edges continued."""
+    height, width = images.shape[2:]
+    y, x = height // 14, width // 14
+    top, left = (int(torch.randint(2 * most + 1, ())) for most in (y, x))
+    return F.pad(images, (x, x, y, y), mode="replicate")[:, :, top:top + height, left:left + width]
