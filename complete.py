@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 import checkpoint
 import dataset
+import decode
 import devices
 import figures
-import folder
 from cli import UserError
 from cli import run as run_script
+from decode import Reading
 from modules import grid_size, pad
 from sampler import make_sampler, uniforms
 
@@ -61,7 +62,7 @@ def read_mask(mask: str, height: int, width: int, side: int) -> Tensor:
     if mask in areas:
         given = areas[mask]
     elif Path(mask).is_file():
-        image = dataset.to_float(folder.read(mask, folder.Reading(channels=1))[:1])
+        image = dataset.to_float(decode.read(mask, Reading(channels=1))[:1])
         pixels = pad(F.adaptive_avg_pool2d(image, (height, width)), side)
         given = -F.max_pool2d(-pixels, side)[0, 0] > 0.5
     else:
@@ -99,7 +100,7 @@ def main(args: argparse.Namespace) -> None:
     height, width = prior["grid"]
     side = vqvae.config["downsample"]
     given = read_mask(args.MASK, stored["data"]["height"], stored["data"]["width"], side)
-    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, folder.Reading(**stored["data"]["reading"]))
+    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.test.images)
     if args.NUM_IMAGES > len(data.test.images):
         raise UserError(f"NUM_IMAGES (--num-images) of {args.NUM_IMAGES} is more than the {len(data.test.images)} test "

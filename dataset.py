@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import devices
 import folder
 from cli import UserError
+from decode import Reading
 from files import alone, atomic
 
 DEVICE_SHARE = 0.5  # of a device's free memory that one tensor of the data may take
@@ -117,7 +119,7 @@ def digest(split: Split, enough: int = 1000) -> str:
     return content.hexdigest()
 
 
-def load(name: str, data_dir: str, limit: int = 0, reading: folder.Reading = folder.Reading()) -> Data:
+def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading()) -> Data:
     """The data set `name`, kept or looked for under data_dir, or the images of the folder of that name.
 
     limit: use the first N images of either part. reading: how a folder's files become images.
@@ -147,7 +149,7 @@ def load(name: str, data_dir: str, limit: int = 0, reading: folder.Reading = fol
                 test, class_names)
 
 
-def from_folder(root: str, data_dir: str, limit: int, reading: folder.Reading) -> Data:
+def from_folder(root: str, data_dir: str, limit: int, reading: Reading) -> Data:
     """The images of a folder as views of its decoded array on disk: its files lie in an order by chance already."""
     images, labels, count, class_names, files = folder.load(root, data_dir, reading)
     train, test = Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
@@ -179,7 +181,7 @@ def draw_glyphs(count: int, seed: int | tuple[int, ...]) -> Split:
     shifts = rng.normal(0, 2.5, size=(count, 2))
     inks = rng.uniform(160, 255, size=count)
     try:
-        with folder.processes(count) as pool:
+        with devices.processes(count) as pool:
             drawn = pool.map(draw_glyph, labels, fonts, sizes, strokes, angles, shears, shifts, inks, chunksize=128)
             images = np.stack(list(tqdm(drawn, desc="drawing glyphs", total=count, leave=False, disable=None)))
     except BrokenProcessPool:

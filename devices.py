@@ -1,11 +1,17 @@
-"""Where the work runs: the device of this process, and the other processes under torchrun.
+"""Where the work runs: the device of this process, the other processes under torchrun, and a pool on all cores.
 
 In one process every function here does nothing or next to it, so the scripts read the same either way.
 """
 import atexit
 import datetime
+import gc
+import multiprocessing
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -110,3 +116,35 @@ def gather(items: Tensor, count: int) -> Tensor:
     whole = items.new_zeros(count, *items.shape[1:])
     whole[share(torch.arange(count)).to(items.device)] = items
     return all_sum(whole)
+
+
+@contextmanager
+def processes(tasks: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes on all cores for so many tasks, which leave signals to this one and end with it. What is not begun
+    when the block is left is not done.
+    """
+    method = "fork" if sys.platform == "linux" else "spawn"  # forking spares every process the import of torch
+    pool = ProcessPoolExecutor(min(cores(), tasks), multiprocessing.get_context(method), _start_process)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """The cores that this process may use, as many as a pool may have on any system at most."""
+    return min(60, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _start_process() -> None:
+    """Leave signals to the parent, and end with it however it ends."""
+    gc.freeze()  # what came from the parent, all of torch, need not be searched for garbage over and over
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -27,6 +27,7 @@ from classifier import Classifier, train_classifier
 from cli import UserError
 from codes import encode, marginals
 from dataset import Data
+from decode import Reading
 from files import alone, atomic
 from sampler import make_sampler, uniforms
 
@@ -177,7 +178,7 @@ class Yardstick:
         self.priors = {prior["stage"]: network.to(device) for prior, network in found}
         self.inception = Inception(device) if args.INCEPTION else None
         self.data = dataset.load(self.args.DATASET, self.args.DATA_DIR, self.args.LIMIT,
-                                 folder.Reading(**self.stored["data"]["reading"]))
+                                 Reading(**self.stored["data"]["reading"]))
         train, _, test, class_names = self.data
         checkpoint.check_images(self.stored, test.images)
         for prior, _ in found:

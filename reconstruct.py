@@ -15,11 +15,13 @@ from torch import Tensor
 
 import checkpoint
 import dataset
+import decode
 import devices
 import figures
 import folder
 from cli import UserError
 from cli import run as run_script
+from decode import Reading
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # a data set, a folder or one image file; None: the data set that the VQ-VAE was trained on
@@ -46,11 +48,11 @@ def find_images(args: argparse.Namespace, stored: dict) -> Tensor:
     """The uint8 images (N, C, H, W) that DATASET offers: a test split, or all of a folder or file that the VQ-VAE was
     not trained on, with the channels it needs but of any size. UserError if they do not fit it, or are too few.
     """
-    reading = folder.Reading(**stored["data"]["reading"])._replace(image_size=args.IMAGE_SIZE)
+    reading = Reading(**stored["data"]["reading"])._replace(image_size=args.IMAGE_SIZE)
     converted = reading._replace(channels=stored["data"]["channels"])
     path = Path(args.DATASET)
     if path.is_file():
-        return folder.read(args.DATASET, converted)
+        return decode.read(args.DATASET, converted)
     learnt = Path(stored["data"]["dataset"])
     if path.is_dir() and args.DATASET not in ("glyphs", *dataset.TORCHVISION) and path.resolve() != learnt.resolve():
         return folder.load(args.DATASET, args.DATA_DIR, converted).images[:args.LIMIT or None]

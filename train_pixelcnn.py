@@ -17,10 +17,10 @@ import checkpoint
 import dataset
 import devices
 import figures
-import folder
 from cli import UserError
 from cli import run as run_script
 from codes import encode, nll_sums
+from decode import Reading
 from files import lock_run
 from modules import VQVAE, cross_entropy
 from priors import PRIORS
@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
     held = lock_run(args.OUTPUT_DIR) if devices.is_main() else None
     torch.manual_seed(args.SEED)
     with devices.first_on_machine():
-        data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, folder.Reading(**stored["data"]["reading"]))
+        data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
     train, validation, test = (dataset.place(encode(vqvae, split.images), device) for split in data[:3])
     train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])

@@ -16,9 +16,9 @@ import checkpoint
 import dataset
 import devices
 import figures
-import folder
 from cli import UserError
 from cli import run as run_script
+from decode import Reading
 from files import lock_run
 from modules import VQVAE, psnr
 from sampler import make_sampler, uniforms
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
     held = lock_run(args.OUTPUT_DIR) if devices.is_main() else None
     torch.manual_seed(args.SEED)
     with devices.first_on_machine():
-        data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, folder.Reading(**stored["data"]["reading"]))
+        data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
     train, validation, test = (split.to(device) for split in data[:3])
     height, width = train.images.shape[2:]

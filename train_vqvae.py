@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 import dataset
 import devices
 import figures
-import folder
 from cli import run as run_script
+from decode import Reading
 from files import lock_run
 from modules import VQVAE, perplexity, psnr
 from training import AdamW, Run, should_compile
@@ -109,7 +109,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     held = lock_run(args.OUTPUT_DIR) if devices.is_main() else None
     torch.manual_seed(args.SEED)
-    reading = folder.Reading(*(getattr(args, name.upper()) for name in folder.Reading._fields))
+    reading = Reading(*(getattr(args, name.upper()) for name in Reading._fields))
     with devices.first_on_machine():
         data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading)
     train, validation, test = (split.to(device) for split in data[:3])

@@ -19,12 +19,14 @@ from PIL import Image
 
 import cli
 import dataset
+import decode
 import figures
 import folder
+import layout
 import reconstruct
 import train_vqvae
 from cli import UserError
-from folder import Reading
+from decode import Reading
 from modules import VQVAE
 from training import Run
 
@@ -52,7 +54,7 @@ def load(root, tmp_path, **reading):
 
 def one(path, **reading):
     """The only image (H, W, C) of a file, as numbers that may be subtracted."""
-    images = folder.read(str(path), Reading(**reading))
+    images = decode.read(str(path), Reading(**reading))
     assert len(images) == 1 and images.dtype == torch.uint8
     return images[0].permute(1, 2, 0).numpy().astype(int)
 
@@ -161,12 +163,12 @@ JPEGS = [jpeg(height, width, channels, **options)
 
 
 def pillows(content):
-    return np.atleast_3d(np.asarray(folder.picture(io.BytesIO(content), Reading())))
+    return np.atleast_3d(np.asarray(decode.picture(io.BytesIO(content), Reading())))
 
 
 def test_plain_jpegs_have_the_pixels_that_pillow_gives():
     for content in JPEGS:
-        assert np.array_equal(folder.plain_jpeg(content, Reading()), pillows(content))
+        assert np.array_equal(decode.plain_jpeg(content, Reading()), pillows(content))
 
 
 def test_damaged_jpegs_are_left_to_pillow_or_have_its_pixels():
@@ -176,10 +178,10 @@ def test_damaged_jpegs_are_left_to_pillow_or_have_its_pixels():
         damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         if chance.random() < 0.3:
             del damaged[chance.randrange(len(content)):]
-        pixels = folder.plain_jpeg(bytes(damaged), Reading())
+        pixels = decode.plain_jpeg(bytes(damaged), Reading())
         left += pixels is None
         if pixels is not None:
-            with folder._strictly():
+            with decode.strictly():
                 assert np.array_equal(pixels, pillows(damaged))
     assert 0.2 * 10 * len(JPEGS) < left < 0.9 * 10 * len(JPEGS)
 
@@ -189,7 +191,7 @@ def test_a_sampling_that_simplejpeg_does_not_know_is_left_to_pillow(tmp_path):
     frame = rotated.index(b"\xff\xc0")
     assert rotated[frame + 11] == 0x21
     rotated[frame + 11] = 0x14                 # 4:4:1, as a rotation of 4:1:1 leaves it; its pixels are no picture here
-    assert folder.plain_jpeg(bytes(rotated), Reading()) is None
+    assert decode.plain_jpeg(bytes(rotated), Reading()) is None
     (tmp_path / "a.jpg").write_bytes(rotated)
     assert one(tmp_path / "a.jpg").shape == (33, 47, 3)
 
@@ -199,14 +201,14 @@ def test_jpegs_that_are_not_plain_are_left_to_pillow(monkeypatch):
     exif[0x0112] = 6
     cmyk = io.BytesIO()
     Image.new("CMYK", (31, 17)).save(cmyk, "JPEG")
-    assert folder.plain_jpeg(colour, Reading(channels=3)) is not None
+    assert decode.plain_jpeg(colour, Reading(channels=3)) is not None
     for content, reading in ((jpeg(17, 31, 3, exif=exif), Reading()), (jpeg(17, 31, 3, keep_rgb=True), Reading()),
                              (cmyk.getvalue(), Reading()), (colour, Reading(channels=1)),
                              (colour, Reading(image_size="8")), (b"\x89PNG\r\n\x1a\n", Reading()),
-                             (jpeg(400, 400, 3, quality=100)[:folder.WHOLE], Reading())):  # all that is read at once
-        assert folder.plain_jpeg(content, reading) is None
-    monkeypatch.setattr(folder, "simplejpeg", None)
-    assert folder.plain_jpeg(colour, Reading()) is None
+                             (jpeg(400, 400, 3, quality=100)[:decode.WHOLE], Reading())):  # all that is read at once
+        assert decode.plain_jpeg(content, reading) is None
+    monkeypatch.setattr(decode, "simplejpeg", None)
+    assert decode.plain_jpeg(colour, Reading()) is None
 
 
 def test_first_frame_of_an_animation(tmp_path):
@@ -237,9 +239,9 @@ def test_nifti_slices_and_volumes(tmp_path, name):
     low, high = volume.min(), volume.max()
     scaled = np.rint((volume - low) * (255 / (high - low)))
     for axis in range(3):
-        images = folder.read(str(tmp_path / name), Reading(nifti_axis=axis, **exact))
+        images = decode.read(str(tmp_path / name), Reading(nifti_axis=axis, **exact))
         assert np.array_equal(images[:, 0], np.moveaxis(scaled, axis, 0))
-    images = folder.read(str(tmp_path / name), Reading(nifti_scale="slice", **exact))
+    images = decode.read(str(tmp_path / name), Reading(nifti_scale="slice", **exact))
     assert all((image.min(), image.max()) == (0, 255) for image in images)
     for shape in ((5, 28), (5, 28, 1), (5, 28, 1, 1)):
         nifti(tmp_path / name, volume.reshape(shape))
@@ -268,7 +270,7 @@ def test_nifti_percentiles_nan_and_infinities(tmp_path):
 ])
 def test_nifti_that_is_no_image(tmp_path, values, word):
     with pytest.raises(UserError, match=word):
-        folder.read(str(nifti(tmp_path / "a.nii", values)), Reading())
+        decode.read(str(nifti(tmp_path / "a.nii", values)), Reading())
 
 
 def test_nifti_that_claims_to_be_huge(tmp_path):
@@ -277,7 +279,7 @@ def test_nifti_that_claims_to_be_huge(tmp_path):
     data[40:48] = struct.pack("<4h", 3, 30000, 30000, 30000)
     (tmp_path / "a.nii").write_bytes(data)
     with pytest.raises(UserError, match="30000x30000x30000"):
-        folder.read(str(tmp_path / "a.nii"), Reading())
+        decode.read(str(tmp_path / "a.nii"), Reading())
 
 
 # ---- damage
@@ -304,7 +306,7 @@ def jpeg_header(height, width):
 def test_broken_content_is_refused_in_one_line(tmp_path, name, content, word):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="cannot be decoded: .+") as error:
-        folder.read(str(tmp_path / name), Reading())
+        decode.read(str(tmp_path / name), Reading())
     assert "\n" not in str(error.value)
     if ".nii" not in name:
         assert word in str(error.value)
@@ -327,7 +329,7 @@ def test_truncated_anywhere_and_flipped_bits(tmp_path, suffix, capfd):
         damaged[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         path.write_bytes(damaged)
         try:
-            folder.read(str(path), Reading())
+            decode.read(str(path), Reading())
         except UserError as error:
             assert "\n" not in str(error)
     assert "Traceback" not in capfd.readouterr().err
@@ -338,11 +340,11 @@ def test_truncated_anywhere_and_flipped_bits(tmp_path, suffix, capfd):
 
 def test_flat_folder_holds_out_a_fixed_tenth(tmp_path):
     root = write_many(tmp_path / "images", 300)
-    names = [name for name, _, _ in folder.list_files(str(root))[0]]
-    order, classes, _ = folder.arrange(names)
+    names = [name for name, _, _ in layout.list_files(str(root))[0]]
+    order, classes, _ = layout.arrange(names)
     tests = {name for name, test, _ in order if test}
     assert classes == [] and 15 <= len(tests) <= 45
-    fewer = {name for name, test, _ in folder.arrange(names[::2])[0] if test}
+    fewer = {name for name, test, _ in layout.arrange(names[::2])[0] if test}
     assert fewer == tests & set(names[::2])
     data = load(root, tmp_path)
     assert data.train == 300 - len(tests) and data.images.shape == (300, 1, 6, 8) and not data.labels.any()
@@ -603,7 +605,7 @@ def _die(*_):
 
 @pytest.mark.skipif(os.name == "nt", reason="needs fork to put the fault into the process")
 def test_a_decoding_process_that_dies_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "decode", _die)
+    monkeypatch.setattr(decode, "decode", _die)
     with pytest.raises(UserError, match="a decoding process was killed"):
         load(write_many(tmp_path / "images", 5), tmp_path)
 
