@@ -31,7 +31,10 @@ class Stopped(BaseException):
 
 
 class Rule(NamedTuple):
-    """What a constant may be: its type, and bounds, a list of choices or a pattern."""
+    """What a constant may be: its type, and bounds, a list of choices or a pattern.
+
+    words: texts that a number may be instead. old: values of earlier versions, by what they are called now.
+    """
 
     kind: type
     low: float = -math.inf
@@ -40,10 +43,16 @@ class Rule(NamedTuple):
     choices: tuple = ()
     odd: bool = False
     pattern: str = ""
+    words: tuple = ()
+    old: dict = {}
 
     def parse(self, value: Any) -> Any:
         """The value (a flag's text, or a constant as the script has it) checked; ValueError says what is wrong."""
+        value = self.old.get(str(value), value)
+        if value in self.words and isinstance(value, str):
+            return value
         words = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+        words[self.kind] = " or ".join([words[self.kind], *self.words])
         if isinstance(value, str) and self.kind in (int, float):
             try:
                 value = self.kind(value)
@@ -56,7 +65,7 @@ class Rule(NamedTuple):
         if self.kind is str and value != value.encode(errors="replace").decode():
             raise ValueError(f"must be text in UTF-8, not {value!r}")
         if self.choices and value not in self.choices:
-            raise ValueError(f"must be one of {', '.join(map(str, self.choices))}, not {value!r}")
+            raise ValueError(f"must be one of {', '.join(map(str, self.choices + self.words))}, not {value!r}")
         if self.pattern and not re.fullmatch(self.pattern, value):
             raise ValueError(f"must match {self.pattern}, not {value!r}")
         if self.odd and value % 2 == 0:
@@ -79,8 +88,8 @@ RULES = {
     "DATA_DIR": Rule(str, pattern=".+"),
     "OUTPUT_DIR": Rule(str, pattern=".+"),
     "LIMIT": Rule(int, low=0),
-    "IMAGE_SIZE": Rule(str, pattern=r"0|[1-9]\d{0,3}(x[1-9]\d{0,3})?"),
-    "CHANNELS": Rule(int, choices=(0, 1, 3)),
+    "IMAGE_SIZE": Rule(str, pattern=r"auto|[1-9]\d{0,3}(x[1-9]\d{0,3})?", old={"0": "auto"}),
+    "CHANNELS": Rule(int, choices=(1, 3), words=("auto",), old={"0": "auto"}),
     "NIFTI_AXIS": Rule(int, choices=(0, 1, 2)),
     "NIFTI_SCALE": Rule(str, choices=("slice", "volume")),
     "NIFTI_LOW": Rule(float, low=0, high=100),
@@ -123,7 +132,7 @@ RULES = {
     "TOP_K": Rule(int, low=0),
     "TOP_P": Rule(float, above=0, high=1),
     "LATENT_CHANNEL": Rule(int, low=0),
-    "CLASS_LABEL": Rule(int, low=-2),
+    "CLASS_LABEL": Rule(str, pattern=".+", old={"-1": "all", "-2": "none"}),
     "REPEATS": Rule(int, low=1),
     "GRIDS": Rule(str, pattern=r"\d+( \d+)*"),
     "BATCHES": Rule(str, pattern=r"\d+( \d+)*"),
@@ -183,6 +192,8 @@ def parse(script: dict[str, Any], argv: list[str] | None = None) -> argparse.Nam
         rule = RULES.get(name) or Rule(type(default))
         if value is None and default is None:
             continue
+        if str(value) in rule.old:
+            print(f"{name} ({flag(name)}): {value} is now called {rule.old[str(value)]}", file=sys.stderr)
         try:
             setattr(args, name, rule.parse(value))
         except ValueError as error:

@@ -28,8 +28,8 @@ WHOLE = 2**16         # a picture of fewer bytes is read into memory at once
 class Reading(NamedTuple):
     """How a folder's files become images: the constants of the same names in train_vqvae.py."""
 
-    image_size: str = "0"
-    channels: int = 0
+    image_size: str = "auto"
+    channels: int | str = "auto"
     nifti_axis: int = 2
     nifti_scale: str = "volume"
     nifti_low: float = 0.5
@@ -39,8 +39,10 @@ class Reading(NamedTuple):
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width that images are brought to; None: their own."""
+        if self.image_size == "auto":
+            return None
         height, _, width = self.image_size.partition("x")
-        return (int(height), int(width or height)) if int(height) else None
+        return int(height), int(width or height)
 
 
 def read(path: str, reading: Reading) -> Tensor:
@@ -67,7 +69,7 @@ def decode(path: str, reading: Reading) -> np.ndarray:
             if pixels is not None:
                 return pixels[None]
             pictures = [picture(io.BytesIO(content) if whole else file, reading)]
-    if reading.channels:
+    if reading.channels != "auto":
         pictures = [image.convert("L" if reading.channels == 1 else "RGB") for image in pictures]
     if reading.size:  # the largest part of that shape about the middle
         pictures = [ImageOps.fit(image, reading.size[::-1], Image.Resampling.LANCZOS) for image in pictures]
@@ -84,7 +86,7 @@ def plain_jpeg(content: bytes, reading: Reading) -> np.ndarray | None:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         channels = {"Gray": 1, "YCbCr": 3}.get(colours)
-        if reading.channels not in (0, channels) or not channels or height * width > Image.MAX_IMAGE_PIXELS:
+        if reading.channels not in ("auto", channels) or not channels or height * width > Image.MAX_IMAGE_PIXELS:
             return None
         return simplejpeg.decode_jpeg(content, "GRAY" if channels == 1 else "RGB")
     except Exception:  # at the least damage, and at samplings that it does not know
