@@ -24,11 +24,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import devices
+import fast
 from cli import run as run_script
+from codes import cross_entropy
 from files import atomic
-from modules import VQVAE, PixelCNN, cross_entropy
+from modules import VQVAE, PixelCNN, PixelCNNConfig, VQVAEConfig, sample
 from priors import PRIORS
-from sampler import draw, make_sampler, uniforms
+from sampler import make_sampler, uniforms
 from training import AdamW
 
 OUTPUT_DIR = "output"     # where benchmark.json is written
@@ -88,11 +90,12 @@ def show(figure: dict[str, float], unit: str = "", scale: float = 1.0) -> str:
 
 def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Every sampler against one forward pass over the same grids, and against the plain loop."""
-    model = PixelCNN(**PRIOR)
+    model = PixelCNN(PixelCNNConfig(**PRIOR))
     rows = [race(model, f"sample {batch} x {size}x{size}", batch, size, device, args)
             for size in map(int, args.GRIDS.split()) for batch in map(int, args.BATCHES.split())]
     for name, sizes in MNIST_PRIORS.items():
-        model = PRIORS[name](**sizes, num_codes=128, num_classes=10)
+        network, config = PRIORS[name]
+        model = network(config(**sizes, num_codes=128, num_classes=10))
         rows.append(race(model, f"{name}, 64 x 7x7", 64, 7, device, args))
     return rows
 
@@ -110,10 +113,13 @@ def race(model: nn.Module, what: str, batch: int, size: int, device: torch.devic
     def forward() -> None:
         model(codes, labels)
 
+    def whole(first: Tensor, labels: Tensor) -> Tensor:  # the network sees whole grids
+        codes[:, :1, :args.PLAIN_CODES] = first
+        return model(codes, labels)
+
     @torch.inference_mode()
     def plain() -> None:
-        for column in range(args.PLAIN_CODES):
-            codes[:, 0, column] = draw(model(codes, labels)[:, :, 0, column], uniform[:, 0, column])
+        sample(whole, labels, uniform[:, :1, :args.PLAIN_CODES])
 
     turns = Turns(device, args.REPEATS, sampler=lambda: sampler(labels, uniform), forward=forward, plain=plain)
     row = {"what": what, "seconds": turns.seconds("sampler"), "over_forward": turns.ratio("sampler", "forward"),
@@ -125,7 +131,7 @@ def race(model: nn.Module, what: str, batch: int, size: int, device: torch.devic
 
 def cost_per_code(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Microseconds that one step of the sampler, the codes of one place in every grid, costs at each size of grid."""
-    model = PixelCNN(**PRIOR).to(device).eval()
+    model = PixelCNN(PixelCNNConfig(**PRIOR)).to(device).eval()
     sizes = [int(size) for size in args.PER_CODE_GRIDS.split()]
     labels = torch.arange(args.PER_CODE_BATCH) % PRIOR["num_classes"]
 
@@ -203,9 +209,10 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
         return cross_entropy(network(codes, labels), codes)
 
     rows = []
-    for stage, network, loss_of, count in (("vqvae", VQVAE(**STANDARD), vqvae_loss, len(images)),
-                                           ("pixelcnn", PixelCNN(**PRIOR), pixelcnn_loss, len(codes))):
+    for stage, network, loss_of, count in (("vqvae", VQVAE(VQVAEConfig(**STANDARD)), vqvae_loss, len(images)),
+                                           ("pixelcnn", PixelCNN(PixelCNNConfig(**PRIOR)), pixelcnn_loss, len(codes))):
         network.to(device, memory_format=torch.channels_last).train()
+        fast.speed_up(network)
         loss = partial(loss_of, network)
         alone = convolutions(network, loss, device)
         works = {"step, eager": training_step(network, loss, device), "its convolutions": alone}
@@ -233,7 +240,7 @@ def throughput(what: str, turns: Turns, name: str, operations: int, count: int) 
 
 def the_rest(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The quantizer alone, encoding a data set, and the start of a script."""
-    model = VQVAE(**STANDARD).to(device, memory_format=torch.channels_last).eval()
+    model = VQVAE(VQVAEConfig(**STANDARD)).to(device, memory_format=torch.channels_last).eval()
     z_e = torch.randn(256, STANDARD["code_dim"], 8, 8, device=device)
     images = torch.randint(256, (2048, 3, 32, 32), dtype=torch.uint8, device=device)
 

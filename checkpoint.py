@@ -8,27 +8,31 @@ import argparse
 import hashlib
 import io
 import math
+import shlex
 import sys
 import zipfile
 from collections import OrderedDict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from classifier import Classifier
-from cli import RULES, UserError
+from classifier import Classifier, ClassifierConfig
+from cli import RULES, Rule, UserError
 from files import atomic
-from modules import VQVAE, grid_size
+from modules import VQVAE, VQVAEConfig, grid_size
 from priors import PRIORS
-from vae import VAE
+from vae import VAE, VAEConfig
 
 FORMAT = "vqvae-pixelcnn"
 VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
 READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable")
-STAGES = {"vqvae": VQVAE, **PRIORS, "vae": VAE, "classifier": Classifier}
+# The network of each stage, and the dataclass of its sizes
+STAGES = {"vqvae": (VQVAE, VQVAEConfig), **PRIORS, "vae": (VAE, VAEConfig),
+          "classifier": (Classifier, ClassifierConfig)}
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
@@ -50,7 +54,7 @@ def command(output_dir: str, stage: str, *more: str) -> str:
     script = ["train_pixelcnn.py"] if stage in PRIORS else [f"train_{stage}.py"]
     if stage in PRIORS and stage != "pixelcnn":
         script += ["--prior", stage]
-    return "`" + " ".join(["python", *script, "--output-dir", str(output_dir), *more]) + "`"
+    return f"`{shlex.join(['python', *script, '--output-dir', str(output_dir), *more])}`"
 
 
 def save(output_dir: str, stage: str, config: dict, model: dict[str, Tensor], **more: Any) -> Path:
@@ -67,7 +71,7 @@ def save(output_dir: str, stage: str, config: dict, model: dict[str, Tensor], **
 def load(output_dir: str, stage: str) -> dict[str, Any]:
     """Read a stage's checkpoint. UserError, in one line, if it is missing or anything but a whole checkpoint.
 
-    A file that lies about its sizes allocates nothing: it is mapped, and copied only as far as it is that long.
+    Sizes are checked against the file before memory is allocated.
     """
     path = path_of(output_dir, stage)
     if not path.exists():
@@ -137,14 +141,17 @@ def _plain(content: Any, values: int, size: int) -> Any:
 def build(content: dict[str, Any], weights: str = "model") -> nn.Module:
     """The network of a checkpoint with the weights stored under `weights`, in eval mode, on the CPU.
 
-    It is laid out without memory first, and takes the stored tensors only if every name and shape fits: sizes
-    that lie allocate nothing.
+    It is laid out without memory first, and takes the stored tensors only if every name and shape fits: sizes are
+    checked against the tensors before memory is allocated.
     """
     stage = content["stage"]
     try:
-        config = {name: RULES[name.upper()].parse(value) for name, value in content["config"].items()}
+        network_class, config_class = STAGES[stage]
+        kinds = {field.name: field.type for field in fields(config_class)}
+        config = {name: RULES.get(name.upper(), Rule(kinds[name])).parse(value)
+                  for name, value in content["config"].items()}
         with torch.device("meta"):
-            network = STAGES[stage](**config)
+            network = network_class(config_class(**config))
         layout, state = network.state_dict(), content[weights]
         bad = layout.keys() ^ state.keys() or {
             name for name, tensor in layout.items()
@@ -165,6 +172,12 @@ def fill(args: argparse.Namespace, stored: dict[str, Any]) -> argparse.Namespace
     known = {name.upper(): value for name, value in (stored["data"]["reading"] | stored["data"]).items()}
     return argparse.Namespace(**{name: known.get(name) if value is None else value
                                  for name, value in vars(args).items()})
+
+
+def unfinished(stored: dict[str, Any]) -> bool:
+    """Whether a checkpoint is of a training that was stopped before its end."""
+    state = stored.get("training")
+    return isinstance(state, dict) and state.get("finished") is False
 
 
 def check_images(stored: dict[str, Any], images: Tensor) -> None:
@@ -221,3 +234,23 @@ def validation_nll(prior: dict[str, Any]) -> float:
         return min(float(row["validation_nll"]) for row in prior["training"]["history"] if type(row) is dict)
     except (LookupError, TypeError, ValueError, OverflowError):
         return math.inf
+
+
+def choose_classes(asked: str, prior: dict[str, Any]) -> tuple[list[int], str]:
+    """The classes to draw in turn, and what to say of them. prior: its checkpoint. UserError if there is no such class.
+
+    A class without a training image is drawn only if it is asked for: the prior has not learnt it.
+    """
+    names = prior["data"]["class_names"]
+    if asked == "none" or (asked == "all" and not names):
+        return [len(names)], "without a class" if names else ""
+    if asked == "all":
+        counts = prior["data"].get("class_counts", [1] * len(names))
+        missing = ", ".join(name for name, count in zip(names, counts) if not count)
+        return [label for label, count in enumerate(counts) if count], \
+            "all classes in turn" + (f" but those without a training image ({missing})" if missing else "")
+    number = names.index(asked) if asked in names else int(asked) if asked.isdecimal() else -1
+    if not 0 <= number < len(names):
+        there = f"0 to {len(names) - 1} ({', '.join(names)})" if names else "none"
+        raise UserError(f"CLASS_LABEL (--class-label): there is no class {asked}; there are {there}")
+    return [number], f"of class {number} ({names[number]})"

@@ -1,5 +1,6 @@
 """A small classifier of images: sets of images are compared in its features by evaluate.py and ablation.py."""
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +14,35 @@ BATCH_SIZE = 128
 LEARNING_RATE = 2e-3  # the highest, of AdamW
 
 
+@dataclass
+class ClassifierConfig:
+    """The sizes of a classifier, from which a checkpoint rebuilds it."""
+
+    channels: int      # of the images, as height and width
+    height: int
+    width: int
+    num_classes: int
+    hidden: int = 128  # features
+
+
 class Classifier(nn.Module):
     """A small convolutional network that names the class of images of one size.
 
     Convolutions of stride 2 until a side is at most 8, then a hidden layer: its output is the features in which sets of
-    images are compared. `config` holds the arguments, from which `Classifier(**config)` builds the same network.
+    images are compared.
     """
 
-    def __init__(self, channels: int, height: int, width: int, num_classes: int, hidden: int = 128):
+    def __init__(self, config: ClassifierConfig):
         super().__init__()
-        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        layers, wide = [], channels
+        self.config = config
+        height, width = config.height, config.width
+        layers, wide = [], config.channels
         while max(height, width) > 8 or not layers:
             narrow = 64 if layers else 32
             layers += [nn.Conv2d(wide, narrow, 5, stride=2, padding=2), nn.BatchNorm2d(narrow), nn.ReLU()]
             wide, height, width = narrow, -(-height // 2), -(-width // 2)
-        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(wide * height * width, hidden), nn.ReLU())
-        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(hidden, num_classes))
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(wide * height * width, config.hidden), nn.ReLU())
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(config.hidden, config.num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to logits (B, num_classes)."""
@@ -41,7 +54,7 @@ def train_classifier(data: Data, epochs: int, device: torch.device) -> Classifie
     """A classifier trained on the training split, in eval mode. It is the yardstick, so SEED does not change it."""
     torch.manual_seed(0)
     images, labels = data.train
-    model = Classifier(*images.shape[1:], len(data.class_names)).to(device)
+    model = Classifier(ClassifierConfig(*images.shape[1:], len(data.class_names))).to(device)
     steps = epochs * math.ceil(len(images) / BATCH_SIZE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from modules import CODEBOOKS, DOWNSAMPLES
+
 
 class UserError(Exception):
     """Something the user can put right; its text is the one line they see."""
@@ -27,7 +29,7 @@ class Stopped(BaseException):
 
     def __init__(self, number: int, done: str = ""):
         super().__init__(f"stopped by {signal.Signals(number).name}{done}")
-        self.status = 128 + number
+        self.number, self.status = number, 128 + number
 
 
 class Rule(NamedTuple):
@@ -87,6 +89,7 @@ RULES = {
     "DATASET": Rule(str, pattern=".+"),
     "DATA_DIR": Rule(str, pattern=".+"),
     "OUTPUT_DIR": Rule(str, pattern=".+"),
+    "SAMPLES_DIR": Rule(str),
     "LIMIT": Rule(int, low=0),
     "IMAGE_SIZE": Rule(str, pattern=r"auto|[1-9]\d{0,3}(x[1-9]\d{0,3})?", old={"0": "auto"}),
     "CHANNELS": Rule(int, choices=(1, 3), words=("auto",), old={"0": "auto"}),
@@ -98,15 +101,16 @@ RULES = {
     "EPOCHS": Rule(int, low=1),
     "BATCH_SIZE": Rule(int, low=1),
     "LEARNING_RATE": Rule(float, above=0, high=10),
+    "WEIGHT_DECAY": Rule(float, low=0, high=10),
     "SEED": Rule(int, low=0, high=2**63 - 1),
     "DEVICE": Rule(str, pattern=r"auto|cpu|mps|cuda(:\d+)?"),
-    "DOWNSAMPLE": Rule(int, choices=(2, 4, 8)),
+    "DOWNSAMPLE": Rule(int, choices=DOWNSAMPLES),
     "HIDDEN": Rule(int, low=2, high=8192),
     "RESIDUAL_BLOCKS": Rule(int, low=0, high=100),
     "RESIDUAL_HIDDEN": Rule(int, low=1, high=8192),
     "NUM_CODES": Rule(int, low=2, high=32768),
     "CODE_DIM": Rule(int, low=2, high=8192),
-    "CODEBOOK": Rule(str, choices=("ema", "gradient")),
+    "CODEBOOK": Rule(str, choices=CODEBOOKS),
     "EMA_DECAY": Rule(float, low=0, high=0.999999),
     "COMMITMENT_COST": Rule(float, low=0),
     "REVIVE_BELOW": Rule(float, low=0, high=0.5),
@@ -209,9 +213,10 @@ def run(main: Callable[[argparse.Namespace], None], script: dict[str, Any]) -> N
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a path may hold what the terminal cannot show
     previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    problem, status = "", 0
+    problem, status, args = "", 0, None
     try:
-        main(parse(script))
+        args = parse(script)
+        main(args)
         sys.stdout.flush()
     except UserError as error:
         problem, status = f"error: {error}", 1
@@ -220,7 +225,7 @@ def run(main: Callable[[argparse.Namespace], None], script: dict[str, Any]) -> N
     except OSError as error:  # a full disk, a directory without permission: the operating system's own words
         problem, status = f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1
     except (RuntimeError, MemoryError) as error:
-        problem, status = f"error: {_explain(error, script)}", 1
+        problem, status = f"error: {_explain(error, args)}", 1
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -237,12 +242,24 @@ def _stop(number: int, _frame: Any) -> NoReturn:
     raise Stopped(number)
 
 
-def _explain(error: RuntimeError | MemoryError, script: dict[str, Any]) -> str:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, the host's or the device's, did not suffice."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _explain(error: RuntimeError | MemoryError, args: argparse.Namespace | None) -> str:
     """One line for what torch could not do for want of memory or of another process; the error itself if neither."""
     text = str(error)
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        fewer = f"a smaller {flag('BATCH_SIZE')}" if "BATCH_SIZE" in script else "fewer images"
-        return f"out of memory: try {fewer} or a smaller model"
+    if out_of_memory(error):
+        return f"out of memory: try {_smaller(vars(args) if args else {})}"
     if "WORLD_SIZE" in os.environ and re.search("gloo|nccl|ProcessGroup|closed by peer|Connection re", text, re.I):
         return f"another process of this run has ended or is out of reach: {text.splitlines()[0][:200]}"
     raise error
+
+
+def _smaller(constants: dict[str, Any]) -> str:
+    """What takes less memory, by the constants that a script has."""
+    if constants.get("BATCH_SIZE", 1) != 1:
+        return f"a smaller {flag('BATCH_SIZE')}"
+    names = [flag(name) for name in ("IMAGE_SIZE", "HIDDEN", "NUM_IMAGES") if name in constants]
+    return f"a smaller {' or '.join(names)}" if names else "a machine with more of it, or --device cpu"

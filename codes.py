@@ -1,29 +1,55 @@
-"""Grids of codes: from images, their likelihood under a prior, and codes drawn without one."""
+"""Grids of codes: from images and back, measures, their likelihood under a prior, and codes drawn without one."""
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 import dataset
 import devices
-from modules import VQVAE, cross_entropy
+from modules import VQVAE, grid_size
+
+PIXELS = 2**19  # that go through the encoder or the decoder at once
 
 
 @torch.no_grad()
-def encode(model: VQVAE, images: Tensor, at_once: int = 2**19) -> Tensor:
-    """The codes (N, grid height, grid width) of uint8 images, on the host, in the smallest integers that hold them.
-
-    at_once: how many pixels go through the encoder together.
-    """
-    dtype = torch.uint8 if model.config["num_codes"] <= 256 else torch.int16
+def encode(model: VQVAE, images: Tensor) -> Tensor:
+    """The codes (N, grid height, grid width) of uint8 images, on the host, in the smallest integers that hold them."""
+    dtype = torch.uint8 if model.config.num_codes <= 256 else torch.int16
     height, width = images.shape[2:]
-    indices = torch.arange(len(images)).split(max(1, at_once // (height * width)))
+    indices = torch.arange(len(images)).split(max(1, PIXELS // (height * width)))
     parts = dataset.batches(indices, next(model.parameters()).device, images)
-    codes = torch.empty((len(images), *model.grid_size(height, width)), dtype=dtype)
+    codes = torch.empty((len(images), *grid_size(height, width, model.config.downsample)), dtype=dtype)
     for index, (part,) in zip(tqdm(indices, desc="encoding", leave=False, disable=not devices.is_main()), parts):
         codes[index] = model.encode(dataset.to_float(part)).to("cpu", dtype)
     return codes
+
+
+@torch.no_grad()
+def to_images(model: VQVAE, codes: Tensor, height: int, width: int) -> Tensor:
+    """The images (N, C, height, width) in [0, 1] of codes (N, grid height, grid width), on the host."""
+    parts = codes.split(max(1, PIXELS // (height * width)))
+    return torch.cat([model.decode(part, height, width).cpu() for part in parts])
+
+
+def psnr(mse: float) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error over pixels in [0, 1]; at most 120."""
+    return -10 * math.log10(max(mse, 1e-12))
+
+
+def perplexity(counts: Tensor) -> float:
+    """exp(entropy) of the code frequencies: the number of codes in even use, from 1 to K. counts: (K,)."""
+    counts = counts.cpu().double()
+    frequency = counts / counts.sum().clamp_min(1)
+    return torch.special.entr(frequency).sum().exp().item()
+
+
+def cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats per code, a scalar. logits: (B, K, H, W); codes: (B, H, W)."""
+    # as rows of K, which channels-last logits are already: a softmax over dimension 1 would copy them
+    return F.cross_entropy(logits.permute(0, 2, 3, 1).flatten(0, 2), codes.flatten())
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
     model.to(device)
     args = checkpoint.fill(args, stored)
     height, width = prior["grid"]
-    side = vqvae.config["downsample"]
+    side = vqvae.config.downsample
     given = read_mask(args.MASK, stored["data"]["height"], stored["data"]["width"], side)
     data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.test.images)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cli import UserError
+from modules import VectorQuantizer
 
 PATIENCE = datetime.timedelta(seconds=50)  # how long a process waits in a step for another one that may have died
 DOWNLOAD = datetime.timedelta(hours=2)     # and where another one may be busy: with a download, a picture, a slow disk
@@ -98,6 +99,29 @@ def all_sum(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def join(quantizer: VectorQuantizer) -> None:
+    """Let the quantizers of all processes, each with its part of a batch, move as one does with the whole batch."""
+    if world() > 1:
+        quantizer.all_sum, quantizer.draw_rows = all_sum, draw_rows
+
+
+def draw_rows(rows: Tensor, weights: Tensor, count: int) -> Tensor:
+    """`modules.draw_rows` over the parts of all processes, with the same result in each.
+
+    Inverse-CDF sampling over the whole batch; the process that holds a drawn row contributes it.
+    """
+    exact = torch.float32 if weights.device.type == "mps" else torch.float64  # MPS has no float64
+    cumulative = (weights.to(exact) + 1e-12).cumsum(0)
+    masses = torch.zeros(world(), dtype=exact, device=rows.device)
+    masses[rank()] = cumulative[-1]
+    ends = all_sum(masses).cumsum(0)
+    points = torch.rand(count, dtype=exact, device=rows.device) * ends[-1]
+    owners = torch.searchsorted(ends[:-1], points, right=True)
+    inside = (points - (ends - masses)[rank()]).contiguous()
+    drawn = rows[torch.searchsorted(cumulative, inside).clamp_max(len(rows) - 1)]
+    return all_sum(drawn * (owners == rank()).unsqueeze(1))
 
 
 def share(items: Tensor) -> Tensor:

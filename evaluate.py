@@ -22,6 +22,7 @@ they are held against, so no precision or recall but near 1 is good there.
 import argparse
 import math
 import sys
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -33,9 +34,8 @@ import devices
 import figures
 from cli import UserError
 from cli import run as run_script
-from codes import bits_per_image, draw_independent, nll_sums
+from codes import bits_per_image, draw_independent, nll_sums, perplexity, psnr
 from metrics import SSIM_IMAGES, Images, Row, Yardstick
-from modules import perplexity, psnr
 from reconstruct import similarity
 from vae import VAE, kl
 
@@ -78,9 +78,10 @@ def find_vae(output_dir: str, vqvae: dict) -> VAE | None:
     except UserError as error:
         print(f"left out: {error}", file=sys.stderr)
         return None
-    same = {name: value for name, value in vqvae["config"].items() if name in vae.config} | {
+    sizes = asdict(vae.config)
+    same = {name: value for name, value in vqvae["config"].items() if name in sizes} | {
         name: vqvae["data"][name] for name in ("channels", "height", "width")}
-    if stored.get("images") == vqvae.get("images") and same.items() <= vae.config.items():
+    if stored.get("images") == vqvae.get("images") and same.items() <= sizes.items():
         return vae
     again = checkpoint.command(output_dir, "vae", "--resume", "never", "--overwrite")
     print(f"left out: vae.pt learnt other images than vqvae.pt, or has other sizes: train it again with {again}",
@@ -154,7 +155,7 @@ def main(args: argparse.Namespace) -> None:
     nearest = {name: yard.nearest(row.images) for name, row in rows.items()}
     for name, (distances, _) in nearest.items():
         rows[name].measures["nearest"] = distances.mean().item()
-    counts = torch.bincount(yard.test_codes.flatten().long(), minlength=yard.vqvae.config["num_codes"])
+    counts = torch.bincount(yard.test_codes.flatten().long(), minlength=yard.vqvae.config.num_codes)
     codebook = {"codes": len(counts), "codes_used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
     yard.report(rows, "evaluation", "Real images, their reconstructions, and samples of every model", **codebook,
                 ssim_images=min(SSIM_IMAGES, len(yard.data.test.images)))

@@ -37,13 +37,16 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             os.close(directory)
 
 
-def lock_run(output_dir: str) -> BaseFileLock:
+def lock_run(output_dir: str, hold: bool) -> BaseFileLock:
     """Hold a run's directory until the lock is released, or this process ends in whatever way.
 
-    UserError if another training holds it. Where the file system has no locks, a line says so.
+    hold: whether this process is the one of its training that holds it. UserError if another training does. Where the
+    file system has no locks, a line says so.
     """
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
     lock = FileLock(Path(output_dir) / ".lock")
+    if not hold:
+        return lock
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -203,7 +203,7 @@ class Yardstick:
                   "--inception only")
         self.floor = self._floor()
         self.test_codes = encode(self.vqvae, test.images)
-        self.independent = marginals(encode(self.vqvae, train.images), self.vqvae.config["num_codes"])
+        self.independent = marginals(encode(self.vqvae, train.images), self.vqvae.config.num_codes)
 
     # ---- sets of images
 

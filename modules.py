@@ -1,28 +1,29 @@
 """The networks: a VQ-VAE that turns images into grids of codes, and a PixelCNN that models those grids.
 
-The encoder halves the image a few times, every position of its output `z_e` is replaced by the nearest row
-of a codebook (`z_q`, and the row's index is the code), and the decoder paints the image from `z_q`. The
-gated PixelCNN then learns p(codes) = prod_i p(code_i | the codes before it in raster order, class). A small
-classifier judges what comes out. The priors with attention are in priors.py, the baseline VAE in vae.py.
+The encoder halves the image a few times. Every vector of its output `z_e` is replaced by the nearest row of a codebook
+(`z_q`; the row's index is the code), and the decoder makes the image from `z_q`. The gated PixelCNN then learns
+p(codes) = prod_i p(code_i | codes before it in raster order, class), and `sample` draws new grids from it.
+
+Priors with attention are in priors.py, fast samplers in sampler.py.
 
 Papers, cited by number in the code:
 [1] van den Oord et al., Neural Discrete Representation Learning, 2017, arXiv:1711.00937
 [2] van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016, arXiv:1606.05328
-[3] Razavi et al., Generating Diverse High-Fidelity Images with VQ-VAE-2, 2019, arXiv:1906.00446
-[4] Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding, 2007
-[5] Zeghidour et al., SoundStream, 2021, arXiv:2107.03312 (dead codes replaced by current encoder outputs)
+[3] Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding, 2007
+[4] Zeghidour et al., SoundStream, 2021, arXiv:2107.03312 (dead codes replaced by current encoder outputs)
 """
-import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import devices
-
+DOWNSAMPLES = (2, 4, 8, 16)    # pixels that a code may stand for along each side
+CODEBOOKS = ("ema", "gradient")  # ways in which a codebook may learn
 NEAREST_CHUNK = 2**20  # most entries of the distance matrix held at a time: 4 MiB stay in a CPU's cache
-TRIAL = 5              # a new code starts with this many times the usage below which codes are revived
+TRIAL = 5              # usage of a revived code, in units of the usage below which codes are revived
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -43,11 +44,12 @@ def nearest_codes(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return codes, distances.clamp_min(0)
 
 
-def perplexity(counts: Tensor) -> float:
-    """exp(entropy) of the code frequencies: the number of codes in even use, from 1 to K. counts: (K,)."""
-    counts = counts.cpu().double()
-    frequency = counts / counts.sum().clamp_min(1)
-    return torch.special.entr(frequency).sum().exp().item()
+def draw_rows(rows: Tensor, weights: Tensor, count: int) -> Tensor:
+    """(count, D) rows drawn with replacement in proportion to their weights (N,), by inverting the cumulative sum."""
+    exact = torch.float32 if weights.device.type == "mps" else torch.float64  # MPS has no float64
+    cumulative = (weights.to(exact) + 1e-12).cumsum(0)
+    points = torch.rand(count, dtype=exact, device=rows.device) * cumulative[-1]
+    return rows[torch.searchsorted(cumulative, points).clamp_max(len(rows) - 1)]
 
 
 class Quantized(NamedTuple):
@@ -61,35 +63,34 @@ class Quantized(NamedTuple):
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest-code quantizer with straight-through gradients ([1], section 3.1) and a codebook that lives.
+    """Nearest-code quantizer with straight-through gradients ([1], section 3.1) and a codebook that stays in use.
 
-    Against codebook collapse: every `z_e` is normalised over its channels (layer norm, no parameters), so
-    the encoder cannot answer the commitment loss by shrinking towards zero; the codebook starts from encoder
-    outputs (`start`); and while training, a code whose moving usage falls below `revive_below` of an even
-    share is put onto a current encoder output [5], drawn in proportion to its squared distance from its code
-    as in k-means++ [4]: plain draws would mostly land on the background, which has its codes already. It
-    starts there with little usage, so that it soon either earns its place or moves on: a code that starts with
-    an even share of usage, unused, outlives the first epoch, in which the encoder moves away from most codes.
+    Three measures against codebook collapse:
+    - Every `z_e` is normalised over its channels (layer norm, no parameters), so that the encoder cannot answer the
+      commitment loss by shrinking towards zero.
+    - The codebook starts on encoder outputs (`start`).
+    - In training, a code whose moving usage falls below `revive_below` of an even share moves onto a current encoder
+      output [4], drawn in proportion to its squared distance from its code, as in k-means++ [3]: uniform draws would
+      mostly hit the background, which has its codes already. Revived codes start with low usage, so that unused ones
+      are soon replaced again.
 
-    Under several processes each one calls it with its part of the batch. Counts, sums and draws are of the
-    whole batch, so all codebooks stay the same, and the same as one process would have.
-
-    num_codes: K. code_dim: D. codebook: "ema" moves each code to the moving average of the vectors that
-    chose it ([1], appendix A.1), "gradient" leaves it to the optimiser and the codebook loss.
+    num_codes: K. code_dim: D. codebook: "ema" moves each code to the moving average of the vectors that chose it ([1],
+    appendix A.1), "gradient" leaves it to the optimiser and the codebook loss.
     """
 
     def __init__(self, num_codes: int, code_dim: int, codebook: str = "ema", ema_decay: float = 0.97,
                  revive_below: float = 0.02):
         super().__init__()
-        if codebook not in ("ema", "gradient"):
-            raise ValueError(f'codebook must be "ema" or "gradient", not {codebook!r}')
         self.ema = codebook == "ema"
         self.ema_decay = ema_decay
         self.revive_below = revive_below
         self.codebook = nn.Parameter(torch.randn(num_codes, code_dim), requires_grad=not self.ema)
-        # N_i and m_i in [1], eq. 6 and 7, the moving counts and sums of z_e, in units of an even share of the batch
+        # N_i and m_i in [1], eq. 6 and 7: moving counts and sums of z_e, in units of an even share of the batch
         self.register_buffer("usage", torch.ones(num_codes))
         self.register_buffer("sums", self.codebook.detach().clone())
+        # devices.join replaces both where several processes share a batch: sums and draws are then of all of it
+        self.all_sum = lambda tensor: tensor
+        self.draw_rows = draw_rows
 
     def normalise(self, z_e: Tensor) -> Tensor:
         """Layer norm over the channels: (B, D, H, W) to (B, H, W, D), every vector of mean 0, variance 1."""
@@ -120,54 +121,36 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, z_e: Tensor) -> None:
-        """Put the codebook onto encoder outputs z_e (B, D, H, W): a k-means++ draw [4] in a few rounds."""
+        """Put the codebook onto encoder outputs z_e (B, D, H, W): a k-means++ draw [3] in a few rounds."""
         flat = self.normalise(z_e).flatten(0, 2)
         num_codes = len(self.codebook)
-        drawn = self._draw(flat, torch.ones_like(flat[:, 0]), 1)
-        while len(drawn) < num_codes:  # doubling: each round draws as many codes as there are, by distance
+        drawn = self.draw_rows(flat, torch.ones_like(flat[:, 0]), 1)
+        while len(drawn) < num_codes:  # each round doubles the codes, drawing by distance from those there are
             _, distances = nearest_codes(flat, drawn)
-            drawn = torch.cat([drawn, self._draw(flat, distances, min(len(drawn), num_codes - len(drawn)))])
+            drawn = torch.cat([drawn, self.draw_rows(flat, distances, min(len(drawn), num_codes - len(drawn)))])
         self._place(torch.ones(num_codes, 1, dtype=torch.bool, device=flat.device), drawn)
 
     @torch.no_grad()
     def _update(self, flat: Tensor, codes: Tensor, distances: Tensor, counts: Tensor) -> None:
         """Move usage, and in EMA mode the codebook, towards this batch ([1], eq. 6 to 8); revive dead codes."""
-        counts = devices.all_sum(counts.clone())
+        counts = self.all_sum(counts.clone())
         even_share = counts.sum() / len(self.codebook)
         self.usage.lerp_(counts / even_share, 1 - self.ema_decay)
         if self.ema:
-            batch_sums = devices.all_sum(torch.zeros_like(self.sums).index_add_(0, codes, flat))
+            batch_sums = self.all_sum(torch.zeros_like(self.sums).index_add_(0, codes, flat))
             self.sums.lerp_(batch_sums / even_share, 1 - self.ema_decay)
-            usage = self.usage.unsqueeze(1)  # a code that nothing has chosen for long stays where it is
+            usage = self.usage.unsqueeze(1)  # where it underflows to 0, the code stays where it is
             self.codebook.copy_(torch.where(usage > 1e-8, self.sums / usage, self.codebook))
         if self.revive_below > 0:
             dead = (self.usage < self.revive_below).unsqueeze(1)
-            self._place(dead, self._draw(flat, distances, len(self.codebook)))
+            self._place(dead, self.draw_rows(flat, distances, len(self.codebook)))
 
     def _place(self, which: Tensor, vectors: Tensor) -> None:
-        """Move the codes that `which` (K, 1) marks onto their rows of vectors (K, D), with a new code's usage."""
+        """Move the codes that `which` (K, 1) marks onto their rows of vectors (K, D), with a revived code's usage."""
         start = min(1.0, TRIAL * self.revive_below) or 1.0
         self.codebook.copy_(torch.where(which, vectors, self.codebook))
         self.sums.copy_(torch.where(which, vectors * start, self.sums))
         self.usage.copy_(torch.where(which.squeeze(1), start, self.usage))
-
-    @staticmethod
-    def _draw(flat: Tensor, distances: Tensor, count: int) -> Tensor:
-        """(count, D) rows of the whole batch, drawn with replacement in proportion to their squared distances.
-
-        flat, distances: this process's part. The parts lie end to end on a line on which a row is as long as its
-        distance; every process draws the same points of the line, and the owner of a point gives the row.
-        """
-        exact = torch.float32 if distances.device.type == "mps" else torch.float64  # MPS has no float64
-        cumulative = (distances.to(exact) + 1e-12).cumsum(0)
-        lengths = torch.zeros(devices.world(), dtype=cumulative.dtype, device=flat.device)
-        lengths[devices.rank()] = cumulative[-1]
-        ends = devices.all_sum(lengths).cumsum(0)
-        points = torch.rand(count, dtype=cumulative.dtype, device=flat.device) * ends[-1]
-        owners = torch.searchsorted(ends[:-1], points, right=True)
-        points = points - (ends - lengths)[devices.rank()]
-        rows = flat[torch.searchsorted(cumulative, points).clamp_max(len(flat) - 1)]
-        return devices.all_sum(rows * (owners == devices.rank()).unsqueeze(1))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -186,34 +169,27 @@ class ResidualBlock(nn.Module):
         return self.conv1(F.relu_(self.conv3(F.relu(x)))).add_(x)
 
 
-def side_widths(channels: int, hidden: int, downsample: int) -> list[int]:
-    """Channels before, between and after the halvings of an encoder. ValueError unless downsample is 2, 4, 8, ..."""
-    halvings = int(math.log2(downsample))
-    if 2**halvings != downsample or downsample < 2:
-        raise ValueError(f"downsample must be a power of two from 2 up, not {downsample}")
-    return [channels] + [hidden // 2] * (halvings - 1) + [hidden]
-
-
-def make_encoder(channels: int, hidden: int, residual_blocks: int, residual_hidden: int, downsample: int,
-                 code_dim: int) -> nn.Sequential:
+def make_encoder(config: "VQVAEConfig") -> nn.Sequential:
     """Images (B, channels, H, W), H and W multiples of downsample, to (B, code_dim, H / downsample, W / downsample)."""
-    widths = side_widths(channels, hidden, downsample)
-    layers = []
-    for wide, narrow in zip(widths, widths[1:]):
+    hidden, halvings = config.hidden, DOWNSAMPLES.index(config.downsample) + 1
+    layers, wide = [], config.channels
+    for narrow in [hidden // 2] * (halvings - 1) + [hidden]:
         layers += [nn.Conv2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
+        wide = narrow
     layers += [nn.Conv2d(hidden, hidden, 3, padding=1)]
-    layers += [ResidualBlock(hidden, residual_hidden) for _ in range(residual_blocks)]
-    return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Conv2d(hidden, code_dim, 1))
+    layers += [ResidualBlock(hidden, config.residual_hidden) for _ in range(config.residual_blocks)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Conv2d(hidden, config.code_dim, 1))
 
 
-def make_decoder(channels: int, hidden: int, residual_blocks: int, residual_hidden: int, downsample: int,
-                 code_dim: int) -> nn.Sequential:
+def make_decoder(config: "VQVAEConfig") -> nn.Sequential:
     """The way back from `make_encoder` of the same sizes."""
-    widths = side_widths(channels, hidden, downsample)
-    layers = [nn.Conv2d(code_dim, hidden, 3, padding=1)]
-    layers += [ResidualBlock(hidden, residual_hidden) for _ in range(residual_blocks)]
-    for wide, narrow in zip(widths[:0:-1], widths[-2::-1]):
+    hidden, doublings = config.hidden, DOWNSAMPLES.index(config.downsample) + 1
+    layers = [nn.Conv2d(config.code_dim, hidden, 3, padding=1)]
+    layers += [ResidualBlock(hidden, config.residual_hidden) for _ in range(config.residual_blocks)]
+    wide = hidden
+    for narrow in [hidden // 2] * (doublings - 1) + [config.channels]:
         layers += [nn.ReLU(inplace=True), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
+        wide = narrow
     return nn.Sequential(*layers)
 
 
@@ -236,38 +212,47 @@ def grid_size(height: int, width: int, downsample: int) -> tuple[int, int]:
     return -(-height // downsample), -(-width // downsample)
 
 
-def psnr(mse: float) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error over pixels in [0, 1]; at most 120."""
-    return -10 * math.log10(max(mse, 1e-12))
+@dataclass
+class VQVAEConfig:
+    """The sizes of a VQ-VAE, from which a checkpoint rebuilds it. ValueError where they make no network."""
+
+    channels: int                # of the images: 1 or 3
+    hidden: int                  # channels of encoder and decoder
+    residual_blocks: int         # in the encoder, and as many in the decoder
+    residual_hidden: int         # channels inside a residual block
+    downsample: int              # pixels that a code stands for along each side
+    num_codes: int               # K
+    code_dim: int                # D
+    codebook: str = "ema"        # how the codebook learns
+    ema_decay: float = 0.97      # of the moving averages, per step
+    revive_below: float = 0.02   # share of an even usage below which a code is revived; 0: never
+
+    def __post_init__(self) -> None:
+        if self.downsample not in DOWNSAMPLES:
+            raise ValueError(f"downsample must be one of {', '.join(map(str, DOWNSAMPLES))}, not {self.downsample}")
+        if self.codebook not in CODEBOOKS:
+            raise ValueError(f"codebook must be one of {', '.join(CODEBOOKS)}, not {self.codebook!r}")
 
 
 class VQVAE(nn.Module):
     """The VQ-VAE of [1] for images (B, C, H, W) with pixels in [0, 1], of any height and width.
 
-    Images are padded at the right and bottom to a multiple of `downsample` (2, 4 or 8) and the output is cropped,
-    so the grid of codes is (ceil(H / downsample), ceil(W / downsample)). `config` holds the arguments, from which
-    `VQVAE(**config)` builds the same network. The decoder's output is linear: a sigmoid saturates on
+    Images are padded at the right and bottom to a multiple of `downsample` and the output is cropped, so the grid of
+    codes is (ceil(H / downsample), ceil(W / downsample)). The decoder's output is linear: a sigmoid saturates on
     black backgrounds and passes no gradient there.
     """
 
-    def __init__(self, channels: int, hidden: int, residual_blocks: int, residual_hidden: int, downsample: int,
-                 num_codes: int, code_dim: int, codebook: str = "ema", ema_decay: float = 0.97,
-                 revive_below: float = 0.02):
+    def __init__(self, config: VQVAEConfig):
         super().__init__()
-        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.downsample = downsample
-        sizes = channels, hidden, residual_blocks, residual_hidden, downsample, code_dim
-        self.encoder = make_encoder(*sizes)
-        self.quantizer = VectorQuantizer(num_codes, code_dim, codebook, ema_decay, revive_below)
-        self.decoder = make_decoder(*sizes)
-
-    def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the grid of codes for images of this height and width."""
-        return grid_size(height, width, self.downsample)
+        self.config = config
+        self.encoder = make_encoder(config)
+        self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.codebook, config.ema_decay,
+                                         config.revive_below)
+        self.decoder = make_decoder(config)
 
     def latents(self, images: Tensor) -> Tensor:
         """Encoder output z_e (B, D, grid height, grid width), before normalising and quantizing."""
-        return self.encoder(pad(images, self.downsample))
+        return self.encoder(pad(images, self.config.downsample))
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to codes (B, grid height, grid width) int64."""
@@ -322,27 +307,10 @@ class CausalConv2d(nn.Conv2d):
         return super().forward(F.pad(x, self.sides))
 
 
-class Gate(torch.autograd.Function):
-    """`gate` with a backward pass that goes over memory fewer times than the two of tanh and sigmoid would."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        signal, valve = x.chunk(2, 1)
-        # tanh(a) = 2 sigmoid(2a) - 1, which takes a fourth of its time on a CPU
-        signal, valve = (2 * signal).sigmoid_().mul_(2).sub_(1), valve.sigmoid()
-        ctx.save_for_backward(signal, valve)
-        return signal * valve
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        signal, valve = ctx.saved_tensors
-        return torch.cat([torch.ops.aten.tanh_backward(grad * valve, signal),
-                          torch.ops.aten.sigmoid_backward(grad * signal, valve)], 1)
-
-
 def gate(x: Tensor) -> Tensor:
-    """tanh of the first half of the channels times sigmoid of the second ([2], eq. 2). x: (B, 2C, H, W)."""
-    return Gate.apply(x)
+    """tanh(a) * sigmoid(b) of the two halves a, b of the channels ([2], eq. 2): (B, 2C, H, W) to (B, C, H, W)."""
+    a, b = x.chunk(2, 1)
+    return a.tanh() * b.sigmoid()
 
 
 class GatedBlock(nn.Module):
@@ -351,6 +319,7 @@ class GatedBlock(nn.Module):
     def __init__(self, hidden: int, kernel_size: int, mask: str):
         super().__init__()
         self.residual = mask == "B"
+        self.gate = gate  # training takes the same function with a faster backward pass, fast.gate
         self.vertical = CausalConv2d(hidden, 2 * hidden, kernel_size, "vertical", mask)
         self.horizontal = CausalConv2d(hidden, 2 * hidden, kernel_size, "horizontal", mask)
         self.across = nn.Conv2d(2 * hidden, 2 * hidden, 1, bias=False)  # vertical to horizontal
@@ -362,33 +331,40 @@ class GatedBlock(nn.Module):
         # all sums in place; in the condition's type, as the stacks are: under autocast convolutions put out bfloat16
         v_features = self.vertical(v).to(condition.dtype).add_(v_condition)
         h_features = self.horizontal(h).to(condition.dtype).add_(self.across(v_features)).add_(h_condition)
-        v_new, h_new = gate(v_features), self.out(gate(h_features)).to(condition.dtype)
+        v_new, h_new = self.gate(v_features), self.out(self.gate(h_features)).to(condition.dtype)
         return (v_new.add_(v), h_new.add_(h)) if self.residual else (v_new, h_new)
 
 
-def cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats per code, a scalar. logits: (B, K, H, W); codes: (B, H, W)."""
-    # as rows of K, which channels-last logits are already: a softmax over dimension 1 would copy them
-    return F.cross_entropy(logits.permute(0, 2, 3, 1).flatten(0, 2), codes.flatten())
+@dataclass
+class PixelCNNConfig:
+    """The sizes of a PixelCNN, from which a checkpoint rebuilds it. ValueError where they make no network."""
+
+    num_codes: int     # K
+    num_classes: int   # 0: there are no classes
+    hidden: int        # channels of either stack
+    layers: int
+    kernel_size: int   # of the masked convolutions, odd
+
+    def __post_init__(self) -> None:
+        if self.kernel_size % 2 == 0 or self.kernel_size < 3:
+            raise ValueError(f"kernel_size must be odd and at least 3, not {self.kernel_size}")
 
 
 class PixelCNN(nn.Module):
     """Gated PixelCNN [2] over grids of codes, of any height and width, conditioned on a class or on none.
 
-    Class `num_classes` means "no class"; training shows it in place of some labels, so one model draws from
-    p(codes | class) and from p(codes). With `num_classes` 0 it is the only one. `config` holds the arguments,
-    from which `PixelCNN(**config)` builds the same network.
+    Class `num_classes` means "no class". Training shows it in place of some labels, so that one model draws from
+    p(codes | class) and from p(codes). With `num_classes` 0 it is the only one.
     """
 
-    def __init__(self, num_codes: int, num_classes: int, hidden: int, layers: int, kernel_size: int):
+    def __init__(self, config: PixelCNNConfig):
         super().__init__()
-        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        if kernel_size % 2 == 0 or kernel_size < 3:
-            raise ValueError(f"kernel_size must be odd and at least 3, not {kernel_size}")
-        self.num_classes = num_classes
+        self.config = config
+        num_codes, hidden, layers, kernel_size = config.num_codes, config.hidden, config.layers, config.kernel_size
+        self.num_classes = config.num_classes
         self.embedding = nn.Embedding(num_codes, hidden)
         self.blocks = nn.ModuleList(GatedBlock(hidden, kernel_size, "A" if i == 0 else "B") for i in range(layers))
-        self.condition = nn.Embedding(num_classes + 1, layers * 4 * hidden)
+        self.condition = nn.Embedding(self.num_classes + 1, layers * 4 * hidden)
         nn.init.zeros_(self.condition.weight)
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(hidden, 2 * hidden, 1), nn.ReLU(),
                                   nn.Conv2d(2 * hidden, num_codes, 1))
@@ -402,3 +378,32 @@ class PixelCNN(nn.Module):
         for block, condition in zip(self.blocks, conditions):
             v, h = block(v, h, condition)
         return self.head(h)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Sampling
+
+
+def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Codes (B,) at which the cumulative sums of probabilities (B, K), of any total, pass uniform (B,) in [0, 1)."""
+    cumulative = probabilities.cumsum(1)
+    # just below 1, so that rounding cannot reach past the last code of any probability
+    target = uniform.clamp_max(1 - 2**-23)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+@torch.no_grad()
+def sample(model: nn.Module, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
+           draw: Callable = lambda logits, uniform: invert(logits.softmax(1), uniform)) -> Tensor:
+    """Grids of codes (B, H, W) drawn from a prior in raster order, with a whole forward pass for every code.
+
+    labels: (B,) classes, `num_classes` for none. uniform: (B, H, W) in [0, 1), the chance. known: (B, H, W) codes to
+    keep, -1 where one is to be drawn. draw: the rule that chooses codes (B,) from logits (B, K) and chance (B,).
+    """
+    codes = torch.zeros(uniform.shape, dtype=torch.int64, device=uniform.device)
+    for row in range(uniform.shape[1]):
+        for column in range(uniform.shape[2]):
+            drawn = draw(model(codes, labels)[:, :, row, column], uniform[:, row, column])
+            given = drawn if known is None else known[:, row, column]
+            codes[:, row, column] = torch.where(given >= 0, given, drawn)
+    return codes

@@ -1,9 +1,9 @@
 """Priors over grids of codes with attention: PixelSNAIL and a decoder-only transformer; and the table of all priors.
 
-Attention over a grid must not see the future: in raster order a place may use the codes before it and nothing else,
-or training learns to copy the answer and samples turn to mush. Both models here are strictly causal, and tests
-hold every place of them to it. All heads share one set of keys and values [4], a small loss in likelihood for a
-sampler that looks back over a fraction of the memory.
+Attention over a grid must not see the future: in raster order a position may use the codes before it and nothing else,
+or training learns to copy the answer and samples are useless. Both models here are strictly causal, and tests check
+every position. All heads share one set of keys and values [4]: a small loss in likelihood, and the sampler reads only
+a fraction of the memory.
 
 Papers, cited by number in the code:
 [1] Chen et al., PixelSNAIL: An Improved Autoregressive Generative Model, 2017, arXiv:1712.09763
@@ -11,17 +11,19 @@ Papers, cited by number in the code:
 [3] Radford et al., Language Models are Unsupervised Multitask Learners, 2019 (GPT-2: norms before, small weights)
 [4] Shazeer, Fast Transformer Decoding: One Write-Head is All You Need, 2019, arXiv:1911.02150
 """
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules import PixelCNN
+from modules import PixelCNN, PixelCNNConfig
 
-FREQUENCIES = 8  # of the sines of a place's row and column
+FREQUENCIES = 8  # of the sines of a position's row and column
 
 
 def fourier(height: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines of every place's row and column ([2], section 3.5), in raster order.
+    """Sines and cosines of every position's row and column ([2], section 3.5), in raster order.
 
     Returns (height * width, 4 * FREQUENCIES) in [-1, 1]. They depend on row and column alone, not on the grid's size.
     """
@@ -32,7 +34,7 @@ def fourier(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """Attention of place i of query (B, N, C) to places 0 to i of keys and values (B, N, C / heads): (B, N, C)."""
+    """Attention of position i of query (B, N, C) to positions 0 to i of keys, values (B, N, C / heads): (B, N, C)."""
     query = query.unflatten(2, (heads, -1)).transpose(1, 2)
     keys, values = (part[:, None].expand(-1, heads, -1, -1) for part in (keys, values))
     return F.scaled_dot_product_attention(query, keys, values, is_causal=True).transpose(1, 2).flatten(2)
@@ -49,11 +51,10 @@ def check_heads(hidden: int, heads: int) -> None:
 
 
 class CausalAttention(nn.Module):
-    """Attention of every place to the places strictly before it ([1], section 2.2).
+    """Attention of every position to the positions strictly before it ([1], section 2.2).
 
-    A place asks with its features, which know the codes before it; it is asked by its features and its own code, and
-    so may be asked only by later places. `keys` and `values` are moved one place on for that: the first is zero, the
-    answer where nothing came before, and place i sees those of 0 to i - 1.
+    Queries use features of earlier codes. Keys and values also hold the current code, so they are shifted by one
+    position: the first ones are zero, and position i sees those of 0 to i - 1.
     """
 
     def __init__(self, hidden: int, heads: int):
@@ -75,20 +76,29 @@ class CausalAttention(nn.Module):
         return self.out(answer).unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
+@dataclass
+class PixelSNAILConfig(PixelCNNConfig):
+    """The sizes of a PixelSNAIL: those of a PixelCNN and of the attention."""
+
+    heads: int             # they share the `hidden` channels
+    attention_every: int   # gated layers between one attention and the next
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self.hidden, self.heads)
+
+
 class PixelSNAIL(PixelCNN):
     """A gated PixelCNN with causal self-attention after every `attention_every` layers, in the manner of [1].
 
-    The convolutions see what is near, the attention all that was before. Arguments, inputs and outputs are those of
-    PixelCNN; heads: of the attention, they share the `hidden` channels.
+    The convolutions see what is near, the attention all that came before. Inputs and outputs are those of PixelCNN.
     """
 
-    def __init__(self, num_codes: int, num_classes: int, hidden: int, layers: int, kernel_size: int, heads: int,
-                 attention_every: int):
-        super().__init__(num_codes, num_classes, hidden, layers, kernel_size)
-        check_heads(hidden, heads)
-        self.config |= {"heads": heads, "attention_every": attention_every}
-        self.attention = nn.ModuleDict({str(i): CausalAttention(hidden, heads)
-                                        for i in range(attention_every - 1, layers, attention_every)})
+    def __init__(self, config: PixelSNAILConfig):
+        super().__init__(config)
+        every, layers = config.attention_every, config.layers
+        self.attention = nn.ModuleDict({str(i): CausalAttention(config.hidden, config.heads)
+                                        for i in range(every - 1, layers, every)})
 
     def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
         v = h = embedded = self.embedding(codes).permute(0, 3, 1, 2)
@@ -105,7 +115,7 @@ class PixelSNAIL(PixelCNN):
 
 
 class TransformerBlock(nn.Module):
-    """Attention to this place and all before it, then two layers for each place alone, with the norms first [3]."""
+    """Attention to this position and all before it, then an MLP for each position, with the norms first [3]."""
 
     def __init__(self, hidden: int, heads: int):
         super().__init__()
@@ -123,29 +133,43 @@ class TransformerBlock(nn.Module):
         return x + self.mlp(self.norm_2(x))
 
 
+@dataclass
+class TransformerConfig:
+    """The sizes of a transformer, from which a checkpoint rebuilds it. ValueError where they make no network."""
+
+    num_codes: int     # K
+    num_classes: int   # 0: there are no classes
+    hidden: int        # channels
+    layers: int        # blocks
+    heads: int         # they share the `hidden` channels
+
+    def __post_init__(self) -> None:
+        check_heads(self.hidden, self.heads)
+
+
 class Transformer(nn.Module):
     """A decoder-only transformer [2, 3] over the codes in raster order, for grids of any height and width.
 
-    The sequence begins with a token for the class, and every code comes in one place later than it stands: what goes
-    in at place i is code i - 1, with an embedding of the row and the column of i. So place i sees the class and the
-    codes before it. Class `num_classes` means "no class", as in PixelCNN; `config` holds the arguments.
+    The sequence begins with a token for the class and is shifted by one position: the input at position i is code
+    i - 1, with an embedding of the row and the column of i. So position i sees the class and the codes before it.
+    Class `num_classes` means "no class", as in PixelCNN.
     """
 
-    def __init__(self, num_codes: int, num_classes: int, hidden: int, layers: int, heads: int):
+    def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        check_heads(hidden, heads)
-        self.num_classes = num_classes
-        self.embedding = nn.Embedding(num_codes, hidden)
-        self.condition = nn.Embedding(num_classes + 1, hidden)
+        self.config = config
+        hidden, layers, heads = config.hidden, config.layers, config.heads
+        self.num_classes = config.num_classes
+        self.embedding = nn.Embedding(config.num_codes, hidden)
+        self.condition = nn.Embedding(config.num_classes + 1, hidden)
         self.place = nn.Linear(4 * FREQUENCIES, hidden)
         self.blocks = nn.ModuleList(TransformerBlock(hidden, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
-        self.head = nn.Linear(hidden, num_codes)
+        self.head = nn.Linear(hidden, config.num_codes)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)) and module is not self.place:
                 nn.init.normal_(module.weight, std=0.02)
-        for block in self.blocks:  # what is added to x stays as large as with one layer [3]
+        for block in self.blocks:  # so that the sum of all residuals is as large as with one layer [3]
             for layer in (block.out, block.mlp[2]):
                 nn.init.normal_(layer.weight, std=0.02 / (2 * layers) ** 0.5)
 
@@ -161,5 +185,6 @@ class Transformer(nn.Module):
         return self.head(self.norm(x)).transpose(1, 2).unflatten(2, (height, width))
 
 
-# By the name that PRIOR and the checkpoint's file give them
-PRIORS = {"pixelcnn": PixelCNN, "pixelsnail": PixelSNAIL, "transformer": Transformer}
+# Network and sizes of each prior, by the name that PRIOR and the checkpoint's file give it
+PRIORS = {"pixelcnn": (PixelCNN, PixelCNNConfig), "pixelsnail": (PixelSNAIL, PixelSNAILConfig),
+          "transformer": (Transformer, TransformerConfig)}

@@ -12,7 +12,7 @@ import checkpoint
 import devices
 import figures
 from cli import run as run_script
-from modules import VQVAE, nearest_codes
+from modules import VQVAE, grid_size, nearest_codes
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 NUM_SAMPLES = 25          # images to make
@@ -24,9 +24,9 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 def draw_codes(vqvae: VQVAE, shape: tuple[int, int, int], source: str, generator: torch.Generator) -> Tensor:
     """Codes (B, H, W) drawn uniformly, or as the nearest to standard Gaussian latents."""
     if source == "uniform":
-        return torch.randint(vqvae.config["num_codes"], shape, generator=generator)
+        return torch.randint(vqvae.config.num_codes, shape, generator=generator)
     batch, height, width = shape
-    z_e = vqvae.quantizer.normalise(torch.randn(batch, vqvae.config["code_dim"], height, width, generator=generator))
+    z_e = vqvae.quantizer.normalise(torch.randn(batch, vqvae.config.code_dim, height, width, generator=generator))
     return nearest_codes(z_e.flatten(0, 2), vqvae.quantizer.codebook)[0].view(shape)
 
 
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored)
     height, width = stored["data"]["height"], stored["data"]["width"]
-    codes = draw_codes(vqvae, (args.NUM_SAMPLES, *vqvae.grid_size(height, width)), args.SOURCE,
+    codes = draw_codes(vqvae, (args.NUM_SAMPLES, *grid_size(height, width, vqvae.config.downsample)), args.SOURCE,
                        torch.Generator().manual_seed(args.SEED))
     images = vqvae.to(device).decode(codes.to(device), height, width)
     output = Path(args.OUTPUT_DIR)

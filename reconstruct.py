@@ -71,9 +71,9 @@ def main(args: argparse.Namespace) -> None:
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
     args = checkpoint.fill(args, stored)
-    if args.LATENT_CHANNEL >= vqvae.config["code_dim"]:
+    if args.LATENT_CHANNEL >= vqvae.config.code_dim:
         raise UserError(f"LATENT_CHANNEL (--latent-channel): there is no channel {args.LATENT_CHANNEL}, z_e has "
-                        f"{vqvae.config['code_dim']}")
+                        f"{vqvae.config.code_dim}")
     images = find_images(args, stored)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.SEED))[:args.NUM_IMAGES]
     originals = dataset.to_float(images[chosen]).contiguous()
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
     z_e = vqvae.quantizer.normalise(vqvae.latents(originals[:4].to(device))).permute(0, 3, 1, 2)
     codes = vqvae.encode(originals[:4].to(device))
     figures.save_latents(originals[:4], copies[:4], z_e, vqvae.quantizer.look_up(codes), codes, args.LATENT_CHANNEL,
-                         vqvae.config["num_codes"], output / "latents.png")
+                         vqvae.config.num_codes, output / "latents.png")
     print(f"wrote {output / 'reconstructed_image_0.png'} ..., the grid {output / 'reconstructions.png'}, originals "
           f"over reconstructions, and {output / 'latents.png'}")
 

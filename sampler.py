@@ -1,24 +1,25 @@
-"""Draw grids of codes from a prior, computing every activation once.
+"""The same codes as `modules.sample`, with every activation computed once.
 
-The plain way runs the whole network once per code and throws nearly all of it away. Here, as in [1], what a
-position's features need is kept. PixelCNN: the vertical stack of a row depends on the rows above alone, so it is
-computed for the whole row at once, as matrix products; the horizontal stack then walks along the row, one
-code at a time, over its own last few features. Attention: the keys and values of every code so far are kept.
-The multiplications are those of one forward pass.
+`modules.sample` runs the whole network once per code and uses one position of its output. Here, as in [1], activations
+that later positions need are kept. PixelCNN: the vertical stack of a row depends on the rows above alone, so it is
+computed for a whole row at once, as matrix products; the horizontal stack then goes along the row, one code at a time,
+over its last few features. Attention: the keys and values of all codes so far are kept. The multiplications are those
+of one forward pass.
 
-A row of a PixelCNN is one function of static buffers, so on a GPU it is captured once as a CUDA graph and replayed
-for every row: the loop is then not bound by launching kernels. With attention, which looks back further with every
-code, it is not.
+A row of a PixelCNN is a function of static buffers. On a GPU it is captured once as a CUDA graph and replayed for
+every row, so that the time of launching kernels does not count. Attention looks back further with every code and is
+not captured.
 
 [1] Ramachandran et al., Fast Generation for Convolutional Autoregressive Models, 2017, arXiv:1704.06001
+[2] Holtzman et al., The Curious Case of Neural Text Degeneration, 2019, arXiv:1904.09751
 """
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modules import PixelCNN
+from modules import PixelCNN, invert
 from priors import PixelSNAIL, Transformer, fourier
 
 
@@ -35,12 +36,11 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
     """Codes (B,) drawn from logits (B, K) by inverting the cumulative distribution at uniform (B,) in [0, 1).
 
     temperature: divides the logits; 0 takes the likeliest code. top_k: draw among the k likeliest; 0: all.
-    top_p: draw among the fewest codes whose probabilities reach p together.
+    top_p: draw among the fewest codes whose probabilities reach p together [2].
     """
     if temperature == 0:
         return logits.argmax(1)
-    if temperature != 1:
-        # at most 0, and no temperature is 0 in float32: none overflows
+    if temperature != 1:  # the largest is 0 and 1e-30 is not 0 in float32, so nothing overflows
         logits = (logits - logits.amax(1, keepdim=True)) / max(temperature, 1e-30)
     if 0 < top_k < logits.shape[1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
@@ -49,10 +49,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
         ordered, order = probabilities.sort(1, descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(1) - ordered >= top_p, 0)
         probabilities = torch.zeros_like(ordered).scatter_(1, order, ordered)
-    cumulative = probabilities.cumsum(1)
-    # just below 1, so that rounding cannot reach past the last code of any probability
-    target = uniform.clamp_max(1 - 2**-23)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return invert(probabilities, uniform)
 
 
 class Sampler:
@@ -70,7 +67,7 @@ class Sampler:
         self.uniform = torch.zeros(batch_size, width, device=device)
         self.known = torch.full((batch_size, width), -1, device=device)
         self.codes = torch.zeros(batch_size, width, dtype=torch.int64, device=device)
-        self.logits = torch.zeros(batch_size, model.config["num_codes"], device=device)  # of the codes drawn last
+        self.logits = torch.zeros(batch_size, model.config.num_codes, device=device)  # of the codes drawn last
 
     @torch.inference_mode()
     def __call__(self, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
@@ -124,7 +121,7 @@ class PixelCNNSampler(Sampler):
     @torch.no_grad()
     def __init__(self, model: PixelCNN, batch_size: int, width: int, *options: float):
         super().__init__(model, batch_size, width, *options)
-        self.hidden, reach = model.config["hidden"], model.config["kernel_size"] // 2
+        self.hidden, reach = model.config.hidden, model.config.kernel_size // 2
         self.reach = reach
         device = model.embedding.weight.device
 
@@ -332,7 +329,7 @@ class TransformerSampler(Sampler):
         self.matrices = [[(layer.bias, layer.weight.T.contiguous()) for layer in
                           (block.query_key_value, block.out, block.mlp[0], block.mlp[2])] for block in model.blocks]
         # the widest result: to take room for it anew for every code costs more than to fill it
-        self.wide = torch.zeros(batch_size, 4 * model.config["hidden"], device=self.codes.device)
+        self.wide = torch.zeros(batch_size, 4 * model.config.hidden, device=self.codes.device)
         self.height = 0
 
     def _start(self, height: int) -> None:
@@ -371,3 +368,16 @@ def make_sampler(model: nn.Module, batch_size: int, width: int, temperature: flo
     temperature, top_k, top_p: as in `draw`.
     """
     return SAMPLERS[type(model)](model, batch_size, width, temperature, top_k, top_p)
+
+
+def draw_grids(model: nn.Module, labels: Tensor, grid: tuple[int, int], seed: int, batch_size: int, *options: float,
+               parts: Sequence[Tensor] | None = None, on_row: Callable[[], None] = lambda: None) -> Iterator[Tensor]:
+    """Batches of grids of codes (B, height, width): sample i has class labels[i], and its chance depends on seed and i.
+
+    options: temperature, top_k and top_p of `draw`. parts: the numbers of the samples of every batch, neighbours and at
+    most `batch_size`; None: all samples.
+    """
+    height, width = grid
+    sampler = make_sampler(model, min(batch_size, len(labels)), width, *options)
+    for part in torch.arange(len(labels)).split(batch_size) if parts is None else parts:
+        yield sampler(labels[part], uniforms(seed, int(part[0]), len(part), height, width), on_row=on_row)

@@ -6,26 +6,23 @@ continue from, with the weights that did best on the validation split, the histo
 import argparse
 import math
 import sys
-from inspect import signature
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 import dataset
 import devices
+import fast
 import figures
-from cli import UserError
 from cli import run as run_script
-from codes import encode, nll_sums
+from codes import cross_entropy, encode, to_images
 from decode import Reading
-from files import lock_run
-from modules import VQVAE, cross_entropy
+from modules import VQVAE, grid_size
 from priors import PRIORS
-from sampler import make_sampler, uniforms
-from training import AdamW, Run, should_compile
+from sampler import draw_grids
+from training import AdamW, Run, begin, configure, means, over_processes, sum_over
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
@@ -34,6 +31,7 @@ LIMIT = None              # use only the first N images of the training and of t
 EPOCHS = 4                # passes over the training codes
 BATCH_SIZE = 32           # grids of codes a step, over all processes together
 LEARNING_RATE = 3e-3      # the highest, of AdamW; it rises briefly and then falls to 0
+WEIGHT_DECAY = 0.01       # of AdamW: how strongly weights are drawn towards 0
 SEED = 0                  # of the weights and the order of the grids
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 PRIOR = "pixelcnn"        # "pixelcnn", "pixelsnail" (with attention between its layers) or "transformer"
@@ -50,32 +48,22 @@ OVERWRITE = False         # let RESUME = "never" replace a finished run
 COMPILE = "auto"          # torch.compile: "yes", "no", or "auto": for long runs on CUDA, where its start pays off
 TENSORBOARD = False       # write event files for TensorBoard as well
 
+BETAS = (0.9, 0.99)       # of AdamW
+LINE = "nll {nll:.4f} nats per code, {bits_per_image:.1f} bits per image"
 PANELS = {"negative log-likelihood (nats per code)": ["train_nll", "validation_nll"],
           "bits per image": ["train_bits_per_image", "validation_bits_per_image"]}
 
 
+def terms(model: nn.Module, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What grids of codes (B, H, W) add to the metrics: the negative log-likelihood in nats per code."""
+    codes = codes.long()
+    return {"nll": cross_entropy(model(codes, labels).float(), codes)}
+
+
 def metrics(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
     """A split's negative log-likelihood from its sums: in nats per code, and in bits per image of `positions` codes."""
-    totals = {name: devices.all_sum(total.clone()) for name, total in totals.items()}
-    nll = (totals["nll"] / totals["count"]).item()
+    nll = means(totals)["nll"]
     return {"nll": nll, "bits_per_image": nll * positions / math.log(2)}
-
-
-def evaluate(model: nn.Module, codes: Tensor, labels: Tensor, batch_size: int) -> dict[str, float]:
-    """The metrics of codes (N, H, W) given their labels; each process does its share."""
-    indices = devices.parts(torch.arange(len(codes)), batch_size)
-    return metrics(nll_sums(model, codes, labels, indices), codes[0].numel())
-
-
-def make_prior(args: argparse.Namespace, num_codes: int, num_classes: int) -> nn.Module:
-    """The prior that PRIOR names, with those of the constants that it has."""
-    network = PRIORS[args.PRIOR]
-    sizes = {"num_codes": num_codes, "num_classes": num_classes, "hidden": args.HIDDEN, "layers": args.LAYERS,
-             "kernel_size": args.KERNEL_SIZE, "heads": args.HEADS, "attention_every": args.ATTENTION_EVERY}
-    try:
-        return network(**{name: sizes[name] for name in signature(network).parameters})
-    except ValueError as error:
-        raise UserError(f"HIDDEN (--hidden) and HEADS (--heads): {error}") from None
 
 
 def main(args: argparse.Namespace) -> None:
@@ -83,74 +71,52 @@ def main(args: argparse.Namespace) -> None:
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device, memory_format=torch.channels_last)
     args = checkpoint.fill(args, stored)
-    state = stored.get("training")
-    if isinstance(state, dict) and state.get("finished") is False and devices.is_main():
+    if devices.is_main() and checkpoint.unfinished(stored):
         print("vqvae.pt is of a training that was stopped: if that goes on, this prior will not fit it any more",
               file=sys.stderr)
-    held = lock_run(args.OUTPUT_DIR) if devices.is_main() else None
-    torch.manual_seed(args.SEED)
-    with devices.first_on_machine():
-        data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, Reading(**stored["data"]["reading"]))
+    lock, data = begin(args, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
     train, validation, test = (dataset.place(encode(vqvae, split.images), device) for split in data[:3])
     train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])
-    num_classes = len(data.class_names)
-    model = make_prior(args, vqvae.config["num_codes"], num_classes).to(device, memory_format=torch.channels_last)
-    optimizer = AdamW(model.parameters(), args.LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    run = Run(args, args.PRIOR, model, optimizer, len(train), "validation_nll", PANELS,
-              data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names},
+    num_codes, num_classes, positions = vqvae.config.num_codes, len(data.class_names), train[0].numel()
+    network, config = PRIORS[args.PRIOR]
+    model = network(configure(config, args, num_codes=num_codes, num_classes=num_classes))
+    model.to(device, memory_format=torch.channels_last)
+    fast.speed_up(model)
+    optimizer = AdamW(model.parameters(), args.LEARNING_RATE, BETAS, args.WEIGHT_DECAY)
+    run = Run(args, args.PRIOR, model, optimizer, len(train), "validation_nll", PANELS, LINE,
+              data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names,
+                                     "class_counts": data.train.labels.bincount(minlength=num_classes).tolist()},
               grid=list(train.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]),
               images=dataset.digest(data.train))
-    if should_compile(args, device, run.steps):
-        model.compile()
-    stepped = DistributedDataParallel(model) if devices.world() > 1 else model
-    positions = train[0].numel()
+    stepped = run.prepare()
 
     while run.epoch < args.EPOCHS:
-        model.train()
-        with run.progress() as bar:
-            for count, (codes, labels) in run.batches(train, train_labels):
-                hidden = torch.rand(count) < args.CLASS_DROPOUT
-                codes = codes.long()
-                labels = labels.masked_fill(devices.share(hidden).to(device), num_classes)
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    logits = stepped(codes, labels)
-                loss = cross_entropy(logits.float(), codes)
-                # every grid counts the same, also where the processes' shares differ by one
-                optimizer.zero_grad()
-                (loss * len(codes) * devices.world() / count).backward()
-                optimizer.step()
-                sofar = run.add(loss, len(codes), nll=loss * len(codes))
-                bar.update()
-                if sofar:
-                    bar.set_postfix(nll=f"{sofar['nll']:.4f}")
-        row = {f"train_{name}": value for name, value in metrics(run.totals, positions).items()}
-        row |= {f"validation_{name}": value
-                for name, value in evaluate(model, validation, validation_labels, args.BATCH_SIZE).items()}
-        if devices.is_main():
-            print(f"epoch {run.epoch + 1}/{args.EPOCHS}: train nll {row['train_nll']:.4f}, validation nll "
-                  f"{row['validation_nll']:.4f} nats per code, {row['validation_bits_per_image']:.1f} bits per image")
-            if args.SAMPLE_EVERY and (run.epoch + 1) % args.SAMPLE_EVERY == 0:
-                save_samples(model, vqvae, stored["data"], train.shape[1:], args.SEED,
-                             Path(args.OUTPUT_DIR) / "samples" / f"{args.PRIOR}_epoch_{run.epoch + 1:03d}.png")
-        run.end_epoch(row)
+        for codes, labels in run.batches(train, train_labels):
+            hidden = devices.share(torch.rand(run.batch) < args.CLASS_DROPOUT).to(device)
+            with run.autocast():
+                batch = terms(stepped, codes, labels.masked_fill(hidden, num_classes))
+            run.step(batch["nll"], len(codes), batch)
+        pictured = args.SAMPLE_EVERY and (run.epoch + 1) % args.SAMPLE_EVERY == 0
+        path = Path(args.OUTPUT_DIR) / "samples" / f"{args.PRIOR}_epoch_{run.epoch + 1:03d}.png"
+        sums = sum_over(terms, model, args.BATCH_SIZE, validation, validation_labels)
+        run.end_epoch(metrics(over_processes(run.totals), positions), metrics(sums, positions),
+                      draw=(lambda: save_samples(model, vqvae, stored, args, path)) if pictured else None)
 
     model.load_state_dict(run.best)
-    result = evaluate(model, test, test_labels, args.BATCH_SIZE)
-    if devices.is_main():
-        print(f"test: {result['nll']:.4f} nats per code, {result['bits_per_image']:.1f} bits per image (uniform codes: "
-              f"{positions * math.log2(vqvae.config['num_codes']):.1f})")
-        print(f"wrote {run.path}, and its history and curves beside it")
-    if held:
-        held.release()
+    sums = sum_over(terms, model, args.BATCH_SIZE, test, test_labels)
+    run.finish(metrics(sums, positions), f"; uniform codes: {positions * math.log2(num_codes):.1f}")
+    lock.release()
 
 
 @torch.no_grad()
-def save_samples(model: nn.Module, vqvae: VQVAE, data: dict, grid: tuple[int, int], seed: int, path: Path) -> None:
-    """Write a grid of 64 samples, the classes in turn; grid: height and width in codes."""
-    labels = torch.arange(64) % max(1, model.num_classes)
-    codes = make_sampler(model.eval(), 64, grid[1])(labels, uniforms(seed, 0, 64, *grid))
-    figures.save_grid(vqvae.decode(codes, data["height"], data["width"]), path)
+def save_samples(model: nn.Module, vqvae: VQVAE, stored: dict, args: argparse.Namespace, path: Path,
+                 count: int = 64) -> None:
+    """Write a grid of `count` samples, the classes in turn."""
+    size = stored["data"]["height"], stored["data"]["width"]
+    labels = torch.arange(count) % max(1, model.num_classes)
+    drawn = draw_grids(model.eval(), labels, grid_size(*size, vqvae.config.downsample), args.SEED, args.BATCH_SIZE)
+    figures.save_grid(torch.cat([to_images(vqvae, codes, *size) for codes in drawn]), path)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import math
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import checkpoint
 import dataset
@@ -18,12 +18,12 @@ import devices
 import figures
 from cli import UserError
 from cli import run as run_script
+from codes import psnr, to_images
 from decode import Reading
-from files import lock_run
-from modules import VQVAE, psnr
-from sampler import make_sampler, uniforms
-from training import AdamW, Run, should_compile
-from vae import VAE, distortion, kl
+from modules import VQVAE
+from sampler import draw_grids
+from training import AdamW, Run, attempt, begin, means, over_processes, save_reconstructions, sum_over
+from vae import VAE, VAEConfig, distortion, kl
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
@@ -42,38 +42,36 @@ OVERWRITE = False         # let RESUME = "never" replace a finished run
 COMPILE = "auto"          # torch.compile: "yes", "no", or "auto": for long runs on CUDA, where its start pays off
 TENSORBOARD = False       # write event files for TensorBoard as well
 
+LINE = "MSE {mse:.5f}, PSNR {psnr:.2f} dB, rate {kl_bits:.1f} bits per image, loss {loss:.1f} nats per image"
 PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"],
           "rate: KL (bits per image)": ["train_kl_bits", "validation_kl_bits"],
           "loss (nats per image)": ["train_loss", "validation_loss"]}
 SIZES = ["channels", "hidden", "residual_blocks", "residual_hidden", "downsample", "code_dim"]  # taken from vqvae.pt
 
 
-def metrics(totals: dict[str, Tensor], pixels: int, beta: float) -> dict[str, float]:
-    """A split's metrics from its sums, all with z drawn: MSE over pixels in [0, 1] and its PSNR in dB, the rate in
-    bits per image, and the loss with the variance that is best for the split: the negative ELBO where beta is 1.
+def terms(model: nn.Module, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """What a batch of uint8 images adds to the losses and metrics, with z drawn by the noise (B, latent_dim): MSE over
+    pixels in [0, 1], and the rate in nats per image.
     """
-    totals = {name: devices.all_sum(total.clone()) for name, total in totals.items()}
-    mse, rate = (totals[name].double().cpu() / totals["count"].cpu() for name in ("mse", "kl"))
-    loss = distortion(mse, mse, pixels) + beta * rate
-    return {"mse": mse.item(), "psnr": psnr(mse.item()), "kl_bits": rate.item() / math.log(2),
-            "loss": loss.item()}
+    images = dataset.to_float(images)
+    output = model(images, noise)
+    return {"mse": F.mse_loss(output.images.float(), images), "kl": kl(output.mean, output.log_variance).mean()}
 
 
-@torch.no_grad()
+def metrics(totals: dict[str, Tensor], pixels: int, beta: float) -> dict[str, float]:
+    """A split's metrics from its sums, all with z drawn: MSE, its PSNR in dB, the rate in bits per image, and the loss
+    with the optimal variance for the split: the negative ELBO where beta is 1.
+    """
+    result = means(totals)
+    mse = torch.tensor(result["mse"], dtype=torch.float64)
+    return {"mse": result["mse"], "psnr": psnr(result["mse"]), "kl_bits": result["kl"] / math.log(2),
+            "loss": distortion(mse, mse, pixels).item() + beta * result["kl"]}
+
+
 def evaluate(model: VAE, images: Tensor, batch_size: int, beta: float) -> dict[str, float]:
-    """The metrics of uint8 images (N, C, H, W), always with the same draws of z; each process does its share."""
-    model.eval()
-    device = next(model.parameters()).device
-    noise = torch.randn(len(images), model.config["latent_dim"], generator=torch.Generator().manual_seed(0))
-    totals = {name: torch.zeros((), device=device) for name in ("count", "mse", "kl")}
-    indices = devices.parts(torch.arange(len(images)), batch_size)
-    for part, drawn in dataset.batches(indices, device, images, noise):
-        batch = dataset.to_float(part)
-        output = model(batch, drawn)
-        totals["count"] += len(batch)
-        totals["mse"] += (output.images - batch).square().mean() * len(batch)
-        totals["kl"] += kl(output.mean, output.log_variance).sum()
-    return metrics(totals, images[0].numel(), beta)
+    """The metrics of uint8 images (N, C, H, W), always with the same draws of z."""
+    noise = torch.randn(len(images), model.config.latent_dim, generator=torch.Generator().manual_seed(0))
+    return metrics(sum_over(terms, model, batch_size, images, noise), images[0].numel(), beta)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -81,83 +79,54 @@ def main(args: argparse.Namespace) -> None:
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
     args = checkpoint.fill(args, stored)
-    held = lock_run(args.OUTPUT_DIR) if devices.is_main() else None
-    torch.manual_seed(args.SEED)
-    with devices.first_on_machine():
-        data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, Reading(**stored["data"]["reading"]))
+    lock, data = begin(args, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
     train, validation, test = (split.to(device) for split in data[:3])
     height, width = train.images.shape[2:]
     pixels = train.images[0].numel()
-    sizes = {name: vqvae.config[name] for name in SIZES}
-    model = VAE(**sizes, latent_dim=args.LATENT_DIM, height=height, width=width)
+    sizes = {name: getattr(vqvae.config, name) for name in SIZES}
+    model = VAE(VAEConfig(**sizes, latent_dim=args.LATENT_DIM, height=height, width=width))
     model.to(device, memory_format=torch.channels_last)
     optimizer = AdamW(model.parameters(), args.LEARNING_RATE)
-    run = Run(args, "vae", model, optimizer, len(train.images), "validation_loss", PANELS,
+    run = Run(args, "vae", model, optimizer, len(train.images), "validation_loss", PANELS, LINE,
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names},
               sizes=sizes, images=dataset.digest(data.train))
-    if should_compile(args, device, run.steps):
-        model.compile()
-    stepped = DistributedDataParallel(model) if devices.world() > 1 else model
-    output = Path(args.OUTPUT_DIR)
-    shown = torch.randperm(len(validation.images), generator=torch.Generator().manual_seed(0))[:32]
+    stepped = run.prepare()
 
     while run.epoch < args.EPOCHS:
-        model.train()
-        with run.progress() as bar:
-            for count, (images,) in run.batches(train.images):
-                images = dataset.to_float(images)
-                noise = devices.share(torch.randn(count, args.LATENT_DIM)).to(device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    out = stepped(images, noise)
-                mse = (out.images.float() - images).square().mean()
-                rate = kl(out.mean, out.log_variance).mean()
-                # the best variance for the whole batch ([2] in vae.py), a constant to the gradient
-                variance = devices.all_sum(mse.detach() * len(images)) / count
-                loss = distortion(mse, variance, pixels) + args.BETA * rate
-                # every image counts the same, also where the processes' shares differ by one
-                optimizer.zero_grad()
-                (loss * len(images) * devices.world() / count).backward()
-                optimizer.step()
-                sofar = run.add(loss, len(images), mse=mse * len(images), kl=rate * len(images))
-                bar.update()
-                if sofar:
-                    bar.set_postfix(mse=f"{sofar['mse']:.5f}", bits=f"{sofar['kl'] / math.log(2):.1f}")
-        row = {f"train_{name}": value for name, value in metrics(run.totals, pixels, args.BETA).items()}
-        row |= {f"validation_{name}": value
-                for name, value in evaluate(model, validation.images, args.BATCH_SIZE, args.BETA).items()}
-        if devices.is_main():
-            (images,), = dataset.batches([shown], device, validation.images)
-            save_pictures(model, images, args.SEED, output, f"epoch_{run.epoch + 1:03d}.png")
-            print(f"epoch {run.epoch + 1}/{args.EPOCHS}: train MSE {row['train_mse']:.5f}, validation MSE "
-                  f"{row['validation_mse']:.5f}, PSNR {row['validation_psnr']:.2f} dB, rate "
-                  f"{row['validation_kl_bits']:.1f} bits per image, loss {row['validation_loss']:.1f} nats per image")
-        run.end_epoch(row)
+        for (images,) in run.batches(train.images):
+            noise = devices.share(torch.randn(run.batch, args.LATENT_DIM)).to(device)
+            with run.autocast():
+                batch = terms(stepped, images, noise)
+            # the optimal variance for the whole batch ([2] in vae.py), a constant to the gradient
+            variance = devices.all_sum(batch["mse"].detach() * len(images)) / run.batch
+            loss = distortion(batch["mse"], variance, pixels) + args.BETA * batch["kl"]
+            run.step(loss, len(images), batch)
+        name = f"epoch_{run.epoch + 1:03d}.png"
+        run.end_epoch(metrics(over_processes(run.totals), pixels, args.BETA),
+                      evaluate(model, validation.images, args.BATCH_SIZE, args.BETA),
+                      draw=lambda: save_pictures(model, validation.images, args, name))
 
     model.load_state_dict(run.best)
-    result = evaluate(model, test.images, args.BATCH_SIZE, args.BETA)
     if devices.is_main():
-        (images,), = dataset.batches([torch.arange(len(test.images))[:10]], device, test.images)
-        save_comparison(model, vqvae, stored, images, args)
-        print(f"test: MSE {result['mse']:.5f}, PSNR {result['psnr']:.2f} dB, rate {result['kl_bits']:.1f} bits per "
-              f"image, loss {result['loss']:.1f} nats per image")
-        print(f"wrote {run.path}, its history, curves and pictures beside it, and {output / 'vae_comparison.png'}")
-    if held:
-        held.release()
+        attempt(lambda: save_comparison(model, vqvae, stored, test.images[:10].to(device), args),
+                "vae_comparison.png")
+    run.finish(evaluate(model, test.images, args.BATCH_SIZE, args.BETA))
+    lock.release()
 
 
 @torch.no_grad()
-def save_pictures(model: VAE, images: Tensor, seed: int, output: Path, name: str) -> None:
-    """Write uint8 images over their reconstructions, sixteen a row, and 64 samples, into a directory for either."""
-    originals = dataset.to_float(images)
-    copies = model.eval()(originals).images
-    figures.save_pairs(originals, copies, output / "vae_reconstructions" / name, columns=16)
-    figures.save_grid(model.decode(latents(model, 64, seed)), output / "vae_samples" / name)
+def save_pictures(model: VAE, images: Tensor, args: argparse.Namespace, name: str, count: int = 64) -> None:
+    """Write uint8 images over their reconstructions, and `count` samples, into a directory for either."""
+    output = Path(args.OUTPUT_DIR)
+    save_reconstructions(model, images, args.BATCH_SIZE, output / "vae_reconstructions" / name)
+    samples = [model.decode(z).cpu() for z in latents(model, count, args.SEED).split(args.BATCH_SIZE)]
+    figures.save_grid(torch.cat(samples), output / "vae_samples" / name)
 
 
 def latents(model: VAE, count: int, seed: int) -> Tensor:
     """(count, latent_dim) draws from the prior, on the model's device."""
-    drawn = torch.randn(count, model.config["latent_dim"], generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randn(count, model.config.latent_dim, generator=torch.Generator().manual_seed(seed))
     return drawn.to(next(model.parameters()).device)
 
 
@@ -167,18 +136,16 @@ def save_comparison(model: VAE, vqvae: VQVAE, stored: dict, images: Tensor, args
     the prior in the directory. Without one that row is left out, with a line that says so.
     """
     originals = dataset.to_float(images)
-    height, width = images.shape[2:]
+    size = images.shape[2:]
     rows = {"images of the test split": originals,
-            "reconstructed by the VQ-VAE": vqvae.decode(vqvae.encode(originals), height, width),
+            "reconstructed by the VQ-VAE": to_images(vqvae, vqvae.encode(originals), *size),
             "reconstructed by the VAE": model(originals).images,
             "samples of the VAE": model.decode(latents(model, len(images), args.SEED))}
     try:
         prior, network = checkpoint.load_prior(args.OUTPUT_DIR, stored)
-        network.to(images.device)
         labels = torch.arange(len(images)) % max(1, network.num_classes)
-        codes = make_sampler(network, len(images), prior["grid"][1])(
-            labels, uniforms(args.SEED, 0, len(images), *prior["grid"]))
-        rows[f"samples of the VQ-VAE and its {prior['stage']}"] = vqvae.decode(codes, height, width)
+        [codes] = draw_grids(network.to(images.device), labels, prior["grid"], args.SEED, len(images))
+        rows[f"samples of the VQ-VAE and its {prior['stage']}"] = to_images(vqvae, codes, *size)
     except UserError as error:
         print(f"no samples of the VQ-VAE in vae_comparison.png: {error}")
     figures.save_strips(rows, "The VAE and the VQ-VAE", Path(args.OUTPUT_DIR) / "vae_comparison.png")

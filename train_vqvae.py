@@ -7,28 +7,25 @@ Papers, cited by number in the code:
 [1] van den Oord et al., Neural Discrete Representation Learning, 2017, arXiv:1711.00937
 """
 import argparse
-import math
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 import dataset
 import devices
-import figures
 from cli import run as run_script
+from codes import perplexity, psnr
 from decode import Reading
-from files import lock_run
-from modules import VQVAE, perplexity, psnr
-from training import AdamW, Run, should_compile
+from modules import VQVAE, VQVAEConfig
+from training import AdamW, Run, begin, configure, means, over_processes, save_reconstructions, sum_over
 
 DATASET = "glyphs"        # "glyphs" (drawn here, no download), a torchvision name (mnist, cifar10, ...) or a folder
 DATA_DIR = "data"         # where data sets are kept, or downloaded to
 OUTPUT_DIR = "output"     # the run's directory: one directory is one run
 LIMIT = 0                 # use only the first N images of the training and of the test part; 0: all
-IMAGE_SIZE = "auto"       # of a folder's images; "auto": as most are; 64 or 256x128 (height x width): resized and cropped
+IMAGE_SIZE = "auto"       # of a folder's images; "auto": as most are; 64, or 256x128 (height x width): resize and crop
 CHANNELS = "auto"         # of a folder's images; "auto": 1 if all are grey, or else 3; 1: grey; 3: RGB
 NIFTI_AXIS = 2            # the axis along which NIfTI volumes are cut into slices: 0, 1 or 2
 NIFTI_SCALE = "volume"    # intensities are scaled to 8 bits over each "slice" or each "volume" ...
@@ -40,7 +37,7 @@ BATCH_SIZE = 64           # images a step, over all processes together
 LEARNING_RATE = 2e-3      # the highest, of Adam; it rises briefly and then falls to 0
 SEED = 0                  # of the weights, the order of the images and the revival of codes
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
-DOWNSAMPLE = 4            # pixels a code stands for along each side: 2, 4 or 8
+DOWNSAMPLE = 4            # pixels a code stands for along each side: 2, 4, 8 or 16
 HIDDEN = 64               # channels of encoder and decoder
 RESIDUAL_BLOCKS = 2       # in the encoder, and as many in the decoder
 RESIDUAL_HIDDEN = 32      # channels inside a residual block
@@ -56,135 +53,80 @@ OVERWRITE = False         # let RESUME = "never" replace a finished run
 COMPILE = "auto"          # torch.compile: "yes", "no", or "auto": for long runs on CUDA, where its start pays off
 TENSORBOARD = False       # write event files for TensorBoard as well
 
+LINE = "MSE {mse:.5f}, PSNR {psnr:.2f} dB, perplexity {perplexity:.1f}, codes used {codes_used:.1%}"
 PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["train_psnr", "validation_psnr"],
           "latent losses": ["train_codebook_loss", "train_commitment_loss", "validation_commitment_loss"],
           "codebook perplexity": ["train_perplexity", "validation_perplexity"]}
 
 
-def metrics(totals: dict[str, Tensor], num_codes: int) -> dict[str, float]:
-    """A split's metrics from its sums: MSE over pixels in [0, 1] and its PSNR in dB, the two latent losses, the
-    perplexity of the codes and the share of the codebook in use.
+def terms(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What a batch of uint8 images adds to the losses and metrics: MSE over pixels in [0, 1], the two latent losses,
+    and the counts of the codes.
     """
-    totals = {name: devices.all_sum(total.clone()) for name, total in totals.items()}
-    count = totals["count"].item()
-    mse = totals["mse"].item() / count
-    return {"mse": mse, "psnr": psnr(mse),
-            "codebook_loss": totals["codebook_loss"].item() / count,
-            "commitment_loss": totals["commitment_loss"].item() / count,
-            "perplexity": perplexity(totals["counts"]),
-            "codes_used": (totals["counts"] > 0).sum().item() / num_codes}
+    images = dataset.to_float(images)
+    output = model(images)
+    quantized = output.quantized
+    return {"mse": F.mse_loss(output.images.float(), images), "codebook_loss": quantized.codebook_loss,
+            "commitment_loss": quantized.commitment_loss, "counts": quantized.counts}
 
 
-@torch.no_grad()
-def evaluate(model: VQVAE, images: Tensor, batch_size: int) -> dict[str, float]:
-    """The metrics of uint8 images (N, C, H, W); each process does its share."""
-    model.eval()
-    device = next(model.parameters()).device
-    names = ("count", "mse", "codebook_loss", "commitment_loss")
-    totals = {name: torch.zeros((), device=device) for name in names}
-    totals["counts"] = torch.zeros(model.config["num_codes"], dtype=torch.int64, device=device)
-    for part, in dataset.batches(devices.parts(torch.arange(len(images)), batch_size), device, images):
-        batch = dataset.to_float(part)
-        output = model(batch)
-        sums = {"count": torch.tensor(float(len(batch)), device=batch.device),
-                "mse": F.mse_loss(output.images, batch) * len(batch),
-                "codebook_loss": output.quantized.codebook_loss * len(batch),
-                "commitment_loss": output.quantized.commitment_loss * len(batch),
-                "counts": output.quantized.counts}
-        totals = {name: totals[name] + value for name, value in sums.items()}
-    return metrics(totals, model.config["num_codes"])
-
-
-def pixel_variance(images: Tensor, enough: int = 2**24) -> float:
-    """Variance of the pixels, scaled to [0, 1], of uint8 images; of evenly spaced ones, with `enough` pixels."""
-    spaced = torch.arange(0, len(images), math.ceil(images.nbytes / enough))
-    parts = dataset.batches(spaced.split(1024), images.device, images)
-    histogram = sum(torch.bincount(part.flatten(), minlength=256) for part, in parts).double().cpu()
-    values = torch.arange(256).double() / 255
-    mean = (histogram * values).sum() / histogram.sum()
-    return ((histogram * (values - mean) ** 2).sum() / histogram.sum()).item()
+def metrics(totals: dict[str, Tensor]) -> dict[str, float]:
+    """A split's metrics from its sums: means of the terms, PSNR in dB of the mean MSE, perplexity of the codes and the
+    share of the codebook in use.
+    """
+    result, counts = means(totals), totals["counts"]
+    return {"mse": result["mse"], "psnr": psnr(result["mse"]), **result, "perplexity": perplexity(counts),
+            "codes_used": (counts > 0).float().mean().item()}
 
 
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
-    held = lock_run(args.OUTPUT_DIR) if devices.is_main() else None
-    torch.manual_seed(args.SEED)
     reading = Reading(*(getattr(args, name.upper()) for name in Reading._fields))
-    with devices.first_on_machine():
-        data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading)
+    lock, data = begin(args, reading)
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
-    model = VQVAE(channels, args.HIDDEN, args.RESIDUAL_BLOCKS, args.RESIDUAL_HIDDEN, args.DOWNSAMPLE, args.NUM_CODES,
-                  args.CODE_DIM, args.CODEBOOK, args.EMA_DECAY, args.REVIVE_BELOW)
+    model = VQVAE(configure(VQVAEConfig, args, channels=channels))
     model.to(device, memory_format=torch.channels_last)
+    devices.join(model.quantizer)
     optimizer = AdamW((weight for weight in model.parameters() if weight.requires_grad), args.LEARNING_RATE)
-    run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS,
+    run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS, LINE,
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT,
                     "class_names": data.class_names, "reading": reading._asdict(), "channels": channels,
                     "height": height, "width": width},
               images=dataset.digest(data.train))
-    variance = max(pixel_variance(train.images), 1e-6)  # puts the error on the scale of the latent losses
+    variance = max(dataset.pixel_variance(train.images), 1e-6)  # puts the error on the scale of the latent losses
     if not run.resumed:
-        with torch.no_grad():
-            enough = max(args.BATCH_SIZE, min(256, 2**19 // (height * width)))  # large images have many vectors each
-            first = devices.share(torch.randperm(len(train.images))[:enough])
-            (images,), = dataset.batches([first], device, train.images)
-            model.quantizer.start(model.latents(dataset.to_float(images)))
-    if should_compile(args, device, run.steps):
-        model.compile()
-    stepped = DistributedDataParallel(model) if devices.world() > 1 else model
-    shown = torch.randperm(len(validation.images), generator=torch.Generator().manual_seed(0))[:32]
+        start_codebook(model, train.images, args.BATCH_SIZE)
+    stepped = run.prepare()
 
     while run.epoch < args.EPOCHS:
-        model.train()
-        with run.progress() as bar:
-            for count, (images,) in run.batches(train.images):
-                images = dataset.to_float(images)
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    output = stepped(images)
-                quantized = output.quantized
-                mse = F.mse_loss(output.images.float(), images)
-                loss = mse / variance + args.COMMITMENT_COST * quantized.commitment_loss
-                if args.CODEBOOK == "gradient":
-                    loss = loss + quantized.codebook_loss
-                # every image counts the same, also where the processes' shares differ by one
-                optimizer.zero_grad()
-                (loss * len(images) * devices.world() / count).backward()
-                optimizer.step()
-                sofar = run.add(loss, len(images), mse=mse * len(images),
-                                codebook_loss=quantized.codebook_loss * len(images),
-                                commitment_loss=quantized.commitment_loss * len(images), counts=quantized.counts)
-                bar.update()
-                if sofar:
-                    bar.set_postfix(mse=f"{sofar['mse']:.5f}", commitment=f"{sofar['commitment_loss']:.3f}")
-        row = {f"train_{name}": value for name, value in metrics(run.totals, args.NUM_CODES).items()}
-        row |= {f"validation_{name}": value
-                for name, value in evaluate(model, validation.images, args.BATCH_SIZE).items()}
-        if devices.is_main():
-            (images,), = dataset.batches([shown], device, validation.images)
-            save_reconstructions(model, images,
-                                 Path(args.OUTPUT_DIR) / "reconstructions" / f"epoch_{run.epoch + 1:03d}.png")
-            print(f"epoch {run.epoch + 1}/{args.EPOCHS}: train MSE {row['train_mse']:.5f}, validation MSE "
-                  f"{row['validation_mse']:.5f}, PSNR {row['validation_psnr']:.2f} dB, perplexity "
-                  f"{row['validation_perplexity']:.1f}, codes used {row['validation_codes_used']:.1%}")
-        run.end_epoch(row)
+        for (images,) in run.batches(train.images):
+            with run.autocast():
+                batch = terms(stepped, images)
+            loss = batch["mse"] / variance + args.COMMITMENT_COST * batch["commitment_loss"]
+            if args.CODEBOOK == "gradient":
+                loss = loss + batch["codebook_loss"]
+            run.step(loss, len(images), batch)
+        path = Path(args.OUTPUT_DIR) / "reconstructions" / f"epoch_{run.epoch + 1:03d}.png"
+        run.end_epoch(metrics(over_processes(run.totals)),
+                      metrics(sum_over(terms, model, args.BATCH_SIZE, validation.images)),
+                      draw=lambda: save_reconstructions(model, validation.images, args.BATCH_SIZE, path))
 
     model.load_state_dict(run.best)
-    result = evaluate(model, test.images, args.BATCH_SIZE)
-    if devices.is_main():
-        print(f"test: MSE {result['mse']:.5f}, PSNR {result['psnr']:.2f} dB, perplexity {result['perplexity']:.1f} of "
-              f"{args.NUM_CODES}, codes used {result['codes_used']:.1%}")
-        print(f"wrote {run.path}, and its history, curves and reconstructions beside it")
-    if held:
-        held.release()
+    run.finish(metrics(sum_over(terms, model, args.BATCH_SIZE, test.images)))
+    lock.release()
 
 
 @torch.no_grad()
-def save_reconstructions(model: VQVAE, images: Tensor, path: Path) -> None:
-    """Write a grid of uint8 images with their reconstructions below them, sixteen a row."""
-    originals = dataset.to_float(images)
-    copies = model.eval()(originals).images
-    figures.save_pairs(originals, copies, path, columns=16)
+def start_codebook(model: VQVAE, images: Tensor, batch_size: int, most: int = 256, pixels: int = 2**19) -> None:
+    """Put the codebook onto the latents of some of the uint8 images, drawn by chance.
+
+    They are `most`, fewer if they have more than `pixels` pixels together, but at least a batch.
+    """
+    count = max(batch_size, min(most, pixels // images[0, 0].numel()))
+    chosen = devices.share(torch.randperm(len(images))[:count])
+    (images,), = dataset.batches([chosen], next(model.parameters()).device, images)
+    model.quantizer.start(model.latents(dataset.to_float(images)))
 
 
 if __name__ == "__main__":

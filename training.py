@@ -1,40 +1,47 @@
-"""What both trainings share: the order of the data, the schedule, and a run that can be stopped and continued.
+"""What the trainings share: sums over a split, the order of the data, the schedule, and a run that can be continued.
 
-A run's state is complete: weights, optimiser, epoch and step, running metrics, history and random generators
-lie in one checkpoint, so a training that was killed and started again ends as if it had never stopped.
+A run's state is complete: weights, optimiser, epoch and step, running sums, history and random generators are in one
+checkpoint, so a training that was killed and started again ends as if it had never stopped.
 """
 import argparse
 import csv
 import io
 import math
+import re
 import signal
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import asdict, fields
 from inspect import unwrap
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from filelock import BaseFileLock
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
 import dataset
 import devices
 import figures
-from cli import Stopped, UserError, flag
-from files import atomic
+from cli import RULES, Stopped, UserError, flag, out_of_memory
+from decode import Reading
+from files import atomic, lock_run
 
 # Constants that a run may be continued with another value of; any other one makes it another run
-FREE = {"EPOCHS", "LEARNING_RATE", "DEVICE", "COMPILE", "TENSORBOARD", "SAVE_EVERY", "SAMPLE_EVERY", "DATA_DIR",
-        "OUTPUT_DIR", "RESUME", "OVERWRITE"}
+FREE = {"DATASET", "DATA_DIR", "OUTPUT_DIR", "EPOCHS", "LEARNING_RATE", "DEVICE", "COMPILE", "TENSORBOARD",
+        "SAVE_EVERY", "SAMPLE_EVERY", "RESUME", "OVERWRITE"}
 # What a message calls the content of a checkpoint that a run cannot do without
 CONTENT = {"vqvae": "vqvae.pt", "sizes": "the sizes of the encoder and decoder of vqvae.pt",
            "images": "DATASET (--dataset): the training images or their labels",
            "class_names": "DATASET (--dataset): the classes", "grid": "the size of the grids of codes"}
 WARMUP = 0.03      # share of the steps over which the learning rate rises; it then falls to 0 along a cosine
 CHECK_EVERY = 10   # steps between looks at the loss: each look waits for the device
+PICTURED = 32      # validation images in the picture of an epoch
 PLOT_EVERY = 30    # seconds between plots of the curves, which take a second
 COMPILE_FROM = 20_000  # steps of a run from which compiling, a minute or so, pays off on CUDA
 
@@ -47,7 +54,7 @@ class AdamW(torch.optim.AdamW):
         weights = list(weights)
         super().__init__(weights, lr, betas, weight_decay=weight_decay, fused=weights[0].device.type != "mps")
 
-    # torch wraps these in what imports torch._dynamo, over a second at every start, though nothing here is compiled
+    # torch wraps these in what imports torch._dynamo: 0.9 s of every start (median of three), and nothing is compiled
     add_param_group = unwrap(torch.optim.AdamW.add_param_group)
     state_dict = unwrap(torch.optim.AdamW.state_dict)
     load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
@@ -55,26 +62,98 @@ class AdamW(torch.optim.AdamW):
     step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
-class Run:
-    """One training of a stage in a run's directory. Make it, loop `while run.epoch < EPOCHS`, and in there
-    over `batches`, call `add` after every step and `end_epoch` after every epoch.
+def configure(config: type, args: argparse.Namespace, **more: Any) -> Any:
+    """A network's configuration: what is in `more`, and the rest from the constants of the fields' names.
 
-    network, optimizer: what is trained; both are put where an earlier start left off. count: training images.
-    monitor: the column of the history, lower is better, that chooses the best weights.
-    content: what the checkpoint shall hold for the later stages; a run is not continued if it differs.
+    UserError, which names the constants, where they make no network.
+    """
+    given = {field.name: getattr(args, field.name.upper()) for field in fields(config) if field.name not in more}
+    try:
+        return config(**given, **more)
+    except ValueError as error:
+        words = re.findall(r"\w+", str(error))
+        names = [f"{name.upper()} ({flag(name.upper())})" for name in given if name in words]
+        raise UserError(f"{' and '.join(names)}: {error}") from None
+
+
+def begin(args: argparse.Namespace, reading: Reading) -> tuple[BaseFileLock, dataset.Data]:
+    """Hold the run's directory until the returned lock is released, seed, and load the data set."""
+    lock = lock_run(args.OUTPUT_DIR, hold=devices.is_main())
+    torch.manual_seed(args.SEED)
+    with devices.first_on_machine():
+        return lock, dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Sums over a split
+
+
+def add_to(totals: dict[str, Tensor], count: int, terms: dict[str, Tensor]) -> None:
+    """Add a batch of `count` items to sums. A scalar is a mean over the items, any other tensor is a sum already."""
+    one = torch.ones((), device=next(iter(terms.values())).device)
+    for name, value in {"count": one, **terms}.items():
+        value = value.detach() * (count if value.dim() == 0 else min(count, 1))
+        totals[name] = totals[name] + value if name in totals else value
+
+
+@torch.no_grad()
+def sum_over(terms_of: Callable[..., dict[str, Tensor]], model: nn.Module, batch_size: int,
+             *tensors: Tensor) -> dict[str, Tensor]:
+    """The sums of `terms_of(model, rows of each of the tensors)` over a whole split; each process does its share."""
+    model.eval()
+    totals: dict[str, Tensor] = {}
+    indices = devices.parts(torch.arange(len(tensors[0])), batch_size)
+    device = next(model.parameters()).device
+    for rows in dataset.batches(indices or [torch.zeros(1, dtype=torch.int64)], device, *tensors):
+        add_to(totals, len(rows[0]) if indices else 0, terms_of(model, *rows))  # without a share: a row that counts 0
+    return over_processes(totals)
+
+
+def over_processes(totals: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over all processes."""
+    return {name: devices.all_sum(total.clone()) for name, total in totals.items()}
+
+
+def means(totals: dict[str, Tensor]) -> dict[str, float]:
+    """The means per item of all sums that are scalars."""
+    return {name: total.item() / totals["count"].item() for name, total in totals.items()
+            if total.dim() == 0 and name != "count"}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A training
+
+
+class Run:
+    """One training of a stage in a run's directory:
+
+        run = Run(...)
+        stepped = run.prepare()
+        while run.epoch < args.EPOCHS:
+            for rows in run.batches(...):
+                run.step(loss of stepped(rows), ...)
+            run.end_epoch(metrics of the training split, of the validation split)
+        run.finish(metrics of the test split)
+
+    network, optimizer: what is trained; both continue where an earlier start left off. count: training images.
+    monitor: the column of the history, lower is better, that chooses the best weights. panels: the curves to plot.
+    line: what is said of a split's metrics, a format string. content: what the checkpoint shall hold for the later
+    stages; a run is not continued if it differs.
     """
 
     def __init__(self, args: argparse.Namespace, stage: str, network: nn.Module, optimizer: torch.optim.Optimizer,
-                 count: int, monitor: str, panels: dict[str, list[str]], **content: Any):
+                 count: int, monitor: str, panels: dict[str, list[str]], line: str, **content: Any):
         if args.BATCH_SIZE > count:
             raise UserError(f"BATCH_SIZE (--batch-size) of {args.BATCH_SIZE} is more than the {count} training images")
         self.args, self.stage, self.network, self.optimizer = args, stage, network, optimizer
-        self.count, self.monitor, self.panels, self.content = count, monitor, panels, content
+        self.count, self.monitor, self.panels, self.line, self.content = count, monitor, panels, line, content
         self.steps = math.ceil(count / args.BATCH_SIZE)  # an epoch
         if count // self.steps < devices.world():
             raise UserError(f"BATCH_SIZE (--batch-size) of {args.BATCH_SIZE} leaves some of the {devices.world()} "
                             f"processes without an image")
-        self.epoch = self.step = 0                       # finished epochs, finished steps of the next one
+        self.device = next(network.parameters()).device
+        self.epoch = self.done = 0                       # finished epochs, finished steps of the next one
+        self.batch = 0                                   # items of the present batch, over all processes
         self.totals: dict[str, Tensor] = {}              # running sums of this epoch's metrics
         self.history: list[dict[str, Any]] = []
         self.best = self._weights()
@@ -83,8 +162,8 @@ class Run:
         self.losses: list[Tensor] = []                   # since the last look at them
         self.handlers: dict[int, Any] = {}               # of signals, before the run took them
         self.resumed = self._resume() if args.RESUME == "auto" else False
-        done = torch.tensor(self.epoch * self.steps + self.step, device=next(network.parameters()).device)
-        if devices.all_sum(done.clone()) != done * devices.world():
+        steps_done = torch.tensor(self.epoch * self.steps + self.done, device=self.device)
+        if devices.all_sum(steps_done.clone()) != steps_done * devices.world():
             raise UserError("OUTPUT_DIR (--output-dir) holds another checkpoint for some of the processes: "
                             "all machines must see the same directory")
         if args.RESUME == "never" and not args.OVERWRITE and self.path.exists() \
@@ -98,70 +177,102 @@ class Run:
 
     # ---- the loop
 
-    def batches(self, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
-        """The rest of this epoch's batches: how many items each has, and this process's share of them, a row of each
-        of the tensors per item, on the network's device. Sets the learning rate, and saves when it is time.
+    def prepare(self) -> nn.Module:
+        """The network as a step calls it: compiled if COMPILE says so, and with gradients of all processes."""
+        args, left = self.args, (self.args.EPOCHS - self.epoch) * self.steps - self.done
+        if left > 0 and devices.is_main():
+            print(f"training for {left} steps of {args.BATCH_SIZE} ({args.EPOCHS} epochs of {self.steps} steps)")
+        if args.COMPILE == "yes" or (args.COMPILE == "auto" and self.device.type == "cuda"
+                                     and args.EPOCHS * self.steps > COMPILE_FROM):
+            self.network.compile()
+        return DistributedDataParallel(self.network) if devices.world() > 1 else self.network
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 on CUDA; elsewhere nothing changes."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def batches(self, *tensors: Tensor) -> Iterator[list[Tensor]]:
+        """The rest of this epoch's batches: of each, this process's rows of each of the tensors, on the network's
+        device. Sets the learning rate, shows progress, and saves when it is time.
 
         Every item comes once an epoch, in an order fixed by SEED and the epoch; batches differ in size by one at most.
         """
         generator = torch.Generator().manual_seed((self.args.SEED * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.count, generator=generator).tensor_split(self.steps)
-        shares = (devices.share(index) for index in order[self.step:])  # read ahead of the steps
-        device = next(self.network.parameters()).device
+        shares = (devices.share(index) for index in order[self.done:])  # read ahead of the steps
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        with closing(dataset.batches(shares, device, *tensors)) as batches:
+        self.network.train()
+        self.bar = tqdm(desc=f"epoch {self.epoch + 1}/{self.args.EPOCHS}", total=self.steps, initial=self.done,
+                        unit="step", leave=False, disable=not devices.is_main())
+        with self.bar, closing(dataset.batches(shares, self.device, *tensors)) as batches:
             for rows in batches:
                 self._set_learning_rate()
-                yield len(order[self.step]), rows
-                self.step += 1
+                self.batch = len(order[self.done])
+                yield rows
+                self.done += 1
                 stop, due = self._interrupted()
                 if stop or due:
                     self.save()
                 if stop:
                     self._exit(stop)
 
-    def progress(self) -> tqdm:
-        """A bar of this epoch's steps, which the main process alone shows."""
-        return tqdm(desc=f"epoch {self.epoch + 1}/{self.args.EPOCHS}", total=self.steps, initial=self.step, unit="step",
-                    leave=False, disable=not devices.is_main())
-
-    def add(self, loss: Tensor, count: int, **sums: Tensor) -> dict[str, float] | None:
-        """Take note of a step: its loss, how many of the batch's items this process had, and sums to keep.
-
-        Returns the epoch's running sums over this process, each divided by the number of items so far, or None
-        between looks. UserError at the first loss that is not finite.
+    def step(self, loss: Tensor, count: int, terms: dict[str, Tensor]) -> None:
+        """An optimiser step. loss: the mean over this process's `count` items. terms: what to keep of it, as for
+        `add_to`. UserError at the first loss that is not finite, at the latest after CHECK_EVERY steps.
         """
+        self.optimizer.zero_grad()
+        # every item counts the same, also where the processes' shares differ by one
+        (loss * count * devices.world() / self.batch).backward()
+        self.optimizer.step()
         self.losses.append(loss.detach())
-        for name, value in {"count": torch.tensor(float(count), device=loss.device), **sums}.items():
-            value = value.detach()
-            self.totals[name] = self.totals[name] + value if name in self.totals else value.clone()
-        if self.step % CHECK_EVERY and self.step + 1 < self.steps:
-            return None
-        self._check_losses(last=self.step)
-        seen = self.totals["count"].item()
-        return {name: total.item() / seen for name, total in self.totals.items() if total.dim() == 0}
+        add_to(self.totals, count, terms)
+        self.bar.update()
+        if self.done % CHECK_EVERY == 0 or self.done + 1 == self.steps:
+            self._check_losses(last=self.done)
+            self.bar.set_postfix({name: f"{value:.4g}" for name, value in means(self.totals).items()})
 
-    def end_epoch(self, row: dict[str, Any]) -> None:
-        """Finish an epoch with its metrics: keep the best weights, write history and curves, save."""
-        devices.wait()  # the main process may have been drawing
-        self.history.append({"epoch": self.epoch + 1, **row})
-        values = [past[self.monitor] for past in self.history]
-        if values[-1] <= min(values):
+    def end_epoch(self, train: dict[str, float], validation: dict[str, float],
+                  draw: Callable[[], None] | None = None) -> None:
+        """Finish an epoch with the metrics of both splits: keep the best weights, save, write history and curves.
+
+        draw: makes a picture of the epoch. It is called last, by the main process; if memory does not suffice for it,
+        a line says so and the training goes on.
+        """
+        row = {"epoch": self.epoch + 1, **{f"train_{name}": value for name, value in train.items()},
+               **{f"validation_{name}": value for name, value in validation.items()}}
+        self.history.append(row)
+        if row[self.monitor] <= min(past[self.monitor] for past in self.history):
             self.best = self._weights()
-        self.epoch, self.step, self.totals = self.epoch + 1, 0, {}
+        self.epoch, self.done, self.totals = self.epoch + 1, 0, {}
         if devices.is_main():
+            print(f"epoch {self.epoch}/{self.args.EPOCHS}: train {self.line.format_map(train)}; validation "
+                  f"{self.line.format_map(validation)}")
             self._write_history()
         self.save()
+        if devices.is_main():
+            self._draw_curves()
+            if draw:
+                attempt(draw, f"the picture of epoch {self.epoch}")
+        devices.wait()  # the main process may have been drawing
         stop, _ = self._interrupted()
         if stop:
             self._exit(stop)
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
+    def finish(self, test: dict[str, float], more: str = "") -> None:
+        """Say what the best weights attain on the test split."""
+        values = [row[self.monitor] for row in self.history]
+        epoch = len(values) - values[::-1].index(min(values))
+        if devices.is_main():
+            print(f"test: {self.line.format_map(test)}{more} (weights of epoch {epoch}, the best on the validation "
+                  f"split)")
+            print(f"wrote {self.path}, and its history, curves and pictures beside it")
+
     # ---- parts of it
 
     def _set_learning_rate(self) -> None:
-        progress = (self.epoch * self.steps + self.step + 1) / (self.args.EPOCHS * self.steps)
+        progress = (self.epoch * self.steps + self.done + 1) / (self.args.EPOCHS * self.steps)
         rising = min(1.0, progress / WARMUP)
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.LEARNING_RATE * rising * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -187,15 +298,15 @@ class Run:
         due = time.monotonic() - self.saved_at > self.args.SAVE_EVERY
         if devices.world() == 1:
             return self.stopped_by, due
-        if self.step % CHECK_EVERY:  # asking the others waits for the device
+        if self.done % CHECK_EVERY:  # asking the others waits for the device
             return 0, False
         asked = [self.stopped_by == signal.SIGINT, self.stopped_by == signal.SIGTERM, due and devices.is_main()]
-        device = next(self.network.parameters()).device
-        interrupt, terminate, due = devices.all_sum(torch.tensor(asked, dtype=torch.int64, device=device)).tolist()
+        asked = torch.tensor(asked, dtype=torch.int64, device=self.device)
+        interrupt, terminate, due = devices.all_sum(asked).tolist()
         return signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0, bool(due)
 
     def _exit(self, number: int) -> NoReturn:
-        where = f"epoch {self.epoch + 1}, step {self.step}" if self.step else f"the end of epoch {self.epoch}"
+        where = f"epoch {self.epoch + 1}, step {self.done}" if self.done else f"the end of epoch {self.epoch}"
         raise Stopped(number, f" at {where}: saved {self.path}, the same command continues")
 
     def _write_history(self) -> None:
@@ -205,22 +316,24 @@ class Run:
         writer.writerows(self.history)
         with atomic(Path(self.args.OUTPUT_DIR) / f"{self.stage}_history.csv") as file:
             file.write(text.getvalue().encode())
-        if self.epoch == self.args.EPOCHS or time.monotonic() - self.plotted_at > PLOT_EVERY:
-            figures.save_curves(self.history, self.panels, Path(self.args.OUTPUT_DIR) / f"{self.stage}_curves.png")
-            self.plotted_at = time.monotonic()
         if self.args.TENSORBOARD:
             write_tensorboard(Path(self.args.OUTPUT_DIR) / "tensorboard" / self.stage, self.history[-1])
+
+    def _draw_curves(self) -> None:
+        if self.epoch >= self.args.EPOCHS or time.monotonic() - self.plotted_at > PLOT_EVERY:
+            figures.save_curves(self.history, self.panels, Path(self.args.OUTPUT_DIR) / f"{self.stage}_curves.png")
+            self.plotted_at = time.monotonic()
 
     # ---- saving and continuing
 
     def save(self) -> None:
         """Write the checkpoint: the best weights so far for the later stages, and all that continuing needs."""
         if self.losses:
-            self._check_losses(last=self.step - 1)
+            self._check_losses(last=self.done - 1)
         if not all(weight.isfinite().all() for weight in self.network.state_dict().values()):
-            raise UserError(f"the weights are not finite after step {self.epoch * self.steps + self.step}: "
+            raise UserError(f"the weights are not finite after step {self.epoch * self.steps + self.done}: "
                             f"try a lower {flag('LEARNING_RATE')}; {self.path} was not overwritten")
-        totals = {name: devices.all_sum(total.clone()) for name, total in self.totals.items()}
+        totals = over_processes(self.totals)
         if devices.is_main():
             self._write(totals)
         devices.wait()
@@ -231,10 +344,11 @@ class Run:
         if torch.cuda.is_available():
             random["cuda"] = torch.cuda.get_rng_state()
         state = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()["state"],
-                 "epoch": self.epoch, "step": self.step, "totals": totals, "history": self.history, "random": random,
+                 "epoch": self.epoch, "step": self.done, "totals": totals, "history": self.history, "random": random,
                  "constants": vars(self.args), "count": self.count, "finished": self.epoch >= self.args.EPOCHS}
         best = self.best if self.history else self._weights()  # before an epoch has ended, the present ones
-        checkpoint.save(self.args.OUTPUT_DIR, self.stage, self.network.config, best, training=state, **self.content)
+        checkpoint.save(self.args.OUTPUT_DIR, self.stage, asdict(self.network.config), best, training=state,
+                        **self.content)
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of the network's present weights."""
@@ -250,6 +364,7 @@ class Run:
             state = stored["training"]
             for name, value in vars(self.args).items():
                 before = state["constants"].get(name, value)
+                before = RULES[name].old.get(str(before), before) if name in RULES else before
                 if value == before or name in {"RESUME", "OVERWRITE", "OUTPUT_DIR"}:
                     continue
                 if name not in FREE:
@@ -262,26 +377,25 @@ class Run:
                                 f"{self.args.OUTPUT_DIR} started: {again}")
             before = {**stored, **stored["data"]}
             for name, value in {**self.content, **self.content["data"]}.items():
-                if name not in ("data", "data_dir") and before[name] != value:
+                if name not in ("data", "data_dir", "dataset") and before[name] != value:  # a path may be spelt anew
                     raise UserError(f"{CONTENT.get(name, name)} changed since the run in {self.args.OUTPUT_DIR} "
                                     f"started: {again}")
             checkpoint.build(stored)
             checkpoint.build({**stored, "model": state["model"]})
             self.network.load_state_dict(state["model"])
             self._continue_optimizer(state["optimizer"])
-            device = next(self.network.parameters()).device
-            self.best = {name: tensor.to(device) for name, tensor in stored["model"].items()}
-            self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
+            self.best = {name: tensor.to(self.device) for name, tensor in stored["model"].items()}
+            self.epoch, self.done, self.history = state["epoch"], state["step"], state["history"]
             # sums over all processes, of whatever number: the main one goes on with them
-            self.totals = {name: total.to(device) * devices.is_main() for name, total in state["totals"].items()}
+            self.totals = {name: total.to(self.device) * devices.is_main() for name, total in state["totals"].items()}
             torch.set_rng_state(state["random"]["cpu"])
-            if device.type == "cuda" and "cuda" in state["random"]:
+            if self.device.type == "cuda" and "cuda" in state["random"]:
                 torch.cuda.set_rng_state(state["random"]["cuda"])
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError):
             raise UserError(f"{self.path} cannot be continued from, its training state is not of this code: {again}"
                             ) from None
         if devices.is_main():
-            where = f"after epoch {self.epoch}" + (f", step {self.step}" if self.step else "")
+            where = f"after epoch {self.epoch}" + (f", step {self.done}" if self.done else "")
             print(f"continuing {self.path} {where} of {self.args.EPOCHS}" if self.epoch < self.args.EPOCHS else
                   f"{self.path} is finished, {self.epoch} epochs: raise EPOCHS to train on, or {again}")
         return True
@@ -303,7 +417,23 @@ def write_tensorboard(directory: Path, row: dict[str, Any]) -> None:
                 writer.add_scalar(name, value, row["epoch"])
 
 
-def should_compile(args: argparse.Namespace, device: torch.device, steps: int) -> bool:
-    """Whether to compile the network: as COMPILE says, or for long runs on CUDA. steps: an epoch."""
-    return args.COMPILE == "yes" or (args.COMPILE == "auto" and device.type == "cuda"
-                                     and args.EPOCHS * steps > COMPILE_FROM)
+@torch.no_grad()
+def save_reconstructions(model: nn.Module, images: Tensor, batch_size: int, path: Path) -> None:
+    """Write a grid of some of the uint8 images with their reconstructions by a (VQ-)VAE below them, sixteen a row."""
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:PICTURED]
+    model.eval()
+    pairs = []
+    for (part,) in dataset.batches(chosen.split(batch_size), next(model.parameters()).device, images):
+        originals = dataset.to_float(part)
+        pairs.append((originals.cpu(), model(originals).images.cpu()))
+    figures.save_pairs(*map(torch.cat, zip(*pairs)), path, columns=16)
+
+
+def attempt(draw: Callable[[], None], what: str) -> None:
+    """Draw a picture; where memory does not suffice, say so in a line."""
+    try:
+        draw()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"too little memory for {what}: it is left out", file=sys.stderr)

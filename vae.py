@@ -1,19 +1,19 @@
-"""A plain VAE, to hold the VQ-VAE and its prior against: the same encoder and decoder, but one Gaussian latent.
+"""A plain VAE as the baseline of a VQ-VAE with its prior: the same encoder and decoder, but one Gaussian latent.
 
-The encoder's map goes through a linear layer to the mean and log-variance of z, and z through another one to the
-decoder's input map. z has a standard normal prior, so there is nothing more to train: an image is decode(z) of a
-z drawn from it. The likelihood is Gaussian, with one variance for all pixels that is always at its best value for
-the batch, its mean squared error [2]: no weight need be chosen between distortion and rate.
+A linear layer maps the encoder's output to the mean and log-variance of z, another one maps z to the decoder's input.
+z has a standard normal prior, so there is no second stage: a new image is decode(z) of a z drawn from it. The
+likelihood is Gaussian with one variance for all pixels, at its optimum for the batch, the mean squared error [2]: no
+weight has to be chosen between distortion and rate.
 
-The information in z is its rate, KL(q(z | image) || p(z)): the bits that it takes to send z to someone who knows the
-prior alone. It compares with the bits of an image's codes under a prior over the codes, which is what those take to
-send, and not with what codes of even frequency would take.
+The rate KL(q(z | image) || p(z)) is the cost of sending z to someone who knows the prior. Compare it with the bits of
+an image's codes under a prior over the codes, not with those of uniform codes.
 
 Papers, cited by number in the code:
 [1] Kingma and Welling, Auto-Encoding Variational Bayes, 2013, arXiv:1312.6114
 [2] Rybkin et al., Simple and Effective VAE Training with Calibrated Decoders, 2021, arXiv:2006.13202
 """
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -31,27 +31,39 @@ class Output(NamedTuple):
     log_variance: Tensor     # (B, latent_dim) of q(z | image)
 
 
+@dataclass
+class VAEConfig:
+    """The sizes of a VAE, from which a checkpoint rebuilds it; up to code_dim they are those of the VQ-VAE."""
+
+    channels: int
+    hidden: int
+    residual_blocks: int
+    residual_hidden: int
+    downsample: int
+    code_dim: int      # channels of the map between the encoder and the latent
+    latent_dim: int    # size of z
+    height: int        # of the images
+    width: int
+
+
 class VAE(nn.Module):
     """The VAE of [1] for images (B, channels, height, width) with pixels in [0, 1].
 
-    As in the VQ-VAE, images are padded to a multiple of `downsample` and the output is cropped. `config` holds the
-    arguments, from which `VAE(**config)` builds the same network.
+    As in the VQ-VAE, images are padded to a multiple of `downsample` and the output is cropped.
     """
 
-    def __init__(self, channels: int, hidden: int, residual_blocks: int, residual_hidden: int, downsample: int,
-                 code_dim: int, latent_dim: int, height: int, width: int):
+    def __init__(self, config: VAEConfig):
         super().__init__()
-        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.map = code_dim, *grid_size(height, width, downsample)
-        sizes = channels, hidden, residual_blocks, residual_hidden, downsample, code_dim
-        self.encoder = make_encoder(*sizes)
-        self.to_latent = nn.Linear(self.map[0] * self.map[1] * self.map[2], 2 * latent_dim)
-        self.from_latent = nn.Linear(latent_dim, self.map[0] * self.map[1] * self.map[2])
-        self.decoder = make_decoder(*sizes)
+        self.config = config
+        self.map = config.code_dim, *grid_size(config.height, config.width, config.downsample)
+        self.encoder = make_encoder(config)
+        self.to_latent = nn.Linear(math.prod(self.map), 2 * config.latent_dim)
+        self.from_latent = nn.Linear(config.latent_dim, math.prod(self.map))
+        self.decoder = make_decoder(config)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, latent_dim) of q(z | image)."""
-        features = self.encoder(pad(images, self.config["downsample"]))
+        features = self.encoder(pad(images, self.config.downsample))
         return self.to_latent(features.flatten(1)).float().chunk(2, 1)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -66,7 +78,7 @@ class VAE(nn.Module):
 
     def _paint(self, z: Tensor) -> Tensor:
         features = self.from_latent(z).view(len(z), *self.map)
-        return self.decoder(features)[:, :, :self.config["height"], :self.config["width"]]
+        return self.decoder(features)[:, :, :self.config.height, :self.config.width]
 
 
 def kl(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def _child(script: str, flags: list[str], log: Path, number: int, after: float |
     import cli
     import training
     module = importlib.import_module(script)
-    fsync, start, add, write = os.fsync, training.Run.__init__, training.Run.add, checkpoint.save
+    fsync, start, step_on, write = os.fsync, training.Run.__init__, training.Run.step, checkpoint.save
     taken = {"steps": 0, "saves": 0}
 
     def slow_fsync(descriptor):
@@ -48,11 +48,11 @@ def _child(script: str, flags: list[str], log: Path, number: int, after: float |
         start(run, *args, **content)
         start_clock()
 
-    def count_step(run, *args, **sums):
+    def count_step(run, *args):
         taken["steps"] += 1
         if taken["steps"] == step:
             os.kill(os.getpid(), number)
-        return add(run, *args, **sums)
+        return step_on(run, *args)
 
     def count_save(*args, **content):
         taken["saves"] += 1
@@ -68,7 +68,7 @@ def _child(script: str, flags: list[str], log: Path, number: int, after: float |
     if after is not None and save is None:
         training.Run.__init__ = start_with_clock
     if step is not None:
-        training.Run.add = count_step
+        training.Run.step = count_step
     if before:
         before()
     sys.argv = [f"{script}.py", *flags]

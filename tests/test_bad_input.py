@@ -20,6 +20,7 @@ import checkpoint
 import dataset
 import sampler
 from cli import UserError
+from modules import VQVAE, VQVAEConfig
 
 SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
            "evaluate", "ablation"]
@@ -148,9 +149,8 @@ def itself(content: dict) -> None:
 def spread(content: dict) -> None:
     """Weights of the shapes that a huge network has, each one number repeated."""
     content["config"] |= {"hidden": 8192}
-    network = checkpoint.VQVAE
     with torch.device("meta"):
-        layout = network(**content["config"]).state_dict()
+        layout = VQVAE(VQVAEConfig(**content["config"])).state_dict()
     content["model"] = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in layout.items()}
 
 
@@ -211,7 +211,7 @@ TABLE = [
     (V, ["--learning-rate", "0"], None, 2, "must be above 0"),
     (V, ["--num-codes", "1"], None, 2, "NUM_CODES (--num-codes) must be at least 2"),
     (V, ["--num-codes", "99999999999999999999"], None, 2, "must be at most 32768"),
-    (V, ["--downsample", "3"], None, 2, "DOWNSAMPLE (--downsample) must be one of 2, 4, 8, not 3"),
+    (V, ["--downsample", "3"], None, 2, "DOWNSAMPLE (--downsample) must be one of 2, 4, 8, 16, not 3"),
     (V, ["--codebook", "vq"], None, 2, "CODEBOOK (--codebook) must be one of ema, gradient"),
     (V, ["--ema-decay", "1"], None, 2, "EMA_DECAY (--ema-decay) must be at most 0.999999"),
     (V, ["--resume", "maybe"], None, 2, "RESUME (--resume) must be one of auto, never"),
@@ -231,7 +231,7 @@ TABLE = [
     (G, ["--temperature", "-1"], None, 2, "TEMPERATURE (--temperature) must be at least 0"),
     (G, ["--top-p", "0"], None, 2, "TOP_P (--top-p) must be above 0"),
     (G, ["--class-label", "10"], None, 1, "CLASS_LABEL (--class-label): there is no class 10; there are 0 to 9"),
-    (G, ["--class-label", "-3"], None, 2, "CLASS_LABEL (--class-label) must be at least -2"),
+    (G, ["--class-label", "-3"], None, 1, "CLASS_LABEL (--class-label): there is no class -3; there are 0 to 9"),
     (A, ["--latent-dim", "0"], None, 2, "LATENT_DIM (--latent-dim) must be at least 1, not 0"),
     (A, ["--beta", "0"], None, 2, "BETA (--beta) must be above 0, not 0.0"),
     (A, ["--hidden", "64"], None, 2, "unrecognized arguments: --hidden 64"),
@@ -326,7 +326,8 @@ TABLE = [
     (P, [], environment(LOCAL_RANK="x"), 1, "LOCAL_RANK is 'x' in the environment"),
     (G, [], no_memory("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"), 1,
      "out of memory"),
-    (R, [], no_memory("CUDA out of memory. Tried to allocate\nmuch"), 1, "out of memory: try fewer images"),
+    (R, [], no_memory("CUDA out of memory. Tried to allocate\nmuch"), 1,
+     "out of memory: try a smaller --image-size or --num-images"),
     (P, PRIOR, no_memory("", MemoryError), 1, "out of memory: try a smaller --batch-size"),
 ]
 

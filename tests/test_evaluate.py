@@ -14,6 +14,7 @@ import dataset
 import metrics
 import train_pixelcnn
 import train_vqvae
+import training
 
 FEW = ["--num-samples", 60, "--classifier-epochs", 1, "--batch-size", 25, "--device", "cpu"]
 
@@ -67,10 +68,11 @@ def test_every_row_and_column(script, run):
     codes = train_pixelcnn.encode(vqvae, data.test.images)
     for name in priors:
         model = checkpoint.build(checkpoint.load(str(run), name))
-        expected = train_pixelcnn.evaluate(model, codes, data.test.labels, 50)["bits_per_image"]
+        sums = training.sum_over(train_pixelcnn.terms, model, 50, codes, data.test.labels)
+        expected = train_pixelcnn.metrics(sums, codes[0].numel())["bits_per_image"]
         assert rows[name]["bits_per_image"] == pytest.approx(expected, rel=1e-5)
     assert rows["uniform codes"]["bits_per_image"] == pytest.approx(codes[0].numel() * 4)
-    expected = train_vqvae.evaluate(vqvae, data.test.images, 50)
+    expected = train_vqvae.metrics(training.sum_over(train_vqvae.terms, vqvae, 50, data.test.images))
     assert content["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-5)
     assert content["codes_used"] / content["codes"] == pytest.approx(expected["codes_used"])
     assert rows["VQ-VAE reconstructions"]["mse"] == pytest.approx(expected["mse"], rel=0.02)  # that one does not clip

@@ -146,12 +146,12 @@ def test_before_an_epoch_has_ended_the_checkpoint_has_the_present_weights(cases,
 
 def test_a_signal_while_the_epoch_is_evaluated_is_saved_too(script, trained, tmp_path, data_dir, monkeypatch):
     import train_vqvae
-    evaluate = train_vqvae.evaluate
+    sum_over = train_vqvae.sum_over
 
-    def evaluate_and_signal(*args):
+    def sum_and_signal(*args):
         os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*args)
-    monkeypatch.setattr(train_vqvae, "evaluate", evaluate_and_signal)
+        return sum_over(*args)
+    monkeypatch.setattr(train_vqvae, "sum_over", sum_and_signal)
     outcome = script("train_vqvae", *SMALL_AGAIN, "--data-dir", data_dir, "--output-dir", tmp_path)
     assert outcome.status == 143 and "at the end of epoch 1: saved" in outcome.err
     assert checkpoint.load(tmp_path, "vqvae")["training"]["epoch"] == 1
@@ -165,7 +165,9 @@ def test_a_signal_outside_the_loop_is_one_line(script, trained, monkeypatch, nam
     monkeypatch.setattr(module, function, lambda *_: os.kill(os.getpid(), number))
     outcome = script(name, "--output-dir", trained, *(["--num-samples", 4] if name == "generate" else []))
     assert outcome.status == status
-    assert outcome.err.splitlines()[-1] == f"{name}.py: stopped by {number.name}" and "Traceback" not in outcome.err
+    *_, line = outcome.err.splitlines()
+    assert line.startswith(f"{name}.py: stopped by {number.name}") and "Traceback" not in outcome.err
+    assert line.endswith("the same command continues" if name == "generate" else number.name)
 
 
 # ---- disks
@@ -300,9 +302,9 @@ def test_the_second_of_two_writers_is_refused_while_the_first_lives(script, case
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(script, copied, data_dir, monkeypatch):
     before = (copied / "vqvae.pt").read_bytes()
-    add = training.Run.add
-    monkeypatch.setattr(training.Run, "add", lambda run, loss, *args, **sums: add(
-        run, loss * float("nan") if run.step == 3 else loss, *args, **sums))
+    step = training.Run.step
+    monkeypatch.setattr(training.Run, "step", lambda run, loss, *args: step(
+        run, loss * float("nan") if run.done == 3 else loss, *args))
     outcome = continued(script, data_dir, copied)
     assert outcome.status == 1
     assert outcome.err.split("\r")[-1].strip() == (

@@ -27,7 +27,7 @@ import reconstruct
 import train_vqvae
 from cli import UserError
 from decode import Reading
-from modules import VQVAE
+from modules import VQVAE, VQVAEConfig
 from training import Run
 
 
@@ -431,7 +431,7 @@ def test_sizes(tmp_path, height, width):
     root = write_many(tmp_path / "images", 5, height, width)
     images = load(root, tmp_path).images
     assert images.shape == (5, 1, height, width)
-    model = VQVAE(1, 8, 1, 4, 4, 8, 4).eval()
+    model = VQVAE(VQVAEConfig(1, 8, 1, 4, 4, 8, 4)).eval()
     pixels = dataset.to_float(images[:2])
     before = model(pixels).images
     assert before.shape == pixels.shape
@@ -709,12 +709,12 @@ def test_pixel_variance_of_evenly_spaced_images():
 
 def test_a_continued_epoch_gets_the_rest_of_the_batches(tmp_path):
     args = cli.parse(vars(train_vqvae), ["--batch-size", "3", "--output-dir", str(tmp_path)])
-    model = VQVAE(1, 8, 1, 4, 4, 8, 4)
+    model = VQVAE(VQVAEConfig(1, 8, 1, 4, 4, 8, 4))
 
     def batches(step):
-        run = Run(args, "vqvae", model, torch.optim.Adam(model.parameters()), 20, "mse", {}, data={})
-        run.step = step
-        return [(run.step, count, rows.tolist()) for count, (rows,) in run.batches(torch.arange(20))]
+        run = Run(args, "vqvae", model, torch.optim.Adam(model.parameters()), 20, "mse", {}, "", data={})
+        run.done = step
+        return [(run.done, run.batch, rows.tolist()) for (rows,) in run.batches(torch.arange(20))]
     whole = batches(0)
     assert [step for step, _, _ in whole] == list(range(7))  # a step is counted when it is done, not when it is read
     assert sorted(sum((rows for _, _, rows in whole), [])) == list(range(20))

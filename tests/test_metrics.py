@@ -6,7 +6,7 @@ import torch
 
 import classifier
 import metrics
-from classifier import Classifier
+from classifier import Classifier, ClassifierConfig
 from codes import bits_per_image, distinct, draw_independent, marginals
 
 # ---- Frechet distance
@@ -132,7 +132,7 @@ def test_distinct_is_the_share_of_different_grids():
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 30), (1, 3, 2)])
 def test_the_classifier_takes_images_of_any_size(shape):
-    network = Classifier(*shape, num_classes=4).eval()
+    network = Classifier(ClassifierConfig(*shape, num_classes=4)).eval()
     assert network(torch.rand(2, *shape)).shape == (2, 4)
     assert network.features(torch.rand(2, *shape)).shape == (2, 128)
 

@@ -6,14 +6,23 @@ import torch
 from torch.nn import functional as F
 
 import train_pixelcnn
-from modules import PixelCNN
-from priors import PRIORS, CausalAttention, PixelSNAIL, Transformer, fourier
+import training
+from modules import PixelCNN, PixelCNNConfig
+from priors import (
+    PRIORS,
+    CausalAttention,
+    PixelSNAIL,
+    PixelSNAILConfig,
+    Transformer,
+    TransformerConfig,
+    fourier,
+)
 
 MAKE = {
-    "pixelcnn": lambda: PixelCNN(num_codes=7, num_classes=2, hidden=8, layers=6, kernel_size=3),
-    "pixelsnail": lambda: PixelSNAIL(num_codes=7, num_classes=2, hidden=8, layers=2, kernel_size=3, heads=2,
-                                     attention_every=1),
-    "transformer": lambda: Transformer(num_codes=7, num_classes=2, hidden=8, layers=2, heads=2),
+    "pixelcnn": lambda: PixelCNN(PixelCNNConfig(num_codes=7, num_classes=2, hidden=8, layers=6, kernel_size=3)),
+    "pixelsnail": lambda: PixelSNAIL(PixelSNAILConfig(num_codes=7, num_classes=2, hidden=8, layers=2, kernel_size=3,
+                                                      heads=2, attention_every=1)),
+    "transformer": lambda: Transformer(TransformerConfig(num_codes=7, num_classes=2, hidden=8, layers=2, heads=2)),
 }
 
 
@@ -92,14 +101,14 @@ def test_places_are_told_apart_whatever_the_size_of_the_grid():
 def test_heads_that_do_not_divide_the_channels_are_refused(prior):
     sizes = {"num_codes": 5, "num_classes": 0, "hidden": 8, "layers": 1, "heads": 3}
     with pytest.raises(ValueError, match="3 does not divide 8"):
-        PRIORS[prior](**sizes, **({"kernel_size": 3, "attention_every": 1} if prior == "pixelsnail" else {}))
+        PRIORS[prior][1](**sizes, **({"kernel_size": 3, "attention_every": 1} if prior == "pixelsnail" else {}))
 
 
 def test_evaluate_is_the_mean_over_codes():
     """Batches of unequal size must not weigh their grids differently."""
     model = randomised("transformer")
     codes, labels = torch.randint(7, (5, 2, 4)), torch.tensor([0, 1, 2, 0, 1])
-    result = train_pixelcnn.evaluate(model, codes.byte(), labels, batch_size=2)
+    result = train_pixelcnn.metrics(training.sum_over(train_pixelcnn.terms, model, 2, codes.byte(), labels), 8)
     chances = model(codes, labels).softmax(1).gather(1, codes[:, None])
     assert result["nll"] == pytest.approx(-chances.log().mean().item(), rel=1e-5)
     assert result["bits_per_image"] == pytest.approx(-chances.log2().sum().item() / 5, rel=1e-5)

@@ -1,12 +1,11 @@
 """The incremental sampler against the plain loop: a full forward pass for every code."""
-import itertools
 import random
 
 import pytest
 import torch
 
-from modules import PixelCNN
-from priors import PixelSNAIL, Transformer
+from modules import PixelCNN, PixelCNNConfig, sample
+from priors import PixelSNAIL, PixelSNAILConfig, Transformer, TransformerConfig
 from sampler import draw, make_sampler, uniforms
 
 PRIORS = ["pixelcnn", "pixelsnail", "transformer"]
@@ -14,9 +13,11 @@ PRIORS = ["pixelcnn", "pixelsnail", "transformer"]
 
 def random_model(num_codes, num_classes, hidden, layers, kernel_size, seed=0, prior="pixelcnn"):
     torch.manual_seed(seed)
-    model = {"pixelcnn": lambda: PixelCNN(num_codes, num_classes, hidden, layers, kernel_size),
-             "pixelsnail": lambda: PixelSNAIL(num_codes, num_classes, hidden, layers, kernel_size, 2, 1 + seed % 2),
-             "transformer": lambda: Transformer(num_codes, num_classes, hidden, layers, 2)}[prior]().eval()
+    model = {"pixelcnn": lambda: PixelCNN(PixelCNNConfig(num_codes, num_classes, hidden, layers, kernel_size)),
+             "pixelsnail": lambda: PixelSNAIL(PixelSNAILConfig(num_codes, num_classes, hidden, layers, kernel_size, 2,
+                                                              1 + seed % 2)),
+             "transformer": lambda: Transformer(TransformerConfig(num_codes, num_classes, hidden, layers, 2))}
+    model = model[prior]().eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=1.0 if prior == "transformer" else 0.3)
     return model
@@ -24,16 +25,14 @@ def random_model(num_codes, num_classes, hidden, layers, kernel_size, seed=0, pr
 
 @torch.no_grad()
 def plain(model, labels, uniform, known=None, **options):
-    """Codes and logits (B, K, H, W) by one whole forward pass a code."""
-    count, height, width = uniform.shape
-    codes = torch.zeros(count, height, width, dtype=torch.int64)
-    logits = torch.zeros(count, model.config["num_codes"], height, width)
-    for row, column in itertools.product(range(height), range(width)):
-        logits[:, :, row, column] = model(codes, labels)[:, :, row, column]
-        drawn = draw(logits[:, :, row, column], uniform[:, row, column], **options)
-        given = torch.full_like(drawn, -1) if known is None else known[:, row, column]
-        codes[:, row, column] = torch.where(given >= 0, given, drawn)
-    return codes, logits
+    """Codes of `modules.sample`, and their logits (B, K, H, W)."""
+    seen = []
+
+    def record(logits, chance):
+        seen.append(logits)
+        return draw(logits, chance, **options)
+    codes = sample(model, labels, uniform, known, record)
+    return codes, torch.stack(seen, 2).unflatten(2, uniform.shape[1:])
 
 
 def with_logits(model, batch_size, width, **options):

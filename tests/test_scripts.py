@@ -35,8 +35,8 @@ def test_one_after_the_other_as_a_user_would(tmp_path, data_dir):
     assert "random_samples.png" in run("random_sample")[-1]
     output = tmp_path / "output"
     expected = {"vqvae.pt", "vqvae_history.csv", "vqvae_curves.png", "pixelcnn.pt", "pixelcnn_history.csv",
-                "pixelcnn_curves.png", "samples.png", "reconstructions.png", "random_samples.png", "reconstructions",
-                "latents.png", "samples", ".lock", *(f"sample_{i}.png" for i in range(12)),
+                "pixelcnn_curves.png", "samples.png", "samples.json", "reconstructions.png", "random_samples.png",
+                "reconstructions", "latents.png", "samples", ".lock", *(f"sample_{i}.png" for i in range(12)),
                 *(f"reconstructed_image_{i}.png" for i in range(10)), *(f"random_sample_{i}.png" for i in range(25))}
     assert {path.name for path in output.iterdir()} == expected
     for path in output.rglob("*.png"):
@@ -63,7 +63,7 @@ def test_the_same_seed_gives_the_same_images_whatever_the_batch(script, trained,
     assert len(set(first)) > 1
     coldest = images("--temperature", 0, "--class-label", 3)
     assert len(set(coldest)) == 1 and coldest[0] not in first
-    assert images("--temperature", 0, "--class-label", -2)[0] == images("--top-k", 1, "--class-label", -2)[0]
+    assert images("--temperature", 0, "--class-label", "none")[0] == images("--top-k", 1, "--class-label", "none")[0]
 
 
 @pytest.mark.parametrize("source", ["uniform", "gaussian"])

@@ -2,6 +2,7 @@
 import csv
 import math
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from torch.nn import functional as F
 import checkpoint
 import dataset
 import train_vae
-from modules import VQVAE
-from vae import VAE, distortion, kl
+from modules import VQVAE, VQVAEConfig
+from vae import VAE, VAEConfig, distortion, kl
 
 SMALL_VAE = [*SMALL, "--latent-dim", "8"]
 
@@ -23,7 +24,7 @@ def small_vae(**changes):
     config = dict(channels=1, hidden=16, residual_blocks=1, residual_hidden=8, downsample=4, code_dim=6, latent_dim=5,
                   height=28, width=28)
     torch.manual_seed(0)
-    return VAE(**(config | changes))
+    return VAE(VAEConfig(**(config | changes)))
 
 
 # ---- the network
@@ -38,7 +39,7 @@ def test_any_size(channels, height, width, downsample):
     assert output.mean.shape == output.log_variance.shape == (2, 5)
     decoded = model.decode(torch.randn(2, 5) * 50)
     assert decoded.shape == images.shape and decoded.min() >= 0 and decoded.max() <= 1
-    again = VAE(**model.config)
+    again = VAE(VAEConfig(**asdict(model.config)))
     again.load_state_dict(model.state_dict())
     torch.testing.assert_close(again(images).images, model(images).images)
 
@@ -55,7 +56,7 @@ def test_z_is_the_mean_or_drawn_about_it():
 
 def test_same_encoder_and_decoder_as_the_vqvae():
     model = small_vae()
-    vqvae = VQVAE(**{name: model.config[name] for name in train_vae.SIZES}, num_codes=4)
+    vqvae = VQVAE(VQVAEConfig(**{name: getattr(model.config, name) for name in train_vae.SIZES}, num_codes=4))
     shapes = [{name: weight.shape for name, weight in network.state_dict().items()
                if name.startswith(("encoder.", "decoder."))} for network in (model, vqvae)]
     assert shapes[0] == shapes[1] and len(shapes[0]) > 10
@@ -126,8 +127,8 @@ def test_it_is_not_continued_with_other_sizes(script, trained, tmp_path):
     outcome = script("train_vae", *SMALL, "--latent-dim", 9, "--output-dir", tmp_path)
     assert outcome.status == 1 and "LATENT_DIM (--latent-dim) is 9, but the run in" in outcome.err
     content = torch.load(tmp_path / "vqvae.pt", weights_only=True)
-    other = VQVAE(**(content["config"] | {"hidden": 12}))
-    torch.save(content | {"config": other.config, "model": other.state_dict()}, tmp_path / "vqvae.pt")
+    other = VQVAE(VQVAEConfig(**(content["config"] | {"hidden": 12})))
+    torch.save(content | {"config": asdict(other.config), "model": other.state_dict()}, tmp_path / "vqvae.pt")
     outcome = script("train_vae", *SMALL_VAE, "--output-dir", tmp_path)
     assert outcome.status == 1 and "sizes of the encoder and decoder of vqvae.pt changed since" in outcome.err
     assert (tmp_path / "vae.pt").read_bytes() == before
