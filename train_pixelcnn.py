@@ -49,7 +49,6 @@ COMPILE = "auto"          # torch.compile: "yes", "no", or "auto": for long runs
 TENSORBOARD = False       # write event files for TensorBoard as well
 
 BETAS = (0.9, 0.99)       # of AdamW
-LINE = "nll {nll:.4f} nats per code, {bits_per_image:.1f} bits per image"
 PANELS = {"negative log-likelihood (nats per code)": ["train_nll", "validation_nll"],
           "bits per image": ["train_bits_per_image", "validation_bits_per_image"]}
 
@@ -84,7 +83,8 @@ def main(args: argparse.Namespace) -> None:
     model.to(device, memory_format=torch.channels_last)
     fast.speed_up(model)
     optimizer = AdamW(model.parameters(), args.LEARNING_RATE, BETAS, args.WEIGHT_DECAY)
-    run = Run(args, args.PRIOR, model, optimizer, len(train), "validation_nll", PANELS, LINE,
+    run = Run(args, args.PRIOR, model, optimizer, len(train), "validation_nll", PANELS,
+              line="nll {nll:.4f} nats per code, {bits_per_image:.1f} bits per image",
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names,
                                      "class_counts": data.train.labels.bincount(minlength=num_classes).tolist()},
               grid=list(train.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]),

@@ -42,7 +42,6 @@ OVERWRITE = False         # let RESUME = "never" replace a finished run
 COMPILE = "auto"          # torch.compile: "yes", "no", or "auto": for long runs on CUDA, where its start pays off
 TENSORBOARD = False       # write event files for TensorBoard as well
 
-LINE = "MSE {mse:.5f}, PSNR {psnr:.2f} dB, rate {kl_bits:.1f} bits per image, loss {loss:.1f} nats per image"
 PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"],
           "rate: KL (bits per image)": ["train_kl_bits", "validation_kl_bits"],
           "loss (nats per image)": ["train_loss", "validation_loss"]}
@@ -88,7 +87,8 @@ def main(args: argparse.Namespace) -> None:
     model = VAE(VAEConfig(**sizes, latent_dim=args.LATENT_DIM, height=height, width=width))
     model.to(device, memory_format=torch.channels_last)
     optimizer = AdamW(model.parameters(), args.LEARNING_RATE)
-    run = Run(args, "vae", model, optimizer, len(train.images), "validation_loss", PANELS, LINE,
+    run = Run(args, "vae", model, optimizer, len(train.images), "validation_loss", PANELS,
+              line="MSE {mse:.5f}, PSNR {psnr:.2f} dB, rate {kl_bits:.1f} bits per image, loss {loss:.1f} nats per image",
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names},
               sizes=sizes, images=dataset.digest(data.train))
     stepped = run.prepare()

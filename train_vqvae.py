@@ -53,7 +53,6 @@ OVERWRITE = False         # let RESUME = "never" replace a finished run
 COMPILE = "auto"          # torch.compile: "yes", "no", or "auto": for long runs on CUDA, where its start pays off
 TENSORBOARD = False       # write event files for TensorBoard as well
 
-LINE = "MSE {mse:.5f}, PSNR {psnr:.2f} dB, perplexity {perplexity:.1f}, codes used {codes_used:.1%}"
 PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["train_psnr", "validation_psnr"],
           "latent losses": ["train_codebook_loss", "train_commitment_loss", "validation_commitment_loss"],
           "codebook perplexity": ["train_perplexity", "validation_perplexity"]}
@@ -89,7 +88,8 @@ def main(args: argparse.Namespace) -> None:
     model.to(device, memory_format=torch.channels_last)
     devices.join(model.quantizer)
     optimizer = AdamW((weight for weight in model.parameters() if weight.requires_grad), args.LEARNING_RATE)
-    run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS, LINE,
+    run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS,
+              line="MSE {mse:.5f}, PSNR {psnr:.2f} dB, perplexity {perplexity:.1f}, codes used {codes_used:.1%}",
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT,
                     "class_names": data.class_names, "reading": reading._asdict(), "channels": channels,
                     "height": height, "width": width},
