@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
     model.to(device, memory_format=torch.channels_last)
     optimizer = AdamW(model.parameters(), args.LEARNING_RATE)
     run = Run(args, "vae", model, optimizer, len(train.images), "validation_loss", PANELS,
-              line="MSE {mse:.5f}, PSNR {psnr:.2f} dB, rate {kl_bits:.1f} bits per image, loss {loss:.1f} nats per image",
+              line="MSE {mse:.5f}, PSNR {psnr:.2f} dB, rate {kl_bits:.1f} bits and loss {loss:.1f} nats per image",
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names},
               sizes=sizes, images=dataset.digest(data.train))
     stepped = run.prepare()
