@@ -7,6 +7,7 @@ Papers, cited by number in the code:
 [1] van den Oord et al., Neural Discrete Representation Learning, 2017, arXiv:1711.00937
 """
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -113,7 +114,11 @@ def main(args: argparse.Namespace) -> None:
                       draw=lambda: save_reconstructions(model, validation.images, args.BATCH_SIZE, path))
 
     model.load_state_dict(run.best)
-    run.finish(metrics(sum_over(terms, model, args.BATCH_SIZE, test.images)))
+    result = metrics(sum_over(terms, model, args.BATCH_SIZE, test.images))
+    run.finish(result)
+    if result["codes_used"] < 0.5 and devices.is_main():
+        print(f"only {result['codes_used']:.0%} of the codebook is in use: samples will lack variety; try --codebook ema "
+              f"or a higher --revive-below", file=sys.stderr)
     lock.release()
 
 
