@@ -1,6 +1,7 @@
 """Fixtures that the tests share: scripts run in this process, and one small trained run."""
 import importlib
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 SMALL = ["--limit", "300", "--epochs", "1", "--batch-size", "50", "--device", "cpu"]
 SMALL_VQVAE = [*SMALL, "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16", "--code-dim", "8"]
 SMALL_PIXELCNN = [*SMALL, "--hidden", "16", "--layers", "2"]
+SMALL_AGAIN = [*SMALL_VQVAE, "--epochs", "2"]  # continues the small finished run
 
 
 class Outcome(NamedTuple):
@@ -73,3 +75,23 @@ def trained(tmp_path_factory, data_dir):
     train_vqvae.main(cli.parse(vars(train_vqvae), [*SMALL_VQVAE, *where, "--data-dir", str(data_dir)]))
     train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*SMALL_PIXELCNN, *where]))
     return output
+
+
+@pytest.fixture
+def copied(trained, tmp_path, monkeypatch):
+    """A copy of the small finished run, to change."""
+    import figures
+    monkeypatch.setattr(figures, "save_curves", lambda *_: None)  # a second each
+    return shutil.copytree(trained, tmp_path / "copied")
+
+
+def continued(script, data_dir, output, *flags) -> Outcome:
+    """Train the small finished run for an epoch more."""
+    return script("train_vqvae", *SMALL_AGAIN, "--data-dir", data_dir, "--output-dir", output, *flags)
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory, trained, data_dir):
+    """A training of each stage that has run undisturbed, and that can be run again and disturbed: see faults.Case."""
+    from faults import STAGES, Case
+    return {stage: Case(stage, tmp_path_factory.mktemp(stage), trained, data_dir) for stage in [*STAGES, "vae"]}

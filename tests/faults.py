@@ -1,7 +1,8 @@
-"""Trainings in processes of their own that can be killed, signalled, slowed and joined: for test_faults.py."""
+"""Trainings in processes of their own that can be killed, signalled, slowed and joined."""
 import importlib
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -18,6 +19,11 @@ import figures
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo", "train_vqvae",
                               "train_pixelcnn", "train_vae", "generate"])
+STAGES = ["vqvae", "pixelcnn"]  # vae goes the same ways but for its draws of z: it is stopped, shared and continued
+SIZES = {"vqvae": ["--hidden", "16", "--residual-hidden", "8", "--num-codes", "16", "--code-dim", "8",
+                   "--revive-below", "0.4"], "pixelcnn": ["--hidden", "16", "--layers", "2"],
+         "vae": ["--latent-dim", "8"]}
+EPOCHS = 3  # of a case
 
 
 def _child(script: str, flags: list[str], log: Path, number: int, after: float | None, step: int | None,
@@ -137,3 +143,37 @@ def compare(first: Path, second: Path, stage: str, tolerance: float = 0.0) -> li
     """What differs between the checkpoints of a stage in two directories."""
     contents = [checkpoint.load(str(path), stage) for path in (first, second)]
     return differences(*contents, tolerance)
+
+
+class Case:
+    """A training of one stage that has run undisturbed, and the same one to disturb, as often as one likes."""
+
+    def __init__(self, stage: str, base: Path, trained: Path, data_dir: Path):
+        self.stage, self.script, self.base, self.trained = stage, f"train_{stage}", base, trained
+        where = ["--data-dir", data_dir] if stage == "vqvae" else []
+        self.flags = ["--limit", 200, "--batch-size", 19, "--epochs", EPOCHS, "--device", "cpu", *where, *SIZES[stage]]
+        self.whole, self.made = self.directory("whole"), 0
+        assert run(self.script, self.of(self.whole), base / "whole.log") == 0, (base / "whole.log").read_text()
+
+    def directory(self, name: str) -> Path:
+        """A run's directory as it is before this stage."""
+        (self.base / name).mkdir()
+        if self.stage != "vqvae":
+            shutil.copy(self.trained / "vqvae.pt", self.base / name)
+        return self.base / name
+
+    def of(self, output: Path) -> list[object]:
+        return [*self.flags, "--output-dir", output]
+
+    def new(self) -> tuple[Path, Path]:
+        """A fresh directory and a log beside it."""
+        self.made += 1
+        return self.directory(f"run{self.made}"), self.base / f"run{self.made}.log"
+
+    def check_continues(self, output: Path, log: Path) -> None:
+        """The same command ends with what the undisturbed training has, bit for bit."""
+        assert run(self.script, self.of(output), log) == 0, log.read_text()
+        assert compare(self.whole, output, self.stage) == []
+        name = f"{self.stage}_history.csv"
+        assert (output / name).read_bytes() == (self.whole / name).read_bytes()
+        assert not list(output.rglob("*.tmp"))

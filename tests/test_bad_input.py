@@ -1,11 +1,7 @@
-"""Bad input, in one table: every row is a command, its exit status and a fragment of the one line that it prints.
-
-Below it, files that lie: a checkpoint reader may refuse a file in one line or read what was saved, nothing else.
-"""
+"""Bad input, in one table: every row is a command, its exit status and a fragment of the one line that it prints."""
 import io
 import os
 import pickle
-import random
 import shutil
 import sys
 import zipfile
@@ -16,10 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import checkpoint
 import dataset
 import sampler
-from cli import UserError
 from modules import VQVAE, VQVAEConfig
 
 SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
@@ -379,66 +373,6 @@ def test_bad_input_is_one_line(script, once, data_dir, monkeypatch, row):
     assert fragment in line and "Traceback" not in outcome.err
     assert {path.name: path.read_bytes() for path in run.glob("*.pt") if path.is_file()} == before
     assert not (run / "pwned").exists() and not list(run.rglob("*.tmp"))
-
-
-def flat(content: object, where: str = ""):
-    """Every value of a checkpoint with its place, tensors by type, shape and bytes."""
-    if isinstance(content, dict):
-        for name, value in content.items():
-            yield from flat(value, f"{where}.{name!r}")
-    elif isinstance(content, (list, tuple)):
-        for i, value in enumerate(content):
-            yield from flat(value, f"{where}[{i}]")
-    elif isinstance(content, torch.Tensor):
-        yield where, content.dtype, content.shape, content.stride(), content.numpy().tobytes()
-    else:
-        yield where, repr(content)
-
-
-@pytest.mark.parametrize("stage", ["vqvae", "pixelcnn"])
-def test_fuzzed_checkpoints_are_refused_or_whole(trained, tmp_path, stage):
-    """250 truncations and byte flips of either file, half of the flips where the archive keeps its own records."""
-    path = tmp_path / f"{stage}.pt"
-    data = (trained / path.name).read_bytes()
-    saved = list(flat(checkpoint.load(str(trained), stage)))
-    chance, refused, loaded = random.Random(stage), 0, 0
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        directory_at = archive.start_dir
-        headers = [entry.header_offset + chance.randrange(64) for entry in archive.infolist() for _ in range(9)]
-    for i in range(250):
-        broken = bytearray(data)
-        if i % 3 == 0:
-            del broken[chance.randrange(len(data)):]
-        else:
-            at = chance.choice([chance.randrange(len(data)), chance.randrange(len(data)),
-                                chance.randrange(directory_at, len(data)), chance.choice(headers)])
-            broken[at] ^= chance.randrange(1, 256)
-        path.write_bytes(broken)
-        try:
-            content = checkpoint.load(str(tmp_path), stage)
-        except UserError as error:
-            assert "\n" not in str(error)
-            refused += 1
-        else:
-            assert list(flat(content)) == saved
-            loaded += 1
-    print(f"{stage}: {refused} refused and {loaded} loaded whole of 250")
-    assert refused + loaded == 250 and refused > 150
-
-
-def test_a_storage_that_claims_more_than_its_record(trained, tmp_path):
-    """Its pickle says 10**6 numbers, its record holds 16: reading on would give what lies behind it in memory."""
-    whole = io.BytesIO()
-    torch.save({"format": checkpoint.FORMAT, "tensor": torch.arange(4.0)}, whole)
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / "vqvae.pt", "w") as target:
-        for entry in source.infolist():
-            content = source.read(entry)
-            if entry.filename.endswith("data.pkl"):
-                assert content.count(b"K\x04") == 2  # of the storage, and of the tensor
-                content = content.replace(b"K\x04", b"J" + (10**6).to_bytes(4, "little"))
-            target.writestr(entry.filename, content)
-    with pytest.raises(UserError, match="damaged"):
-        checkpoint.load(str(tmp_path), "vqvae")
 
 
 def test_names_that_a_terminal_cannot_show(script, trained, tmp_path):

@@ -28,7 +28,6 @@ import train_vqvae
 from cli import UserError
 from decode import Reading
 from modules import VQVAE, VQVAEConfig
-from training import Run
 
 
 def noise(height, width, channels=1, seed=0):
@@ -705,22 +704,6 @@ def test_pixel_variance_of_evenly_spaced_images():
 
 
 # ---- the scripts
-
-
-def test_a_continued_epoch_gets_the_rest_of_the_batches(tmp_path):
-    args = cli.parse(vars(train_vqvae), ["--batch-size", "3", "--output-dir", str(tmp_path)])
-    model = VQVAE(VQVAEConfig(1, 8, 1, 4, 4, 8, 4))
-
-    def batches(step):
-        run = Run(args, "vqvae", model, torch.optim.Adam(model.parameters()), 20, "mse", {}, "", data={})
-        run.done = step
-        return [(run.done, run.batch, rows.tolist()) for (rows,) in run.batches(torch.arange(20))]
-    whole = batches(0)
-    assert [step for step, _, _ in whole] == list(range(7))  # a step is counted when it is done, not when it is read
-    assert sorted(sum((rows for _, _, rows in whole), [])) == list(range(20))
-    assert all(count == len(rows) for _, count, rows in whole)
-    for step in (1, 6, 7):
-        assert batches(step) == whole[step:]
 
 
 def test_study_through_every_script(tmp_path, script):

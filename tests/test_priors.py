@@ -5,8 +5,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import train_pixelcnn
-import training
 from modules import PixelCNN, PixelCNNConfig
 from priors import (
     PRIORS,
@@ -102,16 +100,6 @@ def test_heads_that_do_not_divide_the_channels_are_refused(prior):
     sizes = {"num_codes": 5, "num_classes": 0, "hidden": 8, "layers": 1, "heads": 3}
     with pytest.raises(ValueError, match="3 does not divide 8"):
         PRIORS[prior][1](**sizes, **({"kernel_size": 3, "attention_every": 1} if prior == "pixelsnail" else {}))
-
-
-def test_evaluate_is_the_mean_over_codes():
-    """Batches of unequal size must not weigh their grids differently."""
-    model = randomised("transformer")
-    codes, labels = torch.randint(7, (5, 2, 4)), torch.tensor([0, 1, 2, 0, 1])
-    result = train_pixelcnn.metrics(training.sum_over(train_pixelcnn.terms, model, 2, codes.byte(), labels), 8)
-    chances = model(codes, labels).softmax(1).gather(1, codes[:, None])
-    assert result["nll"] == pytest.approx(-chances.log().mean().item(), rel=1e-5)
-    assert result["bits_per_image"] == pytest.approx(-chances.log2().sum().item() / 5, rel=1e-5)
 
 
 @pytest.mark.parametrize("prior", PRIORS)

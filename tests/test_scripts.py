@@ -12,7 +12,6 @@ from PIL import Image
 
 import cli
 import figures
-from training import AdamW
 
 SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
            "evaluate", "ablation"]
@@ -130,49 +129,6 @@ def test_a_run_may_hold_several_priors(script, trained, tmp_path):
     content = torch.load(tmp_path / f"{best}.pt", weights_only=True)
     torch.save(content | {"vqvae": "0" * 64}, tmp_path / f"{best}.pt")
     assert drawn_from() == min(losses.keys() - {best}, key=losses.get)
-
-
-def test_a_training_repeats_itself(script, data_dir, tmp_path):
-    histories = []
-    for name in ("a", "b"):
-        assert script("train_vqvae", *SMALL_VQVAE, "--data-dir", data_dir, "--output-dir", tmp_path / name).status == 0
-        histories.append((tmp_path / name / "vqvae_history.csv").read_text())
-    assert histories[0] == histories[1]
-
-
-def test_the_optimiser_is_torchs_own():
-    """To the bit, also when continued from its state."""
-    def train(optimizer_of):
-        torch.manual_seed(0)
-        network = torch.nn.Conv2d(3, 4, 3)
-        optimizer = optimizer_of(network)
-        for step in range(6):
-            if step == 3:
-                state, optimizer = optimizer.state_dict(), optimizer_of(network)
-                optimizer.load_state_dict(state)
-            optimizer.zero_grad()
-            network(torch.randn(2, 3, 5, 5)).square().mean().backward()
-            optimizer.step()
-        return torch.cat([weight.detach().flatten() for weight in network.parameters()])
-
-    sizes = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
-    ours = train(lambda network: AdamW(network.parameters(), **sizes))
-    assert ours.equal(train(lambda network: torch.optim.AdamW(network.parameters(), fused=True, **sizes)))
-    ours = train(lambda network: AdamW(network.parameters(), 0.01))
-    assert ours.equal(train(lambda network: torch.optim.Adam(network.parameters(), 0.01, fused=True)))
-
-
-def test_training_does_not_import_what_only_compiling_needs(tmp_path, data_dir):
-    code = """
-import sys, cli, train_vqvae
-sys.argv[0] = "train_vqvae.py"
-cli.run(train_vqvae.main, vars(train_vqvae))
-print([name for name in ("torch._dynamo", "torchvision") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code, *SMALL_VQVAE, "--data-dir", data_dir, "--output-dir", tmp_path],
-                          cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -1,0 +1,151 @@
+"""training.py: the order of the batches, sums over a split, the optimiser, and which runs are continued."""
+import shutil
+import subprocess
+import sys
+
+import faults
+import pytest
+import torch
+from conftest import ROOT, SMALL_VQVAE, continued
+
+import checkpoint
+import cli
+import dataset
+import train_pixelcnn
+import train_vqvae
+import training
+from modules import VQVAE, VQVAEConfig
+from priors import Transformer, TransformerConfig
+from training import AdamW, Run
+
+
+def test_a_continued_epoch_gets_the_rest_of_the_batches(tmp_path):
+    args = cli.parse(vars(train_vqvae), ["--batch-size", "3", "--output-dir", str(tmp_path)])
+    model = VQVAE(VQVAEConfig(1, 8, 1, 4, 4, 8, 4))
+
+    def batches(step):
+        run = Run(args, "vqvae", model, torch.optim.Adam(model.parameters()), 20, "mse", {}, "", data={})
+        run.done = step
+        return [(run.done, run.batch, rows.tolist()) for (rows,) in run.batches(torch.arange(20))]
+    whole = batches(0)
+    assert [step for step, _, _ in whole] == list(range(7))  # a step is counted when it is done, not when it is read
+    assert sorted(sum((rows for _, _, rows in whole), [])) == list(range(20))
+    assert all(count == len(rows) for _, count, rows in whole)
+    for step in (1, 6, 7):
+        assert batches(step) == whole[step:]
+
+
+def test_sums_over_a_split_give_the_mean_over_codes():
+    """Batches of unequal size must not weigh their grids differently."""
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(7, 3, 8, 2, 2))
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.4)
+    codes, labels = torch.randint(7, (5, 2, 4)), torch.tensor([0, 1, 2, 0, 1])
+    result = train_pixelcnn.metrics(training.sum_over(train_pixelcnn.terms, model, 2, codes.byte(), labels), 8)
+    chances = model(codes, labels).softmax(1).gather(1, codes[:, None])
+    assert result["nll"] == pytest.approx(-chances.log().mean().item(), rel=1e-5)
+    assert result["bits_per_image"] == pytest.approx(-chances.log2().sum().item() / 5, rel=1e-5)
+
+
+def test_a_training_repeats_itself(script, data_dir, tmp_path):
+    histories = []
+    for name in ("a", "b"):
+        assert script("train_vqvae", *SMALL_VQVAE, "--data-dir", data_dir, "--output-dir", tmp_path / name).status == 0
+        histories.append((tmp_path / name / "vqvae_history.csv").read_text())
+    assert histories[0] == histories[1]
+
+
+# ---- the optimiser
+
+
+def test_the_optimiser_is_torchs_own():
+    """To the bit, also when continued from its state."""
+    def train(optimizer_of):
+        torch.manual_seed(0)
+        network = torch.nn.Conv2d(3, 4, 3)
+        optimizer = optimizer_of(network)
+        for step in range(6):
+            if step == 3:
+                state, optimizer = optimizer.state_dict(), optimizer_of(network)
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            network(torch.randn(2, 3, 5, 5)).square().mean().backward()
+            optimizer.step()
+        return torch.cat([weight.detach().flatten() for weight in network.parameters()])
+
+    sizes = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
+    ours = train(lambda network: AdamW(network.parameters(), **sizes))
+    assert ours.equal(train(lambda network: torch.optim.AdamW(network.parameters(), fused=True, **sizes)))
+    ours = train(lambda network: AdamW(network.parameters(), 0.01))
+    assert ours.equal(train(lambda network: torch.optim.Adam(network.parameters(), 0.01, fused=True)))
+
+
+def test_training_does_not_import_what_only_compiling_needs(tmp_path, data_dir):
+    code = """
+import sys, cli, train_vqvae
+sys.argv[0] = "train_vqvae.py"
+cli.run(train_vqvae.main, vars(train_vqvae))
+print([name for name in ("torch._dynamo", "torchvision") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code, *SMALL_VQVAE, "--data-dir", data_dir, "--output-dir", tmp_path],
+                          cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# ---- continuing
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(script, copied, data_dir, monkeypatch):
+    before = (copied / "vqvae.pt").read_bytes()
+    step = training.Run.step
+    monkeypatch.setattr(training.Run, "step", lambda run, loss, *args: step(
+        run, loss * float("nan") if run.done == 3 else loss, *args))
+    outcome = continued(script, data_dir, copied)
+    assert outcome.status == 1
+    assert outcome.err.split("\r")[-1].strip() == (
+        f"train_vqvae.py: error: the loss is not finite at step 10 (epoch 2); {copied / 'vqvae.pt'} keeps the last "
+        f"good state: try a lower --learning-rate")
+    assert (copied / "vqvae.pt").read_bytes() == before
+
+
+def test_what_may_change_is_said_and_what_may_not_is_refused_by_name(script, copied, data_dir, tmp_path):
+    before = (copied / "vqvae.pt").read_bytes()
+    for name, value in (("NUM_CODES", 32), ("SEED", 1), ("BATCH_SIZE", 40), ("LIMIT", 299), ("CODEBOOK", "gradient")):
+        flag = "--" + name.lower().replace("_", "-")
+        outcome = continued(script, data_dir, copied, flag, value)
+        assert outcome.status == 1 and outcome.err.startswith(f"train_vqvae.py: error: {name} ({flag}) is {value!r}")
+    assert (copied / "vqvae.pt").read_bytes() == before
+    moved = shutil.copytree(data_dir, tmp_path / "moved")
+    outcome = continued(script, moved, copied, "--learning-rate", 0.001)
+    assert outcome.status == 0
+    for said in ("EPOCHS = 2, before 1", "LEARNING_RATE = 0.001, before", "DATA_DIR = ", "after epoch 1 of 2"):
+        assert said in outcome.out
+    assert len(checkpoint.load(copied, "vqvae")["training"]["history"]) == 2
+
+
+def test_other_images_of_the_same_number_are_another_run(script, copied, data_dir, monkeypatch):
+    load = dataset.load
+
+    def one_pixel_changed(*args):
+        data = load(*args)
+        data.train.images[0, 0, 0, 0] ^= 1
+        return data
+    monkeypatch.setattr(dataset, "load", one_pixel_changed)
+    for outcome in (continued(script, data_dir, copied), script(
+            "train_pixelcnn", "--limit", 300, "--batch-size", 50, *faults.SIZES["pixelcnn"], "--output-dir", copied)):
+        assert outcome.status == 1 and "DATASET (--dataset): the training images or their labels changed" in outcome.err
+
+
+def test_resume_never_and_overwrite(script, copied, data_dir):
+    before = (copied / "vqvae.pt").read_bytes()
+    refused = continued(script, data_dir, copied, "--resume", "never")
+    assert refused.status == 1 and "is a finished run" in refused.err and "--overwrite" in refused.err
+    assert (copied / "vqvae.pt").read_bytes() == before
+    replaced = continued(script, data_dir, copied, "--resume", "never", "--overwrite")
+    assert replaced.status == 0 and "continuing" not in replaced.out
+    again = ["--limit", 300, "--batch-size", 50, *faults.SIZES["pixelcnn"], "--epochs", 2]
+    for name, flags in (("generate", []), ("train_pixelcnn", again)):
+        outcome = script(name, *flags, "--output-dir", copied)  # the prior is that of the vqvae.pt that was replaced
+        assert outcome.status == 1 and "vqvae.pt" in outcome.err and "--resume never --overwrite" in outcome.err
