@@ -117,8 +117,8 @@ def main(args: argparse.Namespace) -> None:
     result = metrics(sum_over(terms, model, args.BATCH_SIZE, test.images))
     run.finish(result)
     if result["codes_used"] < 0.5 and devices.is_main():
-        print(f"only {result['codes_used']:.0%} of the codebook is in use: samples will lack variety; try --codebook ema "
-              f"or a higher --revive-below", file=sys.stderr)
+        print(f"only {result['codes_used']:.0%} of the codebook is in use: try --codebook ema or a higher --revive-below",
+              file=sys.stderr)
     lock.release()
 
 
