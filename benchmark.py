@@ -29,9 +29,9 @@ from cli import run as run_script
 from codes import cross_entropy
 from files import atomic
 from modules import VQVAE, PixelCNN, PixelCNNConfig, VQVAEConfig, sample
+from optimizers import AdamW
 from priors import PRIORS
 from sampler import make_sampler, uniforms
-from training import AdamW
 
 OUTPUT_DIR = "output"     # where benchmark.json is written
 REPEATS = 5               # turns that are counted, after one that is not

@@ -12,7 +12,7 @@ from PIL import Image
 
 import cli
 import figures
-from training import AdamW
+from optimizers import AdamW
 
 SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
            "evaluate", "ablation"]
