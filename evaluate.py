@@ -43,7 +43,7 @@ OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and any prior
 DATASET = None            # the images to measure with; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the training and of the test part; 0: all
-NUM_SAMPLES = 10_000      # images in every row, but no more than the test split has
+NUM_SAMPLES = 10_000      # images in every row; at most as many as the test split has
 TEMPERATURE = 1.0         # divides the priors' logits: below 1 plays safe, above 1 is bolder; 0: the likeliest code
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
 TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
@@ -52,6 +52,7 @@ INCEPTION = False         # also FID and Inception score, through torchmetrics, 
 SEED = 0                  # of the draws, and of the choice of test images where NUM_SAMPLES are fewer
 BATCH_SIZE = 250          # images and grids at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
+
 
 def find_vae(output_dir: str, vqvae: dict) -> VAE | None:
     """The VAE of a run's directory, or None. A line says so if there is one that cannot be used: it is damaged, or it
@@ -141,9 +142,9 @@ def main(args: argparse.Namespace) -> None:
     subject = load_subject(args, device, every=True)
     judge = load_judge(subject, inception)
     rows = collect(subject, judge, find_vae(args.OUTPUT_DIR, subject.stored))
-    first = subject.spans(subject.compared)
-    nearest = nearest_training_images({name: torch.cat([row.images(index) for index in first])
-                                       for name, row in rows.items()}, subject.data.train.images, args.BATCH_SIZE)
+    compared = {name: torch.cat([row.images(index) for index in subject.spans(subject.compared)])
+                for name, row in rows.items()}
+    nearest = nearest_training_images(compared, subject.data.train.images, args.BATCH_SIZE)
     for name, (distances, _) in nearest.items():
         rows[name].measures["nearest"] = distances.mean().item()
     counts = torch.bincount(subject.test_codes.flatten().long(), minlength=subject.vqvae.config["num_codes"])

@@ -98,8 +98,8 @@ class Subject:
 
     @property
     def compared(self) -> int:
-        """How many images of a set are compared with the training images: so many that CHUNK numbers hold them, but
-        all that a figure shows.
+        """How many images of a set are compared with the training images: at most CHUNK numbers in all, to limit
+        memory, but every image that a figure shows.
         """
         return min(self.count, COMPARED, max(SHOWN, CHUNK // self.data.test.images[0].numel()))
 
@@ -150,7 +150,7 @@ def class_by_class(labels: Tensor) -> Tensor:
 class Judge:
     """Compares sets of images with the chosen test images of a run.
 
-    Without classes to train a classifier on there is none, and no accuracy and no features.
+    Where the data have no classes there is no classifier, and so no accuracy and no features.
     """
 
     subject: Subject
@@ -161,8 +161,8 @@ class Judge:
     baseline: dict[str, float]       # measures of one half of the chosen test images against the other
 
     def measure(self, images: Images, asked: bool = False) -> dict[str, float]:
-        """Frechet distance, precision and recall of a set, where there is a classifier; FID and Inception score, where
-        there is an Inception network. asked: also the share of images that show the class that was asked for.
+        """With a classifier: Frechet distance, precision and recall of a set. With an Inception network: FID and
+        Inception score. asked: also the share of images that the classifier gives the class asked for, `labels`.
         """
         spans, result = self.subject.spans(self.subject.count), {}
         if self.classifier:
@@ -258,9 +258,9 @@ class Nearest(NamedTuple):
 
 
 def nearest_training_images(sets: dict[str, Tensor], train: Tensor, batch_size: int) -> dict[str, Nearest]:
-    """The nearest training images of sets of images (N, C, H, W), on one device, in one pass over uint8 images train.
+    """For sets of images (N, C, H, W) their nearest training images, by one pass over train, which is uint8.
 
-    A set is compared by itself, so that rounding does not depend on the others.
+    All sets lie on one device. Each is compared by itself, so that rounding does not depend on the other sets.
     """
     sets = {name: images.flatten(1) for name, images in sets.items()}
     found = {name: Nearest(images.new_full((len(images),), torch.inf),
