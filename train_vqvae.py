@@ -20,7 +20,8 @@ from cli import run as run_script
 from codes import perplexity, psnr
 from decode import Reading
 from modules import VQVAE, VQVAEConfig
-from training import AdamW, Run, begin, configure, means, over_processes, save_reconstructions, sum_over
+from optimizers import AdamW
+from training import Run, begin, configure, means, over_processes, save_reconstructions, sum_over
 
 DATASET = "glyphs"        # "glyphs" (drawn here, no download), a torchvision name (mnist, cifar10, ...) or a folder
 DATA_DIR = "data"         # where data sets are kept, or downloaded to
@@ -117,8 +118,8 @@ def main(args: argparse.Namespace) -> None:
     result = metrics(sum_over(terms, model, args.BATCH_SIZE, test.images))
     run.finish(result)
     if result["codes_used"] < 0.5 and devices.is_main():
-        print(f"only {result['codes_used']:.0%} of the codebook is in use: try --codebook ema or a higher --revive-below",
-              file=sys.stderr)
+        print(f"only {result['codes_used']:.0%} of the codebook is in use: try --codebook ema, or a higher "
+              f"--revive-below", file=sys.stderr)
     lock.release()
 
 

@@ -1,4 +1,4 @@
-"""training.py: the order of the batches, sums over a split, the optimiser, and which runs are continued."""
+"""training.py: the order of the batches, sums over a split, and which runs are continued."""
 import shutil
 import subprocess
 import sys
@@ -16,7 +16,7 @@ import train_vqvae
 import training
 from modules import VQVAE, VQVAEConfig
 from priors import Transformer, TransformerConfig
-from training import AdamW, Run
+from training import Run
 
 
 def test_a_continued_epoch_gets_the_rest_of_the_batches(tmp_path):
@@ -54,31 +54,6 @@ def test_a_training_repeats_itself(script, data_dir, tmp_path):
         assert script("train_vqvae", *SMALL_VQVAE, "--data-dir", data_dir, "--output-dir", tmp_path / name).status == 0
         histories.append((tmp_path / name / "vqvae_history.csv").read_text())
     assert histories[0] == histories[1]
-
-
-# ---- the optimiser
-
-
-def test_the_optimiser_is_torchs_own():
-    """To the bit, also when continued from its state."""
-    def train(optimizer_of):
-        torch.manual_seed(0)
-        network = torch.nn.Conv2d(3, 4, 3)
-        optimizer = optimizer_of(network)
-        for step in range(6):
-            if step == 3:
-                state, optimizer = optimizer.state_dict(), optimizer_of(network)
-                optimizer.load_state_dict(state)
-            optimizer.zero_grad()
-            network(torch.randn(2, 3, 5, 5)).square().mean().backward()
-            optimizer.step()
-        return torch.cat([weight.detach().flatten() for weight in network.parameters()])
-
-    sizes = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
-    ours = train(lambda network: AdamW(network.parameters(), **sizes))
-    assert ours.equal(train(lambda network: torch.optim.AdamW(network.parameters(), fused=True, **sizes)))
-    ours = train(lambda network: AdamW(network.parameters(), 0.01))
-    assert ours.equal(train(lambda network: torch.optim.Adam(network.parameters(), 0.01, fused=True)))
 
 
 def test_training_does_not_import_what_only_compiling_needs(tmp_path, data_dir):
