@@ -98,9 +98,10 @@ RULES = {
     "NIFTI_LOW": Rule(float, low=0, high=100),
     "NIFTI_HIGH": Rule(float, low=0, high=100),
     "MAX_UNREADABLE": Rule(float, low=0, high=1),
-    "EPOCHS": Rule(int, low=1),
-    "BATCH_SIZE": Rule(int, low=1),
+    "EPOCHS": Rule(int, low=1, words=("auto",)),
+    "BATCH_SIZE": Rule(int, low=1, words=("auto",)),
     "LEARNING_RATE": Rule(float, above=0, high=10),
+    "OPTIMIZER": Rule(str, choices=("muon", "adam")),
     "WEIGHT_DECAY": Rule(float, low=0, high=10),
     "SEED": Rule(int, low=0, high=2**63 - 1),
     "DEVICE": Rule(str, pattern=r"auto|cpu|mps|cuda(:\d+)?"),
@@ -108,7 +109,7 @@ RULES = {
     "HIDDEN": Rule(int, low=2, high=8192),
     "RESIDUAL_BLOCKS": Rule(int, low=0, high=100),
     "RESIDUAL_HIDDEN": Rule(int, low=1, high=8192),
-    "NUM_CODES": Rule(int, low=2, high=32768),
+    "NUM_CODES": Rule(int, low=2, high=32768, words=("auto",)),
     "CODE_DIM": Rule(int, low=2, high=8192),
     "CODEBOOK": Rule(str, choices=CODEBOOKS),
     "EMA_DECAY": Rule(float, low=0, high=0.999999),
@@ -194,6 +195,8 @@ def parse(script: dict[str, Any], argv: list[str] | None = None) -> argparse.Nam
     for name, (default, _) in found.items():
         value = getattr(args, name)
         rule = RULES.get(name) or Rule(type(default))
+        if default not in rule.words:  # a word only where the script itself knows it
+            rule = rule._replace(words=())
         if value is None and default is None:
             continue
         if str(value) in rule.old:

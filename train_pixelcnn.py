@@ -29,7 +29,7 @@ OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the training and of the test part; 0: all
-EPOCHS = 4                # passes over the training codes
+EPOCHS = "auto"           # passes over the training codes; "auto": 4, or more for 40 steps a position, up to 10,000
 BATCH_SIZE = 32           # grids of codes a step, over all processes together
 LEARNING_RATE = 3e-3      # the highest, of AdamW; it rises briefly and then falls to 0
 WEIGHT_DECAY = 0.01       # of AdamW: how strongly weights are drawn towards 0
@@ -79,6 +79,8 @@ def main(args: argparse.Namespace) -> None:
     train, validation, test = (dataset.place(encode(vqvae, split.images), device) for split in data[:3])
     train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])
     num_codes, num_classes, positions = vqvae.config.num_codes, len(data.class_names), train[0].numel()
+    if args.EPOCHS == "auto":
+        args.EPOCHS = max(4, math.ceil(min(40 * positions, 10_000) / math.ceil(len(train) / args.BATCH_SIZE)))
     network, config = PRIORS[args.PRIOR]
     model = network(configure(config, args, num_codes=num_codes, num_classes=num_classes))
     model.to(device, memory_format=torch.channels_last)

@@ -7,6 +7,7 @@ Papers, cited by number in the code:
 [1] van den Oord et al., Neural Discrete Representation Learning, 2017, arXiv:1711.00937
 """
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from cli import run as run_script
 from codes import perplexity, psnr
 from decode import Reading
 from modules import VQVAE, VQVAEConfig
-from optimizers import AdamW
+from optimizers import AdamW, Muon
 from training import Run, begin, configure, means, over_processes, save_reconstructions, sum_over
 
 DATASET = "glyphs"        # "glyphs" (drawn here, no download), a torchvision name (mnist, cifar10, ...) or a folder
@@ -34,16 +35,17 @@ NIFTI_SCALE = "volume"    # intensities are scaled to 8 bits over each "slice" o
 NIFTI_LOW = 0.5           # ... from this percentile, which becomes black ...
 NIFTI_HIGH = 99.5         # ... to this one, which becomes white
 MAX_UNREADABLE = 0.01     # share of a folder's image files that may be left out because they cannot be decoded
-EPOCHS = 3                # passes over the training images
-BATCH_SIZE = 64           # images a step, over all processes together
-LEARNING_RATE = 2e-3      # the highest, of Adam; it rises briefly and then falls to 0
+EPOCHS = "auto"           # passes over the training images; "auto": 3, or more for 2 steps a pixel, up to 10,000 steps
+BATCH_SIZE = "auto"       # images a step, over all processes; "auto": 32 for up to 48x48 pixels, 16 for 96x96, 8 above
+OPTIMIZER = "muon"        # "muon": kernels by Muon, the rest by Adam; or "adam"
+LEARNING_RATE = 2e-3      # the highest; it rises briefly and then falls to 0
 SEED = 0                  # of the weights, the order of the images and the revival of codes
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 DOWNSAMPLE = 4            # pixels a code stands for along each side: 2, 4, 8 or 16
 HIDDEN = 64               # channels of encoder and decoder
 RESIDUAL_BLOCKS = 2       # in the encoder, and as many in the decoder
 RESIDUAL_HIDDEN = 32      # channels inside a residual block
-NUM_CODES = 128           # K, entries in the codebook
+NUM_CODES = "auto"        # K, entries in the codebook; "auto": 128 for images of up to 48x48 pixels, 512 above
 CODE_DIM = 64             # D, size of a codebook entry
 CODEBOOK = "ema"          # how it learns: "ema" (moving averages) or "gradient" (the codebook loss)
 EMA_DECAY = 0.97          # of the moving averages, per step; nearer to 1 is slower and smoother
@@ -80,16 +82,30 @@ def metrics(totals: dict[str, Tensor]) -> dict[str, float]:
             "codes_used": (counts > 0).float().mean().item()}
 
 
+def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> None:
+    """Set the constants that are "auto" from the number and the size of the training images."""
+    pixels = height * width
+    auto = {"BATCH_SIZE": 32 if pixels <= 48**2 else 16 if pixels <= 96**2 else 8,
+            "NUM_CODES": 128 if pixels <= 48**2 else 512}
+    for name, value in auto.items():
+        if getattr(args, name) == "auto":
+            setattr(args, name, value)
+    if args.EPOCHS == "auto":
+        args.EPOCHS = max(3, math.ceil(min(2 * pixels, 10_000) / math.ceil(count / args.BATCH_SIZE)))
+
+
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     reading = Reading(*(getattr(args, name.upper()) for name in Reading._fields))
     lock, data = begin(args, reading)
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
+    fit_to(args, len(train.images), height, width)
     model = VQVAE(configure(VQVAEConfig, args, channels=channels))
     model.to(device, memory_format=torch.channels_last)
     devices.join(model.quantizer)
-    optimizer = AdamW((weight for weight in model.parameters() if weight.requires_grad), args.LEARNING_RATE)
+    optimizer = {"muon": Muon, "adam": AdamW}[args.OPTIMIZER](
+        (weight for weight in model.parameters() if weight.requires_grad), args.LEARNING_RATE)
     run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS,
               line="MSE {mse:.5f}, PSNR {psnr:.2f} dB, perplexity {perplexity:.1f}, codes used {codes_used:.1%}",
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT,
