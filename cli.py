@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from modules import CODEBOOKS, DOWNSAMPLES
+from modules import ARCHITECTURES, CODEBOOKS, DOWNSAMPLES
 
 
 class UserError(Exception):
@@ -111,6 +111,7 @@ RULES = {
     "RESIDUAL_HIDDEN": Rule(int, low=1, high=8192),
     "NUM_CODES": Rule(int, low=2, high=32768, words=("auto",)),
     "CODE_DIM": Rule(int, low=2, high=8192),
+    "ARCHITECTURE": Rule(str, choices=ARCHITECTURES),
     "CODEBOOK": Rule(str, choices=CODEBOOKS),
     "EMA_DECAY": Rule(float, low=0, high=0.999999),
     "COMMITMENT_COST": Rule(float, low=0),
