@@ -62,7 +62,7 @@ class Sampler:
         self.model = model
         self.batch_size, self.width = batch_size, width
         self.options = (temperature, top_k, top_p)
-        device = model.embedding.weight.device
+        device = next(model.parameters()).device
         self.labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.uniform = torch.zeros(batch_size, width, device=device)
         self.known = torch.full((batch_size, width), -1, device=device)

@@ -20,7 +20,7 @@ from training import Run
 
 
 def test_a_continued_epoch_gets_the_rest_of_the_batches(tmp_path):
-    args = cli.parse(vars(train_vqvae), ["--batch-size", "3", "--output-dir", str(tmp_path)])
+    args = cli.parse(vars(train_vqvae), ["--epochs", "3", "--batch-size", "3", "--output-dir", str(tmp_path)])
     model = VQVAE(VQVAEConfig(1, 8, 1, 4, 4, 8, 4))
 
     def batches(step):
