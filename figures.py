@@ -12,6 +12,8 @@ from torch import Tensor
 from files import atomic
 
 GAP = 2            # pixels between the images of a grid
+THUMBNAIL = 96     # pixels of the longer side of an image in a labelled picture, or about so many
+LINE = 18          # pixels of a line of text in it
 SMALLEST_SIDE = 56  # images of a grid below this are enlarged by a whole factor, so that a person can see them
 
 
@@ -51,6 +53,42 @@ def _sheet(images: Tensor, columns: int = 0) -> np.ndarray:
     return sheet.transpose(1, 2, 0)
 
 
+def save_labelled(strips: dict[str, Tensor], path: Path, across: int, comment: str) -> None:
+    """Write a PNG of uint8 images (N, C, H, W) under the text that each strip of them goes by, "" for none.
+
+    across: images beside each other; shorter strips stand side by side. comment: a text in the file.
+    """
+    import matplotlib
+    from PIL import ImageDraw, ImageFont, PngImagePlugin
+    first = next(iter(strips.values()))
+    height, width = first.shape[2:]
+    scale = THUMBNAIL / max(height, width)
+    scale = max(1, round(scale)) if scale > 0.75 else scale  # pixels stay square and sharp
+    height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    if list(strips) == [""]:
+        strips = {(" " * row): images for row, images in enumerate(first.split(across))}
+    each = max(len(images) for images in strips.values())
+    columns = min(len(strips), max(1, across // each))
+    title = LINE if any(text.strip() for text in strips) else 0
+    wide, tall = each * (width + GAP) + 4 * GAP, height + title + 2 * GAP
+    sheet = Image.new("RGB", (columns * wide, math.ceil(len(strips) / columns) * tall), "white")
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), LINE * 2 // 3)
+    draw = ImageDraw.Draw(sheet)
+    for number, (text, images) in enumerate(strips.items()):
+        left, top = number % columns * wide + GAP, number // columns * tall + GAP
+        text = " ".join(text.encode(errors="replace").decode().split())
+        while draw.textlength(text, font) > wide - 4 * GAP:
+            text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
+        draw.text((left, top), text, "black", font)
+        for place, image in enumerate(images.cpu().permute(0, 2, 3, 1).numpy()):
+            picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+            how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+            sheet.paste(picture.resize((width, height), how), (left + place * (width + GAP), top + title))
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", comment)
+    _save(sheet, path, pnginfo=info)
+
+
 def save_strips(strips: dict[str, Tensor], title: str, path: Path) -> None:
     """Plot a strip of images (N, C, H, W) in [0, 1] for each label, which stands at its left."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -71,9 +109,9 @@ def save_strips(strips: dict[str, Tensor], title: str, path: Path) -> None:
     _save_figure(figure, path)
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(picture: Image.Image, path: Path, **options: Any) -> None:
     with atomic(path) as file:
-        picture.save(file, "PNG")
+        picture.save(file, "PNG", **options)
 
 
 def save_latents(images: Tensor, copies: Tensor, z_e: Tensor, z_q: Tensor, codes: Tensor, channel: int, num_codes: int,

@@ -179,7 +179,7 @@ class Yardstick:
         self.inception = Inception(device) if args.INCEPTION else None
         self.data = dataset.load(self.args.DATASET, self.args.DATA_DIR, self.args.LIMIT,
                                  Reading(**self.stored["data"]["reading"]))
-        train, _, test, class_names = self.data
+        train, _, test, class_names = self.data[:4]
         checkpoint.check_images(self.stored, test.images)
         for prior, _ in found:
             if prior["data"]["class_names"] != class_names:

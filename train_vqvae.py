@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import dataset
 import devices
+import summary
 from cli import run as run_script
 from codes import perplexity, psnr
 from decode import Reading
@@ -32,6 +33,7 @@ NIFTI_SCALE = "volume"    # intensities are scaled to 8 bits over each "slice" o
 NIFTI_LOW = 0.5           # ... from this percentile, which becomes black ...
 NIFTI_HIGH = 99.5         # ... to this one, which becomes white
 MAX_UNREADABLE = 0.01     # share of a folder's image files that may be left out because they cannot be decoded
+CLASSES = "auto"          # of a folder: by the rule in README.md; "folders": its first folders; "none": no classes
 EPOCHS = 3                # passes over the training images
 BATCH_SIZE = 64           # images a step, over all processes together
 LEARNING_RATE = 2e-3      # the highest, of Adam; it rises briefly and then falls to 0
@@ -82,6 +84,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     reading = Reading(*(getattr(args, name.upper()) for name in Reading._fields))
     lock, data = begin(args, reading)
+    summary.show(args.DATASET, data, args.OUTPUT_DIR)
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
     model = VQVAE(configure(VQVAEConfig, args, channels=channels))
