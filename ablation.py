@@ -1,10 +1,10 @@
-"""Take the parts of generating away one by one: is the prior needed, and what does the sampling layer do?
+"""Replace the parts of generating one by one: is the prior needed, and what does sampling do?
 
-Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR; writes `ablation.json`, the table, and
+Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR. Writes `ablation.json`, the table, and
 `ablation.png`, a strip of images of every row. The rows, all decoded by the same VQ-VAE:
-    the encoder's own codes, of the very test images that all is held against: no prior can be as near
-    the prior sampled at several temperatures, and its likeliest code at every place (argmax) instead of sampling
-    codes drawn independently: at their frequency at every position, at their frequency, uniformly
+    the encoder's codes of the test images that every row is compared with, as an upper bound for any prior
+    the prior sampled at several temperatures, and its likeliest code at every position (argmax)
+    independent codes: by their frequency at each position, by their frequency overall, uniform
 
 The columns are those of evaluate.py, and `distinct`: the number of different grids of codes over the number of grids.
 """
@@ -16,14 +16,16 @@ from torch import Tensor
 import devices
 from cli import run as run_script
 from codes import distinct, draw_independent
-from metrics import Row, Yardstick
+from judge import load_judge, load_subject
+from metrics import Inception
+from report import Row, write_report
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
 PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
 DATASET = None            # the images to measure with; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the training and of the test part; 0: all
-NUM_SAMPLES = 10_000      # images in every row, but no more than the test split has
+NUM_SAMPLES = 10_000      # images in every row; at most as many as the test split has
 TEMPERATURES = "0.7 1.0 1.3"  # at which the prior is sampled: they divide the logits
 CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier behind the table
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
@@ -37,21 +39,24 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    yard = Yardstick(args, device)
-    [(prior, model)] = yard.priors.items()
-    rows = {"real images": Row(yard.originals, yard.floor)}
+    inception = Inception(device) if args.INCEPTION else None  # first, as it may fail
+    subject = load_subject(args, device)
+    judge = load_judge(subject, inception)
+    [(prior, model)] = subject.priors.items()
+    rows = {"real images": Row(subject.originals, judge.baseline)}
 
     def add(name: str, codes: Tensor, asked: bool) -> None:
-        images = yard.decoded(codes)
-        rows[name] = Row(images, yard.measure(images, asked) | {"distinct": distinct(codes)})
+        images = subject.decoded(codes)
+        rows[name] = Row(images, judge.measure(images, asked) | {"distinct": distinct(codes)})
 
-    add("the encoder's codes", yard.test_codes[yard.chosen], asked=True)
+    add("the encoder's codes", subject.test_codes[subject.chosen], asked=True)
     for temperature in (*map(float, args.TEMPERATURES.split()), 0.0):
         name = f"{prior}, T = {temperature:g}" if temperature else f"{prior}, argmax"
-        add(name, yard.draw(prior, temperature), asked=model.num_classes > 0)
-    for name, probabilities in yard.independent.items():
-        add(name, draw_independent(probabilities, yard.count, args.SEED), asked=False)
-    yard.report(rows, "ablation", "Is the prior needed, and what does sampling do?")
+        add(name, subject.draw(prior, temperature), asked=model.num_classes > 0)
+    for name, probabilities in subject.independent.items():
+        add(name, draw_independent(probabilities, subject.count, args.SEED), asked=False)
+    write_report(rows, subject.shown, subject.args, "ablation", "Is the prior needed, and what does sampling do?",
+                 images_per_row=subject.count, classifier_accuracy=judge.accuracy)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Measure the speed of sampling, training, quantizing, encoding and starting; print a table and write it as JSON.
 
-Every figure is a median over repeats, after a warm-up, with the smallest and the largest beside it. What is
-compared is run in turn in the same process, and a ratio is the median of the ratios of each turn. The yardsticks
-are one forward pass over the grids that are sampled (all the multiplications a sampler needs), and the rate of a
-large matrix product for training.
+Every figure is the median over repeats, after a warm-up, with the smallest and the largest value beside it. Functions
+that are compared run in turn in one process, and a ratio is the median of the ratios of each turn. Sampling is compared
+with one forward pass over the same grids, which has all the multiplications that a sampler needs. Training is compared
+with the rate of a large matrix product.
 """
 import argparse
 import copy
@@ -29,9 +29,9 @@ from cli import run as run_script
 from codes import cross_entropy
 from files import atomic
 from modules import VQVAE, PixelCNN, PixelCNNConfig, VQVAEConfig, sample
+from optimizers import AdamW
 from priors import PRIORS
 from sampler import make_sampler, uniforms
-from training import AdamW
 
 OUTPUT_DIR = "output"     # where benchmark.json is written
 REPEATS = 5               # turns that are counted, after one that is not
@@ -39,10 +39,10 @@ GRIDS = "8 16 32"         # sizes of the square grids to sample, in codes
 BATCHES = "1 16 64"       # how many grids at once
 PER_CODE_GRIDS = "8 16 32 64"  # sizes of the grids for the cost of a code
 PER_CODE_BATCH = 16       # grids at once for the cost of a code
-PLAIN_CODES = 2           # codes that the plain loop draws; its time for a whole grid is scaled from them
+PLAIN_CODES = 2           # codes that the plain loop draws; its time for a whole grid is extrapolated from them
 COMPILED = True           # also measure compiled training steps, which compile for a minute or two first
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
-SEED = 0                  # of weights and data, which do not matter to the figures
+SEED = 0                  # of weights and data, which do not affect the figures
 
 PRIOR = {"num_codes": 512, "num_classes": 10, "hidden": 64, "layers": 15, "kernel_size": 3}
 MNIST_PRIORS = {"pixelcnn": {"hidden": 64, "layers": 6, "kernel_size": 3},  # as the README trains them
@@ -54,7 +54,7 @@ MATRIX = 2048             # rows and columns of the matrix product
 
 
 class Turns:
-    """Functions timed in turn, A B C A B C ..., so that a machine whose speed drifts treats them alike."""
+    """Functions timed in turn, A B C A B C ..., so that a drift of the machine's speed affects all of them alike."""
 
     def __init__(self, device: torch.device, repeats: int, **functions: Callable[[], Any]):
         self.times: dict[str, list[float]] = {name: [] for name in functions}
@@ -89,7 +89,7 @@ def show(figure: dict[str, float], unit: str = "", scale: float = 1.0) -> str:
 
 
 def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every sampler against one forward pass over the same grids, and against the plain loop."""
+    """Every sampler, compared with one forward pass over the same grids and with the plain loop."""
     model = PixelCNN(PixelCNNConfig(**PRIOR))
     rows = [race(model, f"sample {batch} x {size}x{size}", batch, size, device, args)
             for size in map(int, args.GRIDS.split()) for batch in map(int, args.BATCHES.split())]
@@ -102,7 +102,7 @@ def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
 
 def race(model: nn.Module, what: str, batch: int, size: int, device: torch.device,
          args: argparse.Namespace) -> dict[str, Any]:
-    """A row of the table of samplers: `batch` square grids of `size` codes a side."""
+    """A row of the table of samplers, for `batch` square grids of `size` codes a side."""
     model.to(device, memory_format=torch.channels_last).eval()
     uniform = uniforms(args.SEED, 0, batch, size, size).to(device)
     labels = torch.arange(batch, device=device) % model.num_classes
@@ -130,7 +130,7 @@ def race(model: nn.Module, what: str, batch: int, size: int, device: torch.devic
 
 
 def cost_per_code(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Microseconds that one step of the sampler, the codes of one place in every grid, costs at each size of grid."""
+    """Microseconds that a step of the sampler takes at each grid size; a step draws one code in every grid."""
     model = PixelCNN(PixelCNNConfig(**PRIOR)).to(device).eval()
     sizes = [int(size) for size in args.PER_CODE_GRIDS.split()]
     labels = torch.arange(args.PER_CODE_BATCH) % PRIOR["num_classes"]
@@ -149,7 +149,7 @@ def cost_per_code(device: torch.device, args: argparse.Namespace) -> list[dict[s
 
 
 def training_step(network: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Callable[[], None]:
-    """A training step as the scripts make it: forward, backward, fused optimiser, bf16 autocast on CUDA."""
+    """A training step as in the scripts: forward, backward, fused optimiser; bf16 autocast on CUDA."""
     optimizer = AdamW((weight for weight in network.parameters() if weight.requires_grad), 1e-4)
 
     def step() -> None:
@@ -162,7 +162,7 @@ def training_step(network: nn.Module, loss: Callable[[], Tensor], device: torch.
 
 
 def convolutions(network: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Callable[[], None]:
-    """Those of a training step alone, forward and backward, one after the other: a step with all else for free."""
+    """The convolutions of a training step alone, forward and backward: a step whose other operations take no time."""
     calls = []
 
     def note(convolution: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -176,12 +176,12 @@ def convolutions(network: nn.Module, loss: Callable[[], Tensor], device: torch.d
     for hook in hooks:
         hook.remove()
 
-    def run() -> None:
+    def convolve() -> None:
         for convolution, x, grad in calls:
             with autocast:
-                output = convolution.forward(x)  # without the hooks, which autograd.grad does not get along with
+                output = convolution.forward(x)  # `forward` skips module hooks, which autograd.grad cannot handle
             torch.autograd.grad(output, [*([x] if x.requires_grad else []), *convolution.parameters()], grad)
-    return run
+    return convolve
 
 
 def flops(work: Callable[[], Any]) -> int:
@@ -192,8 +192,9 @@ def flops(work: Callable[[], Any]) -> int:
 
 
 def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Steps of both trainings in images a second, FLOP/s, and as a share of the rate of a matrix product; and their
-    convolutions alone, whose share no step of the same convolutions can exceed by much.
+    """Training steps of VQ-VAE and PixelCNN in images/s, FLOP/s, and as a share of the rate of a matrix product.
+
+    The same for their convolutions alone, whose share is close to the most that a whole step can reach.
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     left, right = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
@@ -228,7 +229,7 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
 
 
 def throughput(what: str, turns: Turns, name: str, operations: int, count: int) -> dict[str, Any]:
-    """A row of the table of training: work of so many operations, over `count` images, beside a matrix product."""
+    """A row of the table of training. operations: of one turn of `name`, in FLOP, over `count` images."""
     times = turns.times[name]
     row = {"what": what, "seconds": turns.seconds(name), "images_per_second": spread([count / t for t in times]),
            "gflops": spread([operations / t / 1e9 for t in times]),
@@ -239,7 +240,7 @@ def throughput(what: str, turns: Turns, name: str, operations: int, count: int) 
 
 
 def the_rest(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The quantizer alone, encoding a data set, and the start of a script."""
+    """The quantizer alone, the encoding of a data set, and the start of a script."""
     model = VQVAE(VQVAEConfig(**STANDARD)).to(device, memory_format=torch.channels_last).eval()
     z_e = torch.randn(256, STANDARD["code_dim"], 8, 8, device=device)
     images = torch.randint(256, (2048, 3, 32, 32), dtype=torch.uint8, device=device)

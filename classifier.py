@@ -1,4 +1,4 @@
-"""A small classifier of images: sets of images are compared in its features by evaluate.py and ablation.py."""
+"""A small classifier of images, in whose features evaluate.py and ablation.py compare sets of images."""
 import math
 from dataclasses import dataclass
 
@@ -11,7 +11,9 @@ import dataset
 from dataset import Data
 
 BATCH_SIZE = 128
-LEARNING_RATE = 2e-3  # the highest, of AdamW
+LEARNING_RATE = 2e-3  # of AdamW at the peak of its schedule
+WEIGHT_DECAY = 0.01
+SHIFT = 14            # training images are shifted by up to a 14th of their size: 2 pixels of 28
 
 
 @dataclass
@@ -28,8 +30,7 @@ class ClassifierConfig:
 class Classifier(nn.Module):
     """A small convolutional network that names the class of images of one size.
 
-    Convolutions of stride 2 until a side is at most 8, then a hidden layer: its output is the features in which sets of
-    images are compared.
+    Convolutions of stride 2 until both sides are at most 8, then a hidden layer, whose output is the features.
     """
 
     def __init__(self, config: ClassifierConfig):
@@ -51,12 +52,12 @@ class Classifier(nn.Module):
 
 @torch.enable_grad()
 def train_classifier(data: Data, epochs: int, device: torch.device) -> Classifier:
-    """A classifier trained on the training split, in eval mode. It is the yardstick, so SEED does not change it."""
+    """A classifier trained on the training split, in eval mode. It does not depend on SEED, so that runs compare."""
     torch.manual_seed(0)
     images, labels = data.train
     model = Classifier(ClassifierConfig(*images.shape[1:], len(data.class_names))).to(device)
     steps = epochs * math.ceil(len(images) / BATCH_SIZE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     order = [part for _ in range(epochs) for part in torch.randperm(len(images)).tensor_split(steps // epochs)]
     split = data.train.to(device)
@@ -71,8 +72,8 @@ def train_classifier(data: Data, epochs: int, device: torch.device) -> Classifie
 
 
 def _shifted(images: Tensor) -> Tensor:
-    """A batch (B, C, H, W) shifted by up to a fourteenth of its size, 2 pixels of 28, its edges continued."""
+    """A batch (B, C, H, W) shifted by a random amount, its edges repeated."""
     height, width = images.shape[2:]
-    y, x = height // 14, width // 14
+    y, x = height // SHIFT, width // SHIFT
     top, left = (int(torch.randint(2 * most + 1, ())) for most in (y, x))
     return F.pad(images, (x, x, y, y), mode="replicate")[:, :, top:top + height, left:left + width]

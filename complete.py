@@ -1,15 +1,15 @@
-"""Complete images: a part of each is given, the prior draws codes for the rest, several times.
+"""Complete images: a part of each is given, and the prior draws codes for the rest, several times.
 
-Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR; writes `completion_<i>_<j>.png`, the j-th
-completion of image i, and the grid `completions.png` there, a row for each image: the original, what was given of it,
-and the completions.
+Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR. Writes `completion_<i>_<j>.png`, the j-th
+completion of image i, and the grid `completions.png`, a row for each image: the original, its given part, and the
+completions.
 
-MASK says which codes of the grid are given; what was given of the image are the pixels that they stand for. The rest
-is painted over, outwards from what is given, before the image is encoded: no hidden pixel has a say, though the
-encoder looks beyond a code's own pixels. Completions are decoded whole, so their given part is a reconstruction.
+MASK says which codes of the grid are given, and so which pixels: those that these codes stand for. Hidden pixels are
+filled in before encoding, outwards from the given ones, so that none leaks through the encoder's receptive field. The
+whole grid of codes is decoded, so the given part of a completion is a reconstruction.
 
-The prior draws in raster order. With the top given, each code is drawn knowing all that is given; with another mask it
-is drawn without knowing the given codes that come after it.
+The prior draws in raster order. With the top given, each code is drawn knowing all given codes; with another mask it is
+drawn without the given codes that come after it.
 """
 import argparse
 from pathlib import Path
@@ -24,6 +24,7 @@ import dataset
 import decode
 import devices
 import figures
+import testset
 from cli import UserError
 from cli import run as run_script
 from decode import Reading
@@ -43,16 +44,16 @@ TEMPERATURE = 1.0         # divides the logits: below 1 plays safe, above 1 is b
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
 TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
 SEED = 0                  # of the choice of images and of the draws: the same seed gives the same completions
-BATCH_SIZE = 64           # grids drawn at once
+BATCH_SIZE = 64           # grids drawn, and images encoded, at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
 
 def read_mask(mask: str, height: int, width: int, side: int) -> Tensor:
-    """Which codes are given of an image of this size, where a code stands for `side` pixels a side: a bool for each.
+    """A bool for each code: whether it is given. height, width: of the image; side: pixels a side that a code covers.
 
-    "top" and the other sides: the codes whose middle is in that half of the image; "center": those in the middle half
-    of either side; a file: those of which every pixel is given, white in its image when that is made grey and resized.
-    UserError if it is none of these, or gives no code or all of them.
+    mask "top", "bottom", "left" or "right" gives the codes whose centre lies in that half of the image; "center" those
+    whose centre lies in the middle half of both sides. An image file is made grey and resized to the image; it gives
+    the codes of which every pixel is white. UserError for any other mask, and if no code or every code is given.
     """
     rows, columns = grid_size(height, width, side)
     row = ((torch.arange(rows) + 0.5) * side / height).view(-1, 1).expand(rows, columns)
@@ -74,8 +75,10 @@ def read_mask(mask: str, height: int, width: int, side: int) -> Tensor:
 
 
 def paint_over(images: Tensor, given: Tensor) -> Tensor:
-    """Images (N, C, H, W) with new pixels where given (H, W) is False: ring by ring outwards from those that are
-    given, each the mean of its neighbours of the rings before.
+    """Images (N, C, H, W) with the pixels replaced where given (H, W) is False.
+
+    The replacement works outwards from the given pixels, ring by ring: each pixel is the mean of its neighbours in
+    earlier rings.
     """
     known = given.float().expand(1, 1, *given.shape)
     images = images * known
@@ -100,41 +103,47 @@ def main(args: argparse.Namespace) -> None:
     height, width = prior["grid"]
     side = vqvae.config.downsample
     given = read_mask(args.MASK, stored["data"]["height"], stored["data"]["width"], side)
-    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, Reading(**stored["data"]["reading"]))
-    checkpoint.check_images(stored, data.test.images)
-    if args.NUM_IMAGES > len(data.test.images):
-        raise UserError(f"NUM_IMAGES (--num-images) of {args.NUM_IMAGES} is more than the {len(data.test.images)} test "
-                        f"images")
+    data = testset.load(args, stored)
+    images = data.test.images
+    testset.check_enough(images, args.NUM_IMAGES)
     if args.CLASS_GIVEN and data.class_names != prior["data"]["class_names"]:
         raise UserError("CLASS_GIVEN (--class-given): the classes of DATASET are not those that the prior learnt")
-    chosen = torch.randperm(len(data.test.images), generator=torch.Generator().manual_seed(args.SEED))[:args.NUM_IMAGES]
-    originals = dataset.to_float(data.test.images[chosen]).to(device)
+    chosen = testset.choose(images, args.NUM_IMAGES, args.SEED)
     labels = data.test.labels[chosen] if args.CLASS_GIVEN and model.num_classes \
         else torch.full_like(chosen, model.num_classes)
-    shape = originals.shape[2:]
-    pixels = given.repeat_interleave(side, 0).repeat_interleave(side, 1)[:shape[0], :shape[1]].to(device)
-    known = vqvae.encode(paint_over(originals, pixels)).masked_fill(~given.to(device), -1)
+    size = images.shape[2:]
+    pixels = given.repeat_interleave(side, 0).repeat_interleave(side, 1)[:size[0], :size[1]].to(device)
+
+    def originals(index: Tensor) -> Tensor:
+        return dataset.to_float(images[index]).to(device)
+
+    known = torch.cat([vqvae.encode(paint_over(originals(part), pixels)).cpu()
+                       for part in chosen.split(args.BATCH_SIZE)]).masked_fill(~given, -1)
     numbers = torch.arange(args.NUM_IMAGES * args.NUM_COMPLETIONS)  # of the completions, image by image
     image = numbers // args.NUM_COMPLETIONS
     batch_size = min(args.BATCH_SIZE, len(numbers))
     sampler = make_sampler(model, batch_size, width, args.TEMPERATURE, args.TOP_K, args.TOP_P)
-    batches = numbers.split(batch_size)
-    completions = []
-    with tqdm(desc="completing", total=len(batches) * height, unit="row", leave=False) as bar:
-        for part in batches:
-            chance = uniforms(args.SEED, int(part[0]), len(part), height, width)
-            codes = sampler(labels[image[part]], chance, known[image[part].to(device)], on_row=bar.update)
-            completions.append(vqvae.decode(codes, *shape))
+    parts = numbers.split(batch_size)
     output = Path(args.OUTPUT_DIR)
-    completions = torch.cat(completions)
-    for number, completion in enumerate(completions):
-        i, j = divmod(number, args.NUM_COMPLETIONS)
-        figures.save_image(completion, output / f"completion_{i}_{j}.png")
-    shown = torch.where(pixels, originals, 0.5)
-    rows = torch.cat([originals[:, None], shown[:, None], completions.view(len(chosen), -1, *originals.shape[1:])], 1)
-    figures.save_grid(rows.flatten(0, 1), output / "completions.png", columns=rows.shape[1])
+    columns = 2 + args.NUM_COMPLETIONS
+    rows = min(args.NUM_IMAGES, max(1, figures.GRID_IMAGES // columns))
+    shown = []  # the images of the grid, row by row
+    with tqdm(desc="completing", total=len(parts) * height, unit="row", leave=False) as bar:
+        for part in parts:
+            chance = uniforms(args.SEED, int(part[0]), len(part), height, width)
+            codes = sampler(labels[image[part]], chance, known[image[part]].to(device), on_row=bar.update)
+            for number, completion in zip(part.tolist(), vqvae.decode(codes, *size)):
+                i, j = divmod(number, args.NUM_COMPLETIONS)
+                figures.save_image(completion, output / f"completion_{i}_{j}.png")
+                if i < rows:
+                    if j == 0:
+                        [original] = originals(chosen[i:i + 1])
+                        shown += [original, torch.where(pixels, original, figures.GREY)]
+                    shown.append(completion)
+    figures.save_grid(torch.stack(shown), output / "completions.png", columns)
+    first = f" of the first {rows}" if rows < args.NUM_IMAGES else ""
     print(f"wrote {args.NUM_COMPLETIONS} completions by {prior['stage']}.pt of each of {args.NUM_IMAGES} images to "
-          f"{output / 'completion_0_0.png'} ... and the grid {output / 'completions.png'}")
+          f"{output / 'completion_0_0.png'} ... and the grid {output / 'completions.png'}{first}")
 
 
 if __name__ == "__main__":

@@ -11,42 +11,67 @@ from torch import Tensor
 
 from files import atomic
 
-GAP = 2            # pixels between the images of a grid
-THUMBNAIL = 96     # pixels of the longer side of an image in a labelled picture, or about so many
-LINE = 18          # pixels of a line of text in it
-SMALLEST_SIDE = 56  # images of a grid below this are enlarged by a whole factor, so that a person can see them
+# grids, in pixels
+GREY = 0.5              # of the lines between images, of empty places and of hidden pixels
+GAP = 2                 # between images
+SMALLEST_SIDE = 56      # images with a shorter side are enlarged by a whole factor, so that a person can see them,
+LARGEST_SIDE = 224      # unless their longer side reaches this
+THUMBNAIL = 96          # `save_labelled`: the longer side of an image, or about so many ...
+LINE = 18               # ... and a line of text
+GRID_IMAGES = 400       # most images of a grid; a script that saves more shows the first of them
+
+# plots, in inches
+DPI = 110
+STRIP_WIDTH = 10        # `save_strips`: a strip of images
+STRIP_GAP = 0.1         # space below a strip and to its right
+LABEL_WIDTH = 3.4       # a strip's label, to its left
+LABEL_HEIGHT = 0.35     # two lines of text
+TITLE_HEIGHT = 0.3
+PICTURE_SIDE = 3        # `save_latents`: a picture with its colour bar
+HEADING_HEIGHT = 0.5    # the names of the columns
+PANEL_WIDTH = 5         # `save_curves`: a panel
+PANEL_HEIGHT = 3.4
 
 
 def save_image(image: Tensor, path: Path) -> None:
     """Write one image (C, H, W) in [0, 1], grey or RGB, as a PNG of its own size."""
-    pixels = image.detach().clamp(0, 1).mul(255).round().byte().cpu().permute(1, 2, 0).numpy()
-    _save(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), path)
+    _save(_to_bytes(image).transpose(1, 2, 0), path)
 
 
 def save_grid(images: Tensor, path: Path, columns: int = 0) -> None:
     """Write images (N, C, H, W) in [0, 1] as one PNG, row by row; columns: 0 makes it about square."""
-    sheet = _sheet(images, columns)
-    _save(Image.fromarray(sheet[:, :, 0] if sheet.shape[2] == 1 else sheet), path)
+    _save(_sheet(images, columns), path)
 
 
 def save_pairs(originals: Tensor, copies: Tensor, path: Path, columns: int) -> None:
     """Write images (N, C, H, W) in [0, 1] as one PNG, each with its copy below it, `columns` a row."""
     columns = min(columns, len(originals))
-    gaps = originals.new_full((-len(originals) % columns, *originals.shape[1:]), 0.5)
+    gaps = originals.new_full((-len(originals) % columns, *originals.shape[1:]), GREY)
     pairs = zip(*(torch.cat([images, gaps]).split(columns) for images in (originals, copies)))
     save_grid(torch.cat([torch.cat(pair) for pair in pairs]), path, columns)
+
+
+def _to_bytes(images: Tensor) -> np.ndarray:
+    return images.detach().clamp(0, 1).mul(255).round().byte().cpu().numpy()
+
+
+def _save(pixels: np.ndarray, path: Path, **options: Any) -> None:
+    """Write pixels (height, width, C), grey or RGB, as a PNG; options: of Pillow's writer."""
+    with atomic(path) as file:
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG", **options)
 
 
 def _sheet(images: Tensor, columns: int = 0) -> np.ndarray:
     """The pixels (height, width, C) of a grid of images, with grey lines between them."""
     count, channels, height, width = images.shape
     columns = min(count, columns or math.ceil(math.sqrt(count)))
-    factor = max(1, math.ceil(SMALLEST_SIDE / min(height, width))) if max(height, width) < 4 * SMALLEST_SIDE else 1
-    pixels = images.detach().clamp(0, 1).mul(255).round().byte().cpu().numpy()
+    factor = max(1, math.ceil(SMALLEST_SIDE / min(height, width))) if max(height, width) < LARGEST_SIDE else 1
+    pixels = _to_bytes(images)
     pixels = pixels.repeat(factor, 2).repeat(factor, 3)
     height, width = pixels.shape[2:]
     rows = math.ceil(count / columns)
-    sheet = np.full((channels, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), 128, np.uint8)
+    sheet = np.full((channels, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), round(255 * GREY),
+                    np.uint8)
     for i, image in enumerate(pixels):
         top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
         sheet[:, top:top + height, left:left + width] = image
@@ -86,49 +111,39 @@ def save_labelled(strips: dict[str, Tensor], path: Path, across: int, comment: s
             sheet.paste(picture.resize((width, height), how), (left + place * (width + GAP), top + title))
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", comment)
-    _save(sheet, path, pnginfo=info)
+    _save(np.asarray(sheet), path, pnginfo=info)
 
 
 def save_strips(strips: dict[str, Tensor], title: str, path: Path) -> None:
-    """Plot a strip of images (N, C, H, W) in [0, 1] for each label, which stands at its left."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Plot a strip of images (N, C, H, W) in [0, 1] for each label, with the label to its left."""
     sheets = [_sheet(images, len(images)) for images in strips.values()]
-    height, width = sheets[0].shape[:2]
-    strip = 10 * height / width  # in inches, as all of it: the labels take 3.4 of the width, the strips 10
-    pitch = max(strip, 0.35) + 0.1  # a label has two lines
-    tall = 0.4 + len(sheets) * pitch
-    figure = Figure(figsize=(13.5, tall))
-    FigureCanvasAgg(figure)
+    strip_height = STRIP_WIDTH * sheets[0].shape[0] / sheets[0].shape[1]
+    pitch = max(strip_height, LABEL_HEIGHT) + STRIP_GAP
+    width, height = LABEL_WIDTH + STRIP_WIDTH + STRIP_GAP, TITLE_HEIGHT + len(sheets) * pitch + STRIP_GAP
+    figure = _figure(width, height)
     for row, (label, sheet) in enumerate(zip(strips, sheets), start=1):
-        axis = figure.add_axes((3.4 / 13.5, 1 - (0.3 + row * pitch) / tall, 10 / 13.5, strip / tall))
+        axis = figure.add_axes((LABEL_WIDTH / width, 1 - (TITLE_HEIGHT + row * pitch) / height, STRIP_WIDTH / width,
+                                strip_height / height))
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=255)
         axis.set_axis_off()
         axis.text(-0.01, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=9)
-    figure.text(8.4 / 13.5, 1 - 0.2 / tall, title, ha="center", va="center", fontsize="large")
+    figure.text((LABEL_WIDTH + STRIP_WIDTH / 2) / width, 1 - 2 / 3 * TITLE_HEIGHT / height, title, ha="center",
+                va="center", fontsize="large")
     _save_figure(figure, path)
-
-
-def _save(picture: Image.Image, path: Path, **options: Any) -> None:
-    with atomic(path) as file:
-        picture.save(file, "PNG", **options)
 
 
 def save_latents(images: Tensor, copies: Tensor, z_e: Tensor, z_q: Tensor, codes: Tensor, channel: int, num_codes: int,
                  path: Path) -> None:
-    """Plot a row for each image: itself and its reconstruction (N, C, H, W), one channel of z_e and the same channel of
-    z_q (N, D, h, w) on one scale, and the map of its codes (N, h, w) in [0, num_codes).
+    """Plot a row for each image: the image and its copy (N, C, H, W), one channel of z_e and of z_q (N, D, h, w), both
+    on one scale, and the map of its codes (N, h, w) in [0, num_codes).
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(15, 0.5 + 3 * len(images)), layout="constrained")
-    FigureCanvasAgg(figure)
     latents = torch.stack([z_e[:, channel], z_q[:, channel]]).cpu().numpy()
     scales = [{"cmap": "gray", "vmin": 0, "vmax": 1}] * 2 \
         + [{"cmap": "viridis", "vmin": latents.min().item(), "vmax": latents.max().item()}] * 2 \
         + [{"cmap": "nipy_spectral", "vmin": 0, "vmax": num_codes - 1}]
     titles = ["original", "reconstruction", f"z_e (layer norm), channel {channel}", f"z_q, channel {channel}", "codes"]
-    for row, axes in enumerate(figure.subplots(len(images), 5, squeeze=False)):
+    figure = _figure(len(titles) * PICTURE_SIDE, HEADING_HEIGHT + PICTURE_SIDE * len(images), layout="constrained")
+    for row, axes in enumerate(figure.subplots(len(images), len(titles), squeeze=False)):
         pictures = [image[row].permute(1, 2, 0).cpu().numpy() for image in (images, copies)]
         pictures += [*latents[:, row], codes[row].cpu().numpy()]
         for axis, picture, title, scale in zip(axes, pictures, titles, scales):
@@ -144,12 +159,9 @@ def save_latents(images: Tensor, copies: Tensor, z_e: Tensor, z_q: Tensor, codes
 def save_curves(history: list[dict[str, Any]], panels: dict[str, list[str]], path: Path) -> None:
     """Plot columns of a history against its epochs, a row of two panels for each entry of `panels` (title: columns).
 
-    The left panel shows the whole run, the right one the later half of the epochs on a scale of its own.
+    The left panel shows all epochs, the right one the later half on a scale of its own.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(10, 3.4 * len(panels)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(2 * PANEL_WIDTH, PANEL_HEIGHT * len(panels), layout="constrained")
     late = history[len(history) // 2:]
     for axes, (title, columns) in zip(figure.subplots(len(panels), 2, squeeze=False), panels.items()):
         for axis, part, when in ((axes[0], history, "all epochs"), (axes[1], late, "later half")):
@@ -161,8 +173,17 @@ def save_curves(history: list[dict[str, Any]], panels: dict[str, list[str]], pat
     _save_figure(figure, path)
 
 
+def _figure(width: float, height: float, **options: Any) -> Any:
+    """A matplotlib figure, in inches, that draws without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib is slow to import
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(width, height), **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def _save_figure(figure: Any, path: Path) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=DPI)
     with atomic(path) as file:
         file.write(buffer.getbuffer())

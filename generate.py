@@ -81,7 +81,8 @@ def main(args: argparse.Namespace) -> None:
                                    f"continues") from None
     devices.wait()
     if devices.is_main():
-        shown = [decode.read(str(output / f"sample_{i}.png"), decode.Reading()) for i in range(min(400, len(labels)))]
+        shown = [decode.read(str(output / f"sample_{i}.png"), decode.Reading())
+                 for i in range(min(figures.GRID_IMAGES, len(labels)))]
         figures.save_grid(torch.cat(shown) / 255, output / "samples.png", len(classes) if 1 < len(classes) <= 20 else 0)
         print(f"wrote {args.NUM_SAMPLES} samples of {prior['stage']}.pt{told and ', ' + told}, to "
               f"{output / 'sample_0.png'} ... and the grid {output / 'samples.png'}")

@@ -1,7 +1,7 @@
-"""Put images through the VQ-VAE and measure what is lost.
+"""Reconstruct images with the VQ-VAE and measure the error.
 
-Reads `vqvae.pt` from OUTPUT_DIR; writes `reconstructed_image_0.png` ..., each original beside its reconstruction,
-the grid `reconstructions.png`, originals over reconstructions, and `latents.png`, what lies between them.
+Reads `vqvae.pt` from OUTPUT_DIR. Writes `reconstructed_image_0.png` ..., each original beside its reconstruction,
+the grid `reconstructions.png`, originals over reconstructions, and `latents.png`, what the quantizer takes and gives.
 
 MSE, PSNR and SSIM are scikit-image's, of images in [0, 1] (data range 1).
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
+from skimage.metrics import mean_squared_error, peak_signal_noise_ratio
 from torch import Tensor
 
 import checkpoint
@@ -22,9 +22,11 @@ import decode
 import devices
 import figures
 import folder
+import testset
 from cli import UserError
 from cli import run as run_script
 from decode import Reading
+from metrics import SSIM_WINDOW, similarity
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # a data set, a folder or one image file; None: the data set that the VQ-VAE was trained on
@@ -37,19 +39,9 @@ SEED = 0                  # of the choice of images
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
 
-def similarity(original: np.ndarray, copy: np.ndarray) -> float:
-    """SSIM of two images (C, H, W) in [0, 1] as Wang et al. (2004) define it: Gaussian window of sigma 1.5, 11 pixels
-    wide. The mean leaves out the 5 pixels at the edges, where the window meets mirrored ones; images of fewer than
-    11 pixels a side leave out fewer.
-    """
-    window = min(11, *(side - (side + 1) % 2 for side in original.shape[1:]))
-    return structural_similarity(original, copy, channel_axis=0, data_range=1.0, gaussian_weights=True, sigma=1.5,
-                                 use_sample_covariance=False, win_size=window)
-
-
 def find_images(args: argparse.Namespace, stored: dict) -> Tensor:
-    """The uint8 images (N, C, H, W) that DATASET offers: a test split, or all of a folder or file that the VQ-VAE was
-    not trained on, with the channels it needs but of any size. UserError if they do not fit it, or are too few.
+    """The uint8 images (N, C, H, W) of DATASET to choose from: a test split, or all images of a file or of a folder
+    that the VQ-VAE was not trained on, in its channels but of any size. UserError if they do not fit or are too few.
     """
     reading = Reading(**stored["data"]["reading"])._replace(image_size=args.IMAGE_SIZE)
     path = Path(args.DATASET)
@@ -70,10 +62,8 @@ def find_images(args: argparse.Namespace, stored: dict) -> Tensor:
                   f"than they should", file=sys.stderr)
             return images
         print(f"{args.DATASET} holds the training images of this run: drawing from its test split")
-    images = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading).test.images
-    checkpoint.check_images(stored, images)
-    if args.NUM_IMAGES > len(images):
-        raise UserError(f"NUM_IMAGES (--num-images) of {args.NUM_IMAGES} is more than the {len(images)} test images")
+    images = testset.load(args, stored, reading).test.images
+    testset.check_enough(images, args.NUM_IMAGES)
     return images
 
 
@@ -100,26 +90,31 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"LATENT_CHANNEL (--latent-channel): there is no channel {args.LATENT_CHANNEL}, z_e has "
                         f"{vqvae.config.code_dim}")
     images = find_images(args, stored)
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.SEED))[:args.NUM_IMAGES]
-    originals = dataset.to_float(images[chosen]).contiguous()
-    copies = torch.cat([vqvae(part.to(device)).images.clamp(0, 1).cpu() for part in originals.split(1)])
+    chosen = testset.choose(images, args.NUM_IMAGES, args.SEED)
     output = Path(args.OUTPUT_DIR)
-    rows = []
-    for number, (original, copy) in enumerate(zip(originals, copies)):
+    errors, shown = [], []
+    for number, index in enumerate(chosen):
+        original = dataset.to_float(images[index]).contiguous()
+        copy = vqvae(original[None].to(device)).images[0].clamp(0, 1).cpu()
         figures.save_grid(torch.stack([original, copy]), output / f"reconstructed_image_{number}.png", columns=2)
         pair = original.numpy(), copy.numpy()
-        rows.append((mean_squared_error(*pair), peak_signal_noise_ratio(*pair, data_range=1.0), similarity(*pair)))
-        print("image {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(number, *rows[-1]))
-    print("mean of {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(len(rows), *np.mean(rows, 0)))
-    if min(originals.shape[2:]) < 11:
-        print("SSIM: its window of 11 pixels is larger than these images and reaches over their edges")
+        errors.append((mean_squared_error(*pair), peak_signal_noise_ratio(*pair, data_range=1.0), similarity(*pair)))
+        print("image {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(number, *errors[-1]))
+        if 2 * number < figures.GRID_IMAGES:
+            shown.append((original, copy))
+    print("mean of {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(len(errors), *np.mean(errors, 0)))
+    if min(images.shape[2:]) < SSIM_WINDOW:
+        print(f"SSIM: its window of {SSIM_WINDOW} pixels is larger than these images and reaches over their edges")
+    originals, copies = (torch.stack(part) for part in zip(*shown))
     figures.save_pairs(originals, copies, output / "reconstructions.png", columns=10)
-    z_e = vqvae.quantizer.normalise(vqvae.latents(originals[:4].to(device))).permute(0, 3, 1, 2)
-    codes = vqvae.encode(originals[:4].to(device))
-    figures.save_latents(originals[:4], copies[:4], z_e, vqvae.quantizer.look_up(codes), codes, args.LATENT_CHANNEL,
+    originals, copies = originals[:4], copies[:4]  # rows of latents.png
+    z_e = vqvae.quantizer.normalise(vqvae.latents(originals.to(device))).permute(0, 3, 1, 2)
+    codes = vqvae.encode(originals.to(device))
+    figures.save_latents(originals, copies, z_e, vqvae.quantizer.look_up(codes), codes, args.LATENT_CHANNEL,
                          vqvae.config.num_codes, output / "latents.png")
-    print(f"wrote {output / 'reconstructed_image_0.png'} ..., the grid {output / 'reconstructions.png'}, originals "
-          f"over reconstructions, and {output / 'latents.png'}")
+    first = f" of the first {len(shown)}" if len(shown) < len(chosen) else ""
+    print(f"wrote {output / 'reconstructed_image_0.png'} ..., the grid {output / 'reconstructions.png'}{first}, "
+          f"originals over reconstructions, and {output / 'latents.png'}")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from priors import PixelSNAIL, Transformer, fourier
 
 
 def uniforms(seed: int, first: int, count: int, height: int, width: int) -> Tensor:
-    """(count, height, width) numbers in [0, 1): the chance in samples `first` to `first + count`.
+    """(count, height, width) numbers in [0, 1): the chance of samples `first` to `first + count` - 1.
 
-    Each sample has a generator of its own, so it is the same in whatever batch it is drawn.
+    Each sample has a generator of its own, so it does not depend on the batch in which it is drawn.
     """
     rows = [np.random.default_rng((seed, i)).random(height * width, np.float32) for i in range(first, first + count)]
     return torch.from_numpy(np.stack(rows)).view(count, height, width)
@@ -53,7 +53,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
 
 
 class Sampler:
-    """Draws batches of grids from one prior; make it once, with `make_sampler`, and call it for every batch.
+    """Draws batches of grids from one prior: `make_sampler` makes it once, and it is called for every batch.
 
     A subclass computes the logits, code by code.
     """
@@ -96,7 +96,7 @@ class Sampler:
         return grids
 
     def _start(self, height: int) -> None:
-        """Make ready for grids of this height and the classes in `labels`."""
+        """Prepare for grids of this height and the classes in `labels`."""
         raise NotImplementedError
 
     def _row(self, row: int, height: int) -> None:
@@ -104,7 +104,7 @@ class Sampler:
         raise NotImplementedError
 
     def _draw(self, column: int) -> Tensor:
-        """Draw the codes (B,) of one column of the row from `logits`, but for the known ones."""
+        """The codes (B,) of one column of the row: the known ones, the others drawn from `logits`."""
         drawn = draw(self.logits, self.uniform[:, column], *self.options)
         codes = torch.where(self.known[:, column] >= 0, self.known[:, column], drawn)
         self.codes[:, column] = codes
@@ -116,7 +116,7 @@ class Sampler:
 
 
 class PixelCNNSampler(Sampler):
-    """The two stacks of a PixelCNN; memory: a few rows of activations."""
+    """The two stacks of a PixelCNN. It holds a few rows of activations."""
 
     @torch.no_grad()
     def __init__(self, model: PixelCNN, batch_size: int, width: int, *options: float):
@@ -128,8 +128,8 @@ class PixelCNNSampler(Sampler):
         def taps(weight: Tensor) -> Tensor:  # (outputs, C, length) to the (length * C, outputs) matrix of a window
             return weight.permute(2, 1, 0).flatten(0, 1).contiguous()
 
-        # Weights as matrices; vertical_taps[l][j] carries a row into the row j below it. tanh(x) is taken as
-        # 2 sigmoid(2x) - 1, a fourth of its cost: features hold their first half doubled, see `_gate`.
+        # Weights as matrices; vertical_taps[l][j] is what a row adds to the row j below it. tanh(x) is computed as
+        # 2 sigmoid(2x) - 1, a fourth of its cost: the first half of all features is stored doubled, see `_gate`.
         double = torch.ones(2 * self.hidden, device=device)
         double[:self.hidden] = 2
         self.double = double
@@ -143,29 +143,29 @@ class PixelCNNSampler(Sampler):
         def zeros(*shape: int) -> list[Tensor]:
             return [torch.zeros(batch_size, *shape, device=device) for _ in model.blocks]
 
-        # Rows of inputs to each layer, with `reach` zero columns at either side; row 0 of v and h is the embedding.
+        # The inputs of each layer for one row, with `reach` zero columns at either side; v[0] and h[0] are embeddings.
         padded = (width + 2 * reach, self.hidden)
         self.v = zeros(*padded)
         self.h = zeros(*padded)
         self.v[0] = self.h[0]
-        self.h_features = zeros(width, 2 * self.hidden)  # what the vertical stack and the class give the horizontal
+        self.h_features = zeros(width, 2 * self.hidden)  # input of the horizontal stack from the vertical and the class
         rows = (batch_size * width, 2 * self.hidden)
         self.v_bias = [torch.zeros(rows, device=device) for _ in model.blocks]
         self.h_bias = [torch.zeros(rows, device=device) for _ in model.blocks]
-        # v_features[l][j]: what the rows so far give the features of the row j below the one to be drawn
+        # v_features[l][j]: the sum over the rows so far of what they add to the row j below the one to be drawn
         self.v_features = [[torch.zeros(rows, device=device) for _ in range(reach)] for _ in model.blocks]
         self.gates = torch.zeros(batch_size, 2 * self.hidden, device=device)  # of the code being drawn
         self.signal, self.valve = self.gates.chunk(2, 1)
-        self.half = torch.tensor(0.5, device=device)  # a number would be made a tensor anew for every code
+        self.half = torch.tensor(0.5, device=device)  # a Python number would become a new tensor for every code
         self.gated = torch.zeros(batch_size, self.hidden, device=device)
         self.last = torch.zeros(batch_size, self.hidden, device=device)  # the horizontal stack's output
         self.places = [self._places(column) for column in range(width)]
         self.graph = self._capture() if device.type == "cuda" and type(model) is PixelCNN else None
 
     def _places(self, column: int) -> list[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
-        """For each layer, what `_code` reads and writes at a column, as views made once: making them costs as much
-        as the sums. The features so far, the window of the layer's input, its last place (None: no residual), and
-        the place of the output.
+        """What `_code` reads and writes at a column, for each layer, as views made once: making a view takes as long
+        as adding to it. The features so far, the window of the layer's input, its last column (None: no residual), and
+        the output.
         """
         places = []
         for i, block in enumerate(self.model.blocks):
@@ -177,7 +177,7 @@ class PixelCNNSampler(Sampler):
         return places
 
     def _start(self, height: int) -> None:
-        # above the first row there is nothing but the biases and the class
+        # above the first row there are only the biases and the class
         conditions = self.model.condition(self.labels).chunk(len(self.model.blocks), 1)
         for i, (block, condition) in enumerate(zip(self.model.blocks, conditions)):
             v_condition, h_condition = condition[:, None].expand(-1, self.width, -1).flatten(0, 1).chunk(2, 1)
@@ -194,7 +194,7 @@ class PixelCNNSampler(Sampler):
             self._next_row(height - 1 - row)
 
     def _next_row(self, rows_below: int) -> None:
-        """Draw the next row into `codes`; rows_below: how many follow it, to do no work for rows that do not."""
+        """Draw the next row into `codes`; rows_below: how many rows follow it and need what it adds."""
         inside = slice(self.reach, self.reach + self.width)
         for i in range(len(self.model.blocks)):  # the vertical stack of the row
             if i == 0:
@@ -219,7 +219,7 @@ class PixelCNNSampler(Sampler):
         return torch.cat(columns, 2).view(self.batch_size * self.width, -1)
 
     def _carry(self, i: int, window: Tensor, rows_below: int) -> None:
-        """Add what this row gives to layer i's vertical features in the rows below it."""
+        """Add to the vertical features of layer i in the rows below this one."""
         for j in range(min(self.reach, rows_below)):
             so_far = self.v_features[i][j + 1] if j + 1 < self.reach else self.v_bias[i]
             torch.addmm(so_far, window, self.vertical_taps[i][j + 1], out=self.v_features[i][j])
@@ -251,7 +251,7 @@ class PixelCNNSampler(Sampler):
         return torch.mul(signal.sub_(self.half), valve, out=out)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        """A row as a CUDA graph. It runs as if all rows below were wanted: how many there are is not fixed."""
+        """A row as a CUDA graph. The number of rows below is not fixed, so it adds to as many as it can reach."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # warm-up: lets cuBLAS take its workspaces outside the capture
@@ -268,18 +268,18 @@ class PixelCNNSampler(Sampler):
 
 
 class Memory:
-    """The keys and values (B, places, C / heads) that one layer's attention has seen, place by place."""
+    """The keys and values (B, positions, C / heads) of one layer's attention so far."""
 
     def __init__(self, batch_size: int, places: int, channels: int, device: torch.device):
         self.keys, self.values = (torch.zeros(batch_size, places, channels, device=device) for _ in range(2))
 
     def add(self, place: int, key: Tensor, value: Tensor) -> None:
-        """Keep the key and the value (B, C / heads) of a place."""
+        """Keep the key and the value (B, C / heads) of a position."""
         self.keys[:, place] = key
         self.values[:, place] = value
 
     def look_up(self, query: Tensor, count: int) -> Tensor:
-        """Attention of query (B, C) to the first `count` places. Returns (B, C)."""
+        """Attention of query (B, C) to the first `count` positions. Returns (B, C)."""
         channels = self.keys.shape[2]
         query = query.reshape(len(self.keys), -1, channels) * channels**-0.5
         weights = torch.bmm(query, self.keys[:, :count].transpose(1, 2)).softmax(2)
@@ -287,7 +287,7 @@ class Memory:
 
 
 class PixelSNAILSampler(PixelCNNSampler):
-    """The stacks of a PixelCNN, and after some layers attention to all that was drawn before."""
+    """The stacks of a PixelCNN, with attention to all earlier codes after some layers."""
 
     def __init__(self, model: PixelSNAIL, batch_size: int, width: int, *options: float):
         super().__init__(model, batch_size, width, *options)
@@ -296,14 +296,14 @@ class PixelSNAILSampler(PixelCNNSampler):
 
     def _start(self, height: int) -> None:
         super()._start(height)
-        if height != self.height:  # in each memory the first place stays 0: there was nothing before
+        if height != self.height:  # the first position of each memory stays 0: nothing came before
             self.height, device = height, self.codes.device
             table = fourier(height, self.width, device)
             self.places_embedded = {i: layer.place(table) for i, layer in self.attention.items()}
             self.memories = {i: Memory(self.batch_size, 1 + height * self.width, self.hidden // layer.heads, device)
                              for i, layer in self.attention.items()}
         self.seen = 0  # codes so far
-        self.asked: dict[int, Tensor] = {}  # what each layer's attention was asked with last
+        self.asked: dict[int, Tensor] = {}  # features behind each layer's last query
 
     def _layer(self, i: int, column: int) -> None:
         super()._layer(i, column)
@@ -321,14 +321,14 @@ class PixelSNAILSampler(PixelCNNSampler):
 
 
 class TransformerSampler(Sampler):
-    """A transformer, one code at a time, that remembers the keys and values of the codes before."""
+    """A transformer, one code at a time, with the keys and values of the codes before."""
 
     @torch.no_grad()
     def __init__(self, model: Transformer, batch_size: int, width: int, *options: float):
         super().__init__(model, batch_size, width, *options)
         self.matrices = [[(layer.bias, layer.weight.T.contiguous()) for layer in
                           (block.query_key_value, block.out, block.mlp[0], block.mlp[2])] for block in model.blocks]
-        # the widest result: to take room for it anew for every code costs more than to fill it
+        # a buffer for the widest result: allocating it for every code takes longer than filling it
         self.wide = torch.zeros(batch_size, 4 * model.config.hidden, device=self.codes.device)
         self.height = 0
 
@@ -345,7 +345,7 @@ class TransformerSampler(Sampler):
             self._code(row * self.width + column, column)
 
     def _code(self, place: int, column: int) -> None:
-        """Draw the codes of one place, in raster order, that lies in this column."""
+        """Draw the codes of one position in raster order, which is in this column."""
         x = self.before + self.places[place]
         for block, memory, (ask, answer, widen, narrow) in zip(self.model.blocks, self.memories, self.matrices):
             query, key, value = torch.addmm(ask[0], block.norm_1(x), ask[1]).split(block.sizes, 1)

@@ -20,9 +20,10 @@ from cli import run as run_script
 from codes import cross_entropy, encode, to_images
 from decode import Reading
 from modules import VQVAE, grid_size
+from optimizers import AdamW
 from priors import PRIORS
 from sampler import draw_grids
-from training import AdamW, Run, begin, configure, means, over_processes, sum_over
+from training import Run, begin, configure, means, over_processes, sum_over
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on

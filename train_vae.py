@@ -21,8 +21,9 @@ from cli import run as run_script
 from codes import psnr, to_images
 from decode import Reading
 from modules import VQVAE
+from optimizers import AdamW
 from sampler import draw_grids
-from training import AdamW, Run, attempt, begin, means, over_processes, save_reconstructions, sum_over
+from training import Run, attempt, begin, means, over_processes, save_reconstructions, sum_over
 from vae import VAE, VAEConfig, distortion, kl
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt

@@ -7,6 +7,7 @@ Papers, cited by number in the code:
 [1] van den Oord et al., Neural Discrete Representation Learning, 2017, arXiv:1711.00937
 """
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from cli import run as run_script
 from codes import perplexity, psnr
 from decode import Reading
 from modules import VQVAE, VQVAEConfig
-from training import AdamW, Run, begin, configure, means, over_processes, save_reconstructions, sum_over
+from optimizers import AdamW
+from training import Run, begin, configure, means, over_processes, save_reconstructions, sum_over
 
 DATASET = "glyphs"        # "glyphs" (drawn here, no download), a torchvision name (mnist, cifar10, ...) or a folder
 DATA_DIR = "data"         # where data sets are kept, or downloaded to
@@ -116,7 +118,11 @@ def main(args: argparse.Namespace) -> None:
                       draw=lambda: save_reconstructions(model, validation.images, args.BATCH_SIZE, path))
 
     model.load_state_dict(run.best)
-    run.finish(metrics(sum_over(terms, model, args.BATCH_SIZE, test.images)))
+    result = metrics(sum_over(terms, model, args.BATCH_SIZE, test.images))
+    run.finish(result)
+    if result["codes_used"] < 0.5 and devices.is_main():
+        print(f"only {result['codes_used']:.0%} of the codebook is in use: try --codebook ema, or a higher "
+              f"--revive-below", file=sys.stderr)
     lock.release()
 
 

@@ -11,10 +11,9 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, fields
-from inspect import unwrap
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,22 +43,6 @@ CHECK_EVERY = 10   # steps between looks at the loss: each look waits for the de
 PICTURED = 32      # validation images in the picture of an epoch
 PLOT_EVERY = 30    # seconds between plots of the curves, which take a second
 COMPILE_FROM = 20_000  # steps of a run from which compiling, a minute or so, pays off on CUDA
-
-
-class AdamW(torch.optim.AdamW):
-    """torch's own, fused where the device has that; without weight decay it is Adam."""
-
-    def __init__(self, weights: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999),
-                 weight_decay: float = 0.0):
-        weights = list(weights)
-        super().__init__(weights, lr, betas, weight_decay=weight_decay, fused=weights[0].device.type != "mps")
-
-    # torch wraps these in what imports torch._dynamo: 0.9 s of every start (median of three), and nothing is compiled
-    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
-    state_dict = unwrap(torch.optim.AdamW.state_dict)
-    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
-    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
-    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
 def configure(config: type, args: argparse.Namespace, **more: Any) -> Any:

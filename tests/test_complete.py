@@ -138,11 +138,28 @@ def test_hidden_pixels_have_no_say(script, run, monkeypatch):
 
 
 def test_the_class_can_be_given(script, run):
+    content = torch.load(run / "pixelcnn.pt", weights_only=True)
+    weight = content["model"]["condition.weight"]  # hardly trained; so large a condition changes every draw
+    weight.copy_(10 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    torch.save(content, run / "pixelcnn.pt")
     flags = ["--output-dir", run, *FEW, "--temperature", 2]
     assert script("complete", *flags).status == 0
     without = completions(run)
     assert script("complete", *flags, "--class-given").status == 0
     assert completions(run) != without
+
+
+def test_a_grid_shows_the_first_images_and_says_so(script, run, monkeypatch):
+    flags = ["--output-dir", run, *FEW]
+    assert " of the first " not in script("complete", *flags).out
+    whole = Image.open(run / "completions.png")
+    for most, rows in ((9, 2), (1, 1)):
+        monkeypatch.setattr(figures, "GRID_IMAGES", most)
+        outcome = script("complete", *flags)
+        assert outcome.out.endswith(f"completions.png of the first {rows}\n")
+        part, expected = Image.open(run / "completions.png"), whole.crop((0, 0, whole.width, 58 * rows + 2))
+        assert part.size == expected.size and part.tobytes() == expected.tobytes()
+    assert (run / "completion_2_1.png").exists()
 
 
 @pytest.mark.parametrize("colour, amount", [(0, "none"), (255, "all")])

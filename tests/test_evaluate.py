@@ -11,7 +11,6 @@ from PIL import Image
 
 import checkpoint
 import dataset
-import metrics
 import train_pixelcnn
 import train_vqvae
 import training
@@ -180,23 +179,6 @@ def test_only_the_main_process_measures(script, run, monkeypatch):
     """The others have gone by then, so nothing may wait for them."""
     monkeypatch.setattr("devices.all_sum", lambda tensor: pytest.fail("waits for the other processes"))
     assert script("evaluate", "--output-dir", run, *FEW).status == 0
-
-
-def test_the_columns_of_a_figure_are_the_classes_in_turn():
-    yard = types.SimpleNamespace(labels=torch.tensor([2, 0, 0, 1, 2, 0, 1]), compared=6)
-    assert metrics.Yardstick.shown(yard).tolist() == [1, 3, 0, 2, 4, 5]
-
-
-def test_nearest_training_images_against_all_distances(run, tmp_path):
-    stored = checkpoint.load(str(run), "vqvae")
-    data = dataset.load("glyphs", stored["data"]["data_dir"], 300)
-    yard = types.SimpleNamespace(data=data, compared=9, device=torch.device("cpu"),
-                                 batches=lambda end: torch.arange(end).split(7))
-    distances, where = metrics.Yardstick.nearest(yard, lambda index: dataset.to_float(data.test.images[index]))
-    images, train = dataset.to_float(data.test.images[:9]), dataset.to_float(data.train.images)
-    exact = (images[:, None] - train).square().sum((2, 3, 4)).sqrt()
-    torch.testing.assert_close(distances, exact.min(1).values, atol=1e-3, rtol=1e-3)
-    assert torch.equal(where, exact.argmin(1))
 
 
 # ---- --inception, whose weights no test downloads

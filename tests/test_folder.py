@@ -766,13 +766,6 @@ def test_reconstruct_takes_the_test_split_of_the_folder_that_was_learnt_whatever
         assert len(reconstruct.find_images(args, stored)) == tests < 60
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (2, 5), (10, 40), (11, 11), (40, 40)])
-def test_similarity_at_every_size(height, width):
-    image = np.random.default_rng(0).random((1, height, width)).astype(np.float32)
-    assert reconstruct.similarity(image, image) == pytest.approx(1)
-    assert reconstruct.similarity(image, 1 - image) < 0.9
-
-
 def test_constants_may_be_numbers_where_flags_are_text():
     args = cli.parse(vars(train_vqvae), ["--image-size", "256x128"])
     assert args.IMAGE_SIZE == "256x128" and cli.parse(vars(train_vqvae), []).IMAGE_SIZE == "0"

@@ -1,13 +1,11 @@
-"""What evaluate.py and ablation.py measure, against closed forms, slow references and sums by hand."""
+"""Measures of features and of images, against closed forms and slow references."""
 import math
 
+import numpy as np
 import pytest
 import torch
 
-import classifier
 import metrics
-from classifier import Classifier, ClassifierConfig
-from codes import bits_per_image, distinct, draw_independent, marginals
 
 # ---- Frechet distance
 
@@ -92,66 +90,11 @@ def test_precision_and_recall_of_clusters():
     assert metrics.precision_recall(real, clusters[2]) == (0, 0)
 
 
-# ---- priors that know less
+# ---- SSIM
 
 
-def test_marginals_by_hand():
-    """Three grids of two places, K = 3: codes 0 2, 0 1, 0 2, and one more of every code."""
-    codes = torch.tensor([[[0, 2]], [[0, 1]], [[0, 2]]], dtype=torch.uint8)
-    found = marginals(codes, 3)
-    assert list(found) == ["per-position marginal", "marginal", "uniform codes"]
-    torch.testing.assert_close(found["per-position marginal"][0].float(),
-                               torch.tensor([[4, 1, 1], [1, 2, 3]]) / 6)
-    torch.testing.assert_close(found["marginal"][0].float(), torch.tensor([[4, 2, 3], [4, 2, 3]]) / 9)
-    torch.testing.assert_close(found["uniform codes"][0].float(), torch.full((2, 3), 1 / 3))
-    test = torch.tensor([[[0, 2]], [[1, 0]]], dtype=torch.uint8)  # the second was never seen and has its chance
-    bits = [-math.log2(4 / 6 * 3 / 6), -math.log2(1 / 6 * 1 / 6)]
-    assert bits_per_image(found["per-position marginal"], test) == pytest.approx(sum(bits) / 2)
-    bits = [-math.log2(4 / 9 * 3 / 9), -math.log2(2 / 9 * 4 / 9)]
-    assert bits_per_image(found["marginal"], test) == pytest.approx(sum(bits) / 2)
-    assert bits_per_image(found["uniform codes"], test) == pytest.approx(2 * math.log2(3))
-
-
-def test_independent_codes_follow_their_probabilities_at_every_place():
-    probabilities = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    probabilities /= probabilities.sum(2, keepdim=True)
-    count = 20_000
-    codes = draw_independent(probabilities, count, seed=1)
-    assert codes.shape == (count, 2, 3) and torch.equal(codes, draw_independent(probabilities, count, seed=1))
-    drawn = torch.nn.functional.one_hot(codes, 4).float().mean(0)
-    assert ((drawn - probabilities).abs() < 5 * (probabilities * (1 - probabilities) / count).sqrt()).all()
-
-
-def test_distinct_is_the_share_of_different_grids():
-    codes = torch.tensor([[[0, 1]], [[1, 0]], [[0, 1]], [[0, 1]]])
-    assert distinct(codes) == 0.5 and distinct(codes[:2]) == 1
-
-
-# ---- the classifier, and FID
-
-
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 30), (1, 3, 2)])
-def test_the_classifier_takes_images_of_any_size(shape):
-    network = Classifier(ClassifierConfig(*shape, num_classes=4)).eval()
-    assert network(torch.rand(2, *shape)).shape == (2, 4)
-    assert network.features(torch.rand(2, *shape)).shape == (2, 128)
-
-
-def test_shifts_are_small_and_lose_nothing_of_a_plain_background():
-    torch.manual_seed(0)
-    image = torch.zeros(1, 1, 28, 28)
-    image[:, :, 10:18, 12:20] = torch.rand(8, 8)
-    seen = set()
-    for _ in range(200):
-        shifted = classifier._shifted(image)
-        assert shifted.shape == image.shape and shifted.sum() == pytest.approx(image.sum().item(), rel=1e-5)
-        seen.add(tuple((shifted[0, 0] > 0).nonzero().amin(0).tolist()))
-    assert seen == {(10 + y, 12 + x) for y in range(-2, 3) for x in range(-2, 3)}
-
-
-def test_the_table_is_aligned_and_leaves_out_columns_without_a_figure():
-    rows = {"a": {"frechet": 1.0}, "long name": {"frechet": 123.456, "class_accuracy": 0.5}}
-    lines = metrics.table(rows).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert [line.split() for line in lines] == [["Frechet", "class"], ["a", "1.00", "-"],
-                                                ["long", "name", "123.46", "50.0%"]]
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 5), (10, 40), (11, 11), (40, 40)])
+def test_similarity_at_every_size(height, width):
+    image = np.random.default_rng(0).random((1, height, width)).astype(np.float32)
+    assert metrics.similarity(image, image) == pytest.approx(1)
+    assert metrics.similarity(image, 1 - image) < 0.9

@@ -1,0 +1,278 @@
+"""What evaluate.py and ablation.py measure, and what they measure it with.
+
+A `Subject` is a run to be measured: its networks, its data, and the test images that every set of images is compared
+with. A `Judge` compares sets of images with these, in the features of a classifier or of an Inception network.
+`nearest_training_images` looks for copies of the training images in all sets at once.
+"""
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import checkpoint
+import dataset
+import folder
+import testset
+from classifier import Classifier, train_classifier
+from cli import UserError
+from codes import encode, marginals, psnr
+from dataset import Data
+from files import alone
+from metrics import CHUNK, Images, Inception, frechet_distance, precision_recall, similarity
+from modules import VQVAE
+from sampler import make_sampler, uniforms
+
+FEWEST = 8            # images of a set below which no distances are reported
+SSIM_IMAGES = 1000    # test images of which SSIM, which is slow, is the mean
+COMPARED = 1000       # images of a set, at most, whose nearest training image is looked for
+SHOWN = 20            # images of a set in a figure
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A run to be measured
+
+
+@dataclass
+class Subject:
+    """A run to be measured, and the test images that every set of images is compared with.
+
+    A set has `count` images: NUM_SAMPLES, or the whole test split if that is smaller. Image i of a set of samples is
+    drawn with the class of test image `chosen[i]`.
+    """
+
+    args: argparse.Namespace         # the script's constants; those of None are filled from the checkpoint
+    device: torch.device
+    stored: dict[str, Any]           # the VQ-VAE's checkpoint
+    vqvae: VQVAE
+    priors: dict[str, nn.Module]     # by name
+    data: Data
+    chosen: Tensor                   # (count,) indices of test images
+    test_codes: Tensor               # (N, H, W) codes of the whole test split
+    independent: dict[str, Tensor]   # probabilities of independent codes by name: see `codes.marginals`
+
+    @property
+    def count(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def labels(self) -> Tensor:
+        """Classes (count,) of the chosen test images."""
+        return self.data.test.labels[self.chosen]
+
+    def spans(self, end: int, start: int = 0) -> tuple[Tensor, ...]:
+        """The indices from start to end, BATCH_SIZE at a time."""
+        return torch.arange(start, end).split(self.args.BATCH_SIZE)
+
+    def read(self, images: Tensor, index: Tensor) -> Tensor:
+        """Rows of uint8 images as floats on the device."""
+        rows = dataset.to_float(images[index]).to(self.device)
+        folder.release()
+        return rows
+
+    def originals(self, index: Tensor) -> Tensor:
+        """The set of the chosen test images."""
+        return self.read(self.data.test.images, self.chosen[index])
+
+    def decoded(self, codes: Tensor) -> Images:
+        """The set of images that codes (N, H, W) decode to."""
+        size = self.stored["data"]["height"], self.stored["data"]["width"]
+        return lambda index: self.vqvae.decode(codes[index].to(self.device).long(), *size)
+
+    def draw(self, prior: str, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+        """Codes (count, H, W) drawn from a prior as generate.py draws them, each given its class in `labels`."""
+        height, width = self.test_codes.shape[1:]
+        spans, labels, drawn = self.spans(self.count), self.labels, []
+        sampler = make_sampler(self.priors[prior], len(spans[0]), width, temperature, top_k, top_p)
+        with tqdm(desc=f"sampling {prior}", total=self.count, unit="grid", leave=False, disable=None) as bar:
+            for index in spans:
+                chance = uniforms(self.args.SEED, int(index[0]), len(index), height, width)
+                drawn.append(sampler(labels[index], chance).cpu())
+                bar.update(len(index))
+        return torch.cat(drawn)
+
+    @property
+    def compared(self) -> int:
+        """How many images of a set are compared with the training images: at most CHUNK numbers in all, to limit
+        memory, but every image that a figure shows.
+        """
+        return min(self.count, COMPARED, max(SHOWN, CHUNK // self.data.test.images[0].numel()))
+
+    @property
+    def shown(self) -> Tensor:
+        """Indices of the images of a set to show in a figure, each class in turn."""
+        return class_by_class(self.labels[:self.compared])[:SHOWN]
+
+
+def load_subject(args: argparse.Namespace, device: torch.device, every: bool = False) -> Subject:
+    """Load a run from OUTPUT_DIR and encode its images. every: load every prior of the run, or else PRIOR alone.
+
+    UserError if the networks and the data do not fit each other, or if fewer than FEWEST images are left to compare.
+    """
+    torch.set_float32_matmul_precision("highest")  # the distances are small differences, which TF32 would blur
+    stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
+    args = checkpoint.fill(args, stored)
+    vqvae = checkpoint.build(stored).to(device)
+    priors = checkpoint.load_priors(args.OUTPUT_DIR, stored) if every else \
+        [checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)]
+    data = testset.load(args, stored)
+    for prior, _ in priors:
+        if prior["data"]["class_names"] != data.class_names:
+            raise UserError(f"DATASET (--dataset): its classes are not those that {prior['stage']}.pt learnt")
+    test = data.test.images
+    chosen = testset.choose(test, args.NUM_SAMPLES, args.SEED)
+    if len(chosen) < FEWEST:
+        raise UserError(f"NUM_SAMPLES (--num-samples) of {args.NUM_SAMPLES} and a test split of {len(test)} "
+                        f"images leave {len(chosen)} to compare: at least {FEWEST} are needed")
+    networks = {prior["stage"]: network.to(device) for prior, network in priors}
+    independent = marginals(encode(vqvae, data.train.images), vqvae.config.num_codes)
+    return Subject(args, device, stored, vqvae, networks, data, chosen, encode(vqvae, test), independent)
+
+
+def class_by_class(labels: Tensor) -> Tensor:
+    """Indices of images with these labels (N,), in an order that shows each class in turn: the first image of every
+    class, then the second of every class, ...
+    """
+    members = F.one_hot(labels).cumsum(0)
+    return (members.gather(1, labels[:, None])[:, 0] * members.shape[1] + labels).argsort()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Comparing sets of images
+
+
+@dataclass
+class Judge:
+    """Compares sets of images with the chosen test images of a run.
+
+    Where the data have no classes there is no classifier, and so no accuracy and no features.
+    """
+
+    subject: Subject
+    classifier: Classifier | None
+    accuracy: float | None           # the classifier's, on the whole test split
+    real: Tensor | None              # (count, F) features of the chosen test images
+    inception: Inception | None
+    baseline: dict[str, float]       # measures of one half of the chosen test images against the other
+
+    def measure(self, images: Images, asked: bool = False) -> dict[str, float]:
+        """With a classifier: Frechet distance, precision and recall of a set. With an Inception network: FID and
+        Inception score. asked: also the share of images that the classifier gives the class asked for, `labels`.
+        """
+        spans, result = self.subject.spans(self.subject.count), {}
+        if self.classifier:
+            features = extract(self.classifier.features, images, spans)
+            result = compare(self.real, features)
+            if asked:
+                result["class_accuracy"] = accuracy(self.classifier, features, self.subject.labels)
+        if self.inception:
+            result |= self.inception.measure(images, spans)
+        return result
+
+
+def load_judge(subject: Subject, inception: Inception | None) -> Judge:
+    """A judge of a run's images. It trains the classifier if the run has none, and prints its accuracy."""
+    args, data, count, half = subject.args, subject.data, subject.count, subject.count // 2
+    classifier, right, real, baseline = None, None, None, {}
+    if len(data.class_names) > 1:
+        classifier = load_classifier(args.OUTPUT_DIR, subject.stored, data, args.CLASSIFIER_EPOCHS, subject.device)
+        test = data.test.images
+        features = extract(classifier.features, lambda index: subject.read(test, index), subject.spans(len(test)))
+        right = accuracy(classifier, features, data.test.labels)
+        print(f"classifier: names {right:.2%} of the test images right", flush=True)
+        real = extract(classifier.features, subject.originals, subject.spans(count))
+        baseline = compare(real[:half], real[half:]) | {"class_accuracy": right}
+    elif not inception:
+        print("the data set has no classes to train a classifier on: sets of images are compared by evaluate.py "
+              "--inception only")
+    if inception:
+        inception.add_real(subject.originals, subject.spans(half))
+        baseline |= inception.measure(subject.originals, subject.spans(count, half))
+        inception.add_real(subject.originals, subject.spans(count, half))
+    return Judge(subject, classifier, right, real, inception, baseline)
+
+
+def load_classifier(output_dir: str, stored: dict, data: Data, epochs: int, device: torch.device) -> Classifier:
+    """The classifier of a run's images, in eval mode.
+
+    It is read from `classifier.pt` if that was trained on these images and labels for as many epochs. Otherwise it is
+    trained and saved there. stored: the VQ-VAE's checkpoint.
+    """
+    basis = {"images": dataset.digest(data.train), "epochs": epochs}
+    path = checkpoint.path_of(output_dir, "classifier")
+    with alone(path.with_name(".classifier.lock"), "trains the classifier"):
+        if path.is_file():
+            try:
+                saved = checkpoint.load(output_dir, "classifier")
+                if saved.get("basis") == basis:
+                    return checkpoint.build(saved).to(device)
+            except UserError:  # it is only a cache
+                print("classifier.pt cannot be read: training it anew")
+        model = train_classifier(data, epochs, device)
+        checkpoint.save(output_dir, "classifier", asdict(model.config), model.state_dict(), data=stored["data"],
+                        basis=basis)
+    return model
+
+
+def extract(network: Callable[[Tensor], Tensor], images: Images, spans: Sequence[Tensor]) -> Tensor:
+    """Features (N, F), on the device, that a network gives for the images of a set at these indices."""
+    return torch.cat([network(images(index)) for index in tqdm(spans, desc="measuring", leave=False, disable=None)])
+
+
+def accuracy(classifier: Classifier, features: Tensor, labels: Tensor) -> float:
+    """The share of features (N, F) that the classifier gives the class in labels (N,)."""
+    return (classifier.head(features).argmax(1).cpu() == labels).float().mean().item()
+
+
+def compare(real: Tensor, fake: Tensor) -> dict[str, float]:
+    """The measures of features fake (M, F) against real (N, F), by their names in a table."""
+    precision, recall = precision_recall(real, fake)
+    return {"frechet": frechet_distance(real, fake), "precision": precision, "recall": recall}
+
+
+def errors(subject: Subject, copies: Images) -> dict[str, float]:
+    """MSE and PSNR of copies of the whole test split, and SSIM of copies of its first images."""
+    test, squares, similarities = subject.data.test.images, 0.0, []
+    for index in subject.spans(len(test)):
+        originals, batch = subject.read(test, index), copies(index)
+        squares += (originals - batch).square().flatten(1).mean(1).sum().item()
+        pairs = zip(originals.cpu().numpy(), batch.cpu().numpy())
+        similarities += [float(similarity(*pair)) for pair in islice(pairs, SSIM_IMAGES - len(similarities))]
+    mse = squares / len(test)
+    return {"mse": mse, "psnr": psnr(mse), "ssim": sum(similarities) / len(similarities)}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Copies of training images
+
+
+class Nearest(NamedTuple):
+    """For every image of a set the nearest training image."""
+
+    distances: Tensor  # (N,) L2 over pixels in [0, 1]
+    indices: Tensor    # (N,) of training images
+
+
+def nearest_training_images(sets: dict[str, Tensor], train: Tensor, batch_size: int) -> dict[str, Nearest]:
+    """For sets of images (N, C, H, W) their nearest training images, by one pass over train, which is uint8.
+
+    All sets lie on one device. Each is compared by itself, so that rounding does not depend on the other sets.
+    """
+    sets = {name: images.flatten(1) for name, images in sets.items()}
+    found = {name: Nearest(images.new_full((len(images),), torch.inf),
+                           torch.zeros(len(images), dtype=torch.int64, device=images.device))
+             for name, images in sets.items()}
+    spans, device = torch.arange(len(train)).split(batch_size), next(iter(sets.values())).device
+    for span, (part,) in zip(spans, dataset.batches(spans, device, train)):
+        part, first = dataset.to_float(part).flatten(1), int(span[0])
+        for name, images in sets.items():
+            distances, rows = torch.cdist(images, part).min(1)
+            before = found[name]
+            found[name] = Nearest(torch.minimum(before.distances, distances),
+                                  torch.where(distances < before.distances, rows + first, before.indices))
+    return {name: Nearest(*(values.cpu() for values in nearest)) for name, nearest in found.items()}

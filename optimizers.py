@@ -1,0 +1,104 @@
+"""The optimisers: torch's AdamW, and Muon for the kernels of a network with Adam for its other weights.
+
+Muon is momentum with an orthogonalised update: the update of a kernel, as a matrix of outputs times inputs, is replaced
+by a matrix with the same singular vectors, whose singular values are all about 1. So it moves as far in the directions
+that few images ask for as in those that all images share.
+
+Papers, cited by number in the code:
+[1] Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024, kellerjordan.github.io/posts/muon
+[2] Liu et al., Muon is Scalable for LLM Training, 2025, arXiv:2502.16982 (the scale of the update)
+[3] Kingma and Ba, Adam: A Method for Stochastic Optimization, 2014, arXiv:1412.6980
+"""
+from collections.abc import Iterable
+from inspect import unwrap
+
+import torch
+from torch import Tensor, nn
+
+NARROWEST = 16  # a kernel with fewer inputs or outputs is left to Adam
+ITERATIONS = 5
+COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the polynomial in [1], which brings singular values near 1 fast
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """About U V^T for a matrix U S V^T, by the Newton-Schulz iteration of [1]: X <- (a + b X X^T + c (X X^T)^2) X."""
+    a, b, c = COEFFICIENTS
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    # all factors are polynomials of X X^T, the smaller product: they are multiplied first, and with X once
+    gram, product = x @ x.T, None
+    for iteration in range(ITERATIONS):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor if product is None else factor @ product
+        if iteration + 1 < ITERATIONS:
+            gram = factor @ gram @ factor
+    x = product @ x
+    return x.T if tall else x
+
+
+class Light:
+    """Methods of an optimiser without torch's wrappers, which import torch._dynamo: 0.9 s of every start (median of
+    three), and nothing here is compiled.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class AdamW(Light, torch.optim.AdamW):
+    """torch's own, fused where the device has that; without weight decay it is Adam."""
+
+    def __init__(self, weights: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999),
+                 weight_decay: float = 0.0):
+        weights = list(weights)
+        super().__init__(weights, lr, betas, weight_decay=weight_decay, fused=weights[0].device.type != "mps")
+
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+
+class Muon(Light, torch.optim.Optimizer):
+    """Muon for the kernels among the weights, Adam [3] for the others, with the same learning rate.
+
+    momentum: of the kernels. betas: of Adam.
+    """
+
+    def __init__(self, weights: Iterable[nn.Parameter], lr: float, momentum: float = 0.95,
+                 betas: tuple[float, float] = (0.9, 0.999)):
+        super().__init__(list(weights), {"lr": lr, "momentum": momentum, "betas": betas})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if weight.dim() >= 2 and min(weight.shape[:2]) >= NARROWEST:
+                    self._muon(weight, state, group["lr"], group["momentum"])
+                else:
+                    self._adam(weight, state, group["lr"], *group["betas"])
+
+    @staticmethod
+    def _muon(weight: nn.Parameter, state: dict, lr: float, momentum: float) -> None:
+        moving = state.setdefault("momentum", torch.zeros_like(weight))
+        moving.lerp_(weight.grad, 1 - momentum)
+        update = weight.grad.lerp(moving, momentum)  # Nesterov's
+        update = update.movedim(1, -1)               # as channels-last memory has it: flattening copies nothing
+        matrix = orthogonalise(update.flatten(1))
+        update = matrix.view(update.shape).movedim(-1, 1)
+        weight.add_(update, alpha=-lr * 0.2 * max(matrix.shape) ** 0.5)  # the mean square of Adam's updates [2]
+
+    @staticmethod
+    def _adam(weight: nn.Parameter, state: dict, lr: float, beta_1: float, beta_2: float) -> None:
+        if not state:
+            state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(weight), exp_avg_sq=torch.zeros_like(weight))
+        state["step"] += 1
+        state["exp_avg"].lerp_(weight.grad, 1 - beta_1)
+        state["exp_avg_sq"].lerp_(weight.grad.square(), 1 - beta_2)
+        step = state["step"].item()
+        spread = (state["exp_avg_sq"] / (1 - beta_2**step)).sqrt_().add_(1e-8)
+        weight.addcdiv_(state["exp_avg"], spread, value=-lr / (1 - beta_1**step))

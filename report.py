@@ -1,0 +1,57 @@
+"""What evaluate.py and ablation.py report: rows of measures as a table, as JSON, and as a figure of strips."""
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+import figures
+from files import atomic
+from metrics import Images
+
+# a measure's name to the head of its column and the format of its numbers
+COLUMNS = {"bits_per_image": ("bits/image", ".1f"), "mse": ("MSE", ".5f"), "psnr": ("PSNR", ".2f"),
+           "ssim": ("SSIM", ".4f"), "frechet": ("Frechet", ".2f"), "precision": ("precision", ".3f"),
+           "recall": ("recall", ".3f"), "class_accuracy": ("class", ".1%"), "distinct": ("distinct", ".1%"),
+           "nearest": ("nearest", ".2f"), "fid": ("FID", ".2f"), "inception_score": ("IS", ".2f")}
+IN_FIGURE = ("bits_per_image", "frechet", "class_accuracy", "distinct")  # the measures that the figure names
+
+
+class Row(NamedTuple):
+    """A row of a report: a set of images and what was measured of it, by the names in COLUMNS."""
+
+    images: Images
+    measures: dict[str, float]
+
+
+def write_report(rows: dict[str, Row], shown: Tensor, args: argparse.Namespace, stem: str, title: str,
+                 **facts: Any) -> None:
+    """Print rows as a table, and write `stem`.json and `stem`.png into OUTPUT_DIR.
+
+    shown: indices of the images of a row to show. facts: what the JSON says beside the constants and the rows.
+    """
+    measures = {name: row.measures for name, row in rows.items()}
+    print(table(measures))
+    output = Path(args.OUTPUT_DIR)
+    with atomic(output / f"{stem}.json") as file:
+        file.write(json.dumps({**facts, "constants": vars(args), "rows": measures}, indent=1).encode())
+    figures.save_strips({caption(name, row.measures): row.images(shown) for name, row in rows.items()}, title,
+                        output / f"{stem}.png")
+    print(f"wrote {output / stem}.json and {output / stem}.png")
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Rows as aligned text, with the columns that any of them has."""
+    present = [name for name in COLUMNS if any(name in row for row in rows.values())]
+    lines = [["", *(COLUMNS[name][0] for name in present)]]
+    lines += [[title, *(format(row[name], COLUMNS[name][1]) if name in row else "-" for name in present)]
+              for title, row in rows.items()]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+
+
+def caption(name: str, measures: dict[str, float]) -> str:
+    """A row's name, and below it its most telling measures."""
+    told = [f"{COLUMNS[key][0]} {measures[key]:{COLUMNS[key][1]}}" for key in IN_FIGURE if key in measures]
+    return f"{name}\n{', '.join(told)}"

@@ -1,0 +1,89 @@
+"""AdamW and Muon against what they stand for."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from optimizers import COEFFICIENTS, ITERATIONS, AdamW, Muon, orthogonalise
+
+
+def plainly(matrix):
+    """The iteration as [1] has it, on the whole matrix."""
+    a, b, c = COEFFICIENTS
+    x = matrix / matrix.norm()
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 200), (200, 16), (40, 41)])
+def test_orthogonalise_is_the_plain_iteration_and_keeps_singular_vectors(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = orthogonalise(matrix)
+    plain = plainly(matrix) if shape[0] <= shape[1] else plainly(matrix.T).T
+    torch.testing.assert_close(result, plain, rtol=1e-6, atol=1e-6)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    values = u.T @ result @ v.T
+    torch.testing.assert_close(values, values.diagonal().diag(), rtol=0, atol=1e-5)
+    if shape[0] != shape[1]:  # of a square matrix the smallest singular value may be about 0, and stays there
+        assert 0.6 < values.diagonal().min() and values.diagonal().max() < 1.3
+
+
+def test_the_weights_that_are_no_kernels_move_as_under_adam():
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape)) for shape in ((5,), (3, 40, 3, 3), (40, 15))]
+    twins = [nn.Parameter(weight.detach().clone()) for weight in weights]
+    muon, adam = Muon(weights, 0.01), AdamW(twins, 0.01)
+    for _ in range(5):
+        for weight, twin in zip(weights, twins):
+            weight.grad = torch.randn_like(weight)
+            twin.grad = weight.grad.clone()
+        muon.step()
+        adam.step()
+    for weight, twin in zip(weights, twins):
+        torch.testing.assert_close(weight, twin)
+
+
+@pytest.mark.parametrize("shape", [(32, 16, 3, 3), (16, 64)])
+def test_a_kernel_moves_by_the_orthogonalised_momentum(shape):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape))
+    before, optimizer = weight.detach().clone(), Muon([weight], 0.01, momentum=0.9)
+    weight.grad = torch.randn(shape)
+    optimizer.step()
+    moving = 0.1 * weight.grad
+    update = (0.1 * weight.grad + 0.9 * moving).flatten(1)
+    expected = before - 0.01 * 0.2 * max(update.shape) ** 0.5 * orthogonalise(update).view(shape)
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_memory_format_does_not_matter():
+    torch.manual_seed(0)
+    moved = []
+    grad, start = torch.randn(16, 16, 3, 3), torch.randn(16, 16, 3, 3)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        weight = nn.Parameter(start.clone().to(memory_format=memory_format))
+        weight.grad = grad.clone().to(memory_format=memory_format)
+        Muon([weight], 0.1).step()
+        moved.append(weight.detach().contiguous())
+    torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-4)
+
+
+def test_it_continues_from_its_state():
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(16, 16)), nn.Parameter(torch.randn(4))]
+    whole = Muon(weights, 0.01)
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    whole.step()
+    copies = [nn.Parameter(weight.detach().clone()) for weight in weights]
+    again = Muon(copies, 0.01)
+    again.load_state_dict(copy.deepcopy(whole.state_dict()))
+    for weight, twin in zip(weights, copies):
+        weight.grad = torch.randn_like(weight)
+        twin.grad = weight.grad.clone()
+    whole.step()
+    again.step()
+    assert all(torch.equal(weight, twin) for weight, twin in zip(weights, copies))
