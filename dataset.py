@@ -221,7 +221,7 @@ def cut(count: int, shares: dict[str, float], limit: int = 0) -> dict[str, Tenso
 
     Blocks lie inside, as a volume's first and last slices often show nothing.
     """
-    gap, train, parts = min(GAP, count // 10), torch.ones(count, dtype=torch.bool), {}
+    gap, train, parts = min(GAP, count // 20), torch.ones(count, dtype=torch.bool), {}
     for number, (name, share) in enumerate(shares.items(), start=1):
         size = max(1, round(share * count))
         first = min(count - size, round(number * count / (len(shares) + 1) - size / 2))
