@@ -98,6 +98,7 @@ RULES = {
     "NIFTI_LOW": Rule(float, low=0, high=100),
     "NIFTI_HIGH": Rule(float, low=0, high=100),
     "MAX_UNREADABLE": Rule(float, low=0, high=1),
+    "CLASSES": Rule(str, choices=("auto", "folders", "none")),
     "EPOCHS": Rule(int, low=1, words=("auto",)),
     "BATCH_SIZE": Rule(int, low=1, words=("auto",)),
     "LEARNING_RATE": Rule(float, above=0, high=10),

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import dataset
 import devices
+import summary
 from cli import run as run_script
 from codes import perplexity, psnr
 from decode import Reading
@@ -35,6 +36,7 @@ NIFTI_SCALE = "volume"    # intensities are scaled to 8 bits over each "slice" o
 NIFTI_LOW = 0.5           # ... from this percentile, which becomes black ...
 NIFTI_HIGH = 99.5         # ... to this one, which becomes white
 MAX_UNREADABLE = 0.01     # share of a folder's image files that may be left out because they cannot be decoded
+CLASSES = "auto"          # of a folder: by the rule in README.md; "folders": its first folders; "none": no classes
 EPOCHS = "auto"           # passes over the training images; "auto": 3, or more for 2 steps a pixel, up to 10,000 steps
 BATCH_SIZE = "auto"       # images a step, over all processes; "auto": 32 for up to 48x48 pixels, 16 for 96x96, 8 above
 OPTIMIZER = "muon"        # "muon": kernels by Muon, the rest by Adam; or "adam"
@@ -99,6 +101,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     reading = Reading(*(getattr(args, name.upper()) for name in Reading._fields))
     lock, data = begin(args, reading)
+    summary.show(args.DATASET, data, args.OUTPUT_DIR)
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
     fit_to(args, len(train.images), height, width)
