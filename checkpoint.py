@@ -29,7 +29,8 @@ from vae import VAE, VAEConfig
 FORMAT = "vqvae-pixelcnn"
 VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
-READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable")
+READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable",
+           "classes")
 # The network of each stage, and the dataclass of its sizes
 STAGES = {"vqvae": (VQVAE, VQVAEConfig), **PRIORS, "vae": (VAE, VAEConfig),
           "classifier": (Classifier, ClassifierConfig)}
@@ -101,6 +102,7 @@ def load(output_dir: str, stage: str) -> dict[str, Any]:
         raise UserError(f"{path} is the checkpoint of the stage {content.get('stage')!r}, not of {stage!r}: "
                         f"put it back as {content.get('stage')}.pt")
     try:
+        content["data"]["reading"].setdefault("classes", "auto")  # of a run from before there was a choice
         for names, place in ((IMAGES, content["data"]), (READING, content["data"]["reading"])):
             for name in names:
                 place[name] = RULES[name.upper()].parse(place[name])
@@ -108,7 +110,7 @@ def load(output_dir: str, stage: str) -> dict[str, Any]:
             raise KeyError
         if not all(type(name) is str for name in content["data"]["class_names"]):
             raise TypeError
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} does not say what images it was trained on: train again") from None
     return content
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from modules import CODEBOOKS, DOWNSAMPLES
+from modules import ARCHITECTURES, CODEBOOKS, DOWNSAMPLES
 
 
 class UserError(Exception):
@@ -98,6 +98,7 @@ RULES = {
     "NIFTI_LOW": Rule(float, low=0, high=100),
     "NIFTI_HIGH": Rule(float, low=0, high=100),
     "MAX_UNREADABLE": Rule(float, low=0, high=1),
+    "CLASSES": Rule(str, choices=("auto", "folders", "none")),
     "EPOCHS": Rule(int, low=1, words=("auto",)),
     "BATCH_SIZE": Rule(int, low=1, words=("auto",)),
     "LEARNING_RATE": Rule(float, above=0, high=10),
@@ -111,6 +112,7 @@ RULES = {
     "RESIDUAL_HIDDEN": Rule(int, low=1, high=8192),
     "NUM_CODES": Rule(int, low=2, high=32768, words=("auto",)),
     "CODE_DIM": Rule(int, low=2, high=8192),
+    "ARCHITECTURE": Rule(str, choices=ARCHITECTURES),
     "CODEBOOK": Rule(str, choices=CODEBOOKS),
     "EMA_DECAY": Rule(float, low=0, high=0.999999),
     "COMMITMENT_COST": Rule(float, low=0),

@@ -1,5 +1,7 @@
 """Data sets as tensors: the embedded glyphs, torchvision's by name, or a folder of images.
 
+`python dataset.py path/to/folder` only looks at a data set and says what it was taken for: see look.py.
+
 `load` gives the training, validation and test split, each one uint8 tensor of images (N, C, H, W) and one of
 labels. Images stay uint8 wherever they lie, so that a batch is a gather and one conversion (`to_float`). A tensor
 that would crowd the device's memory stays on the host (`place`), and a folder's images on disk; `batches` reads
@@ -8,9 +10,10 @@ both ahead of use.
 import hashlib
 import io
 import math
+import shlex
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
@@ -28,8 +31,11 @@ import folder
 from cli import UserError
 from decode import Reading
 from files import alone, atomic
+from layout import TEST_SHARE
 
 DEVICE_SHARE = 0.5  # of a device's free memory that one tensor of the data may take
+VALIDATION_SHARE = 0.05  # of the training images, where a data set has no validation split
+GAP = 3             # slices left out between splits that are cut from one volume
 GLYPHS = {"train": 20_000, "test": 2_000}  # images drawn for either split
 GLYPHS_VERSION = 1                         # change it with anything that changes the drawing: it names the cache
 GLYPH_SIZE = 28                            # pixels, height and width
@@ -64,9 +70,15 @@ class Split(NamedTuple):
 
 class Data(NamedTuple):
     train: Split
-    validation: Split  # a fixed twentieth of the training images: the only one that may choose anything
+    validation: Split  # the folder's own, or a fixed twentieth of the training images: alone may choose anything
     test: Split        # only ever reported
     class_names: list[str]
+    notes: Sequence[str] = ()  # lines: what a folder was taken for, where that is not plain
+
+    @property
+    def class_counts(self) -> list[int]:
+        """The training images of each class; none for one that is in another split alone."""
+        return torch.bincount(self.train.labels, minlength=len(self.class_names)).tolist() if self.class_names else []
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -125,12 +137,16 @@ def pixel_variance(images: Tensor, enough: int = 2**24) -> float:
     return torch.cat([images[part].flatten() for part in spaced.split(1024)]).float().div_(255).var().item()
 
 
-def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading()) -> Data:
+def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading(), output_dir: str = "") -> Data:
     """The data set `name`, kept or looked for under data_dir, or the images of the folder of that name.
 
-    limit: use the first N images of either part. reading: how a folder's files become images.
+    limit: use the first N images of either part. reading: how a folder's files become images. output_dir: a directory
+    of which nothing is data, as of data_dir and those of other runs.
     UserError if there is no such data set, or if it cannot be had.
     """
+    if name in ("glyphs", *TORCHVISION) and Path(name).is_dir() and devices.is_main():
+        print(f"DATASET (--dataset): {name} is the data set of that name; for the folder here that is called the same, "
+              f"write `--dataset ./{name}`", file=sys.stderr)
     if name == "glyphs":
         (train, test), class_names = glyphs(data_dir), [str(digit) for digit in range(10)]
     elif name in TORCHVISION:
@@ -139,7 +155,7 @@ def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading())
         if reading.nifti_low >= reading.nifti_high:
             raise UserError(f"NIFTI_LOW (--nifti-low) of {reading.nifti_low} must be below NIFTI_HIGH (--nifti-high), "
                             f"{reading.nifti_high}")
-        return from_folder(name, data_dir, limit, reading)
+        return from_folder(name, data_dir, limit, reading, output_dir)
     else:
         raise UserError(f"DATASET (--dataset): no data set and no folder is called {name!r}; there are: "
                         f"{', '.join(['glyphs', *TORCHVISION])}, or the path of a folder of images")
@@ -149,26 +165,70 @@ def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading())
     if count < 2:
         raise UserError(f"LIMIT (--limit) of {limit} leaves nothing to train on: use at least 2 images")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    chosen, rest = order.split([max(1, count // 20), count - max(1, count // 20)])
+    chosen, rest = order.split([held := max(1, int(VALIDATION_SHARE * count)), count - held])
     rest = rest.sort().values
     return Data(Split(train.images[rest], train.labels[rest]), Split(train.images[chosen], train.labels[chosen]),
                 test, class_names)
 
 
-def from_folder(root: str, data_dir: str, limit: int, reading: Reading) -> Data:
-    """The images of a folder as views of its decoded array on disk: its files lie in an order by chance already."""
-    images, labels, count, class_names, files = folder.load(root, data_dir, reading)
-    train, test = Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
-    if limit:
-        train, test = (Split(part.images[:limit], part.labels[:limit]) for part in (train, test))
-    if len(train.images) < 2 or not len(test.images):
-        raise UserError(f"{root} and LIMIT (--limit) of {limit} leave {len(train.images)} images to train on and "
-                        f"{len(test.images)} to test with: use at least 2 and 1")
-    held = max(1, len(train.images) // 20)
-    while held < len(train.images) - 1 and files[held] == files[held - 1]:
-        held += 1  # no volume lies on both sides
-    return Data(Split(train.images[held:], train.labels[held:]), Split(train.images[:held], train.labels[:held]),
-                test, class_names)
+def from_folder(root: str, data_dir: str, limit: int, reading: Reading, output_dir: str = "") -> Data:
+    """The images of a folder as views of its decoded array on disk: its files lie in an order by chance already.
+
+    No volume and no subject lies on two sides, unless all is of one: then the splits are cut along its slices.
+    """
+    if output_dir and Path(output_dir).resolve() == Path(root).resolve():
+        raise UserError(f"OUTPUT_DIR (--output-dir) is the folder of images itself: name another directory, such as "
+                        f"{shlex.quote(str(Path(root) / 'output'))}")
+    images, labels, end, class_names, _, given, units, notes = folder.load(root, data_dir, reading, output_dir)
+    rows = {"validation": slice(0, given), "train": slice(given, end), "test": slice(end, len(images))}
+    if limit and end < len(images):
+        rows = {name: slice(part.start, min(part.start + limit, part.stop)) for name, part in rows.items()}
+    start, stop = rows["train"].start, rows["train"].stop
+    missing = {name: share for name, share in (("validation", VALIDATION_SHARE), ("test", TEST_SHARE))
+               if rows[name].start == rows[name].stop}
+    if missing and stop - start > 1 and units[start] == units[stop - 1]:
+        rows |= {name: start + part for name, part in cut(stop - start, missing, limit).items()}
+        notes = [*notes, f"all training images are of {units[start]}: {' and '.join(missing)} split are slices of it, "
+                         f"up to {GAP} slices apart from those trained on"]
+    elif "validation" in missing and stop - start > 1:
+        rows |= hold_out(units, start, stop)
+    splits = {name: Split(images[part], labels[part]) for name, part in rows.items()}
+    if len(splits["train"].images) < 2 or not all(len(split.images) for split in splits.values()):
+        raise UserError(f"{root} and LIMIT (--limit) of {limit} leave {len(splits['train'].images)} images to train on "
+                        f"and {len(splits['test'].images)} to test with: use at least 2 and 1")
+    return Data(splits["train"], splits["validation"], splits["test"], class_names, notes)
+
+
+def hold_out(units: list[str], start: int, stop: int) -> dict[str, slice]:
+    """Divide rows of several units into validation and train, about a twentieth and the rest, between two units.
+
+    units: of each row the file or subject it is of; the rows of one follow each other.
+    """
+    held = begin = start + max(1, int(VALIDATION_SHARE * (stop - start)))
+    while held < stop and units[held] == units[held - 1]:
+        held += 1
+    while begin > start and units[begin] == units[begin - 1]:
+        begin -= 1
+    if 2 * (held - start) > stop - start and begin > start:  # a large unit: leave it to the training
+        held = begin
+    parts = slice(start, held), slice(held, stop)
+    return dict(zip(("validation", "train"), sorted(parts, key=lambda part: part.stop - part.start)))
+
+
+def cut(count: int, shares: dict[str, float], limit: int = 0) -> dict[str, Tensor]:
+    """Divide `count` neighbouring slices: a block for each of the shares by name, evenly spaced, and `train`, the rest
+    but for a gap about each block; limit: the first so many of each part.
+
+    Blocks lie inside, as a volume's first and last slices often show nothing.
+    """
+    gap, train, parts = min(GAP, count // 20), torch.ones(count, dtype=torch.bool), {}
+    for number, (name, share) in enumerate(shares.items(), start=1):
+        size = max(1, round(share * count))
+        first = min(count - size, round(number * count / (len(shares) + 1) - size / 2))
+        parts[name] = torch.arange(first, first + size)
+        train[max(0, first - gap):first + size + gap] = False
+    parts["train"] = train.nonzero()[:, 0]
+    return {name: part[:limit or None] for name, part in parts.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -291,3 +351,8 @@ def from_torchvision(name: str, data_dir: str) -> tuple[Split, Split, list[str]]
         splits.append(Split(images.contiguous(), (labels[:, 0] if labels.dim() == 2 else labels).long()))
     names = getattr(data, "classes", None) or [str(label) for label in range(int(splits[0].labels.max()) + 1)]
     return *splits, list(names)
+
+
+if __name__ == "__main__":
+    import runpy
+    runpy.run_path(str(Path(__file__).with_name("look.py")), run_name="__main__")

@@ -35,6 +35,7 @@ class Reading(NamedTuple):
     nifti_low: float = 0.5
     nifti_high: float = 99.5
     max_unreadable: float = 0.01
+    classes: str = "auto"
 
     @property
     def size(self) -> tuple[int, int] | None:

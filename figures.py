@@ -16,6 +16,8 @@ GREY = 0.5              # of the lines between images, of empty places and of hi
 GAP = 2                 # between images
 SMALLEST_SIDE = 56      # images with a shorter side are enlarged by a whole factor, so that a person can see them,
 LARGEST_SIDE = 224      # unless their longer side reaches this
+THUMBNAIL = 96          # `save_labelled`: the longer side of an image, or about so many ...
+LINE = 18               # ... and a line of text
 GRID_IMAGES = 400       # most images of a grid; a script that saves more shows the first of them
 
 # plots, in inches
@@ -53,10 +55,10 @@ def _to_bytes(images: Tensor) -> np.ndarray:
     return images.detach().clamp(0, 1).mul(255).round().byte().cpu().numpy()
 
 
-def _save(pixels: np.ndarray, path: Path) -> None:
-    """Write pixels (height, width, C), grey or RGB, as a PNG."""
+def _save(pixels: np.ndarray, path: Path, **options: Any) -> None:
+    """Write pixels (height, width, C), grey or RGB, as a PNG; options: of Pillow's writer."""
     with atomic(path) as file:
-        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG", **options)
 
 
 def _sheet(images: Tensor, columns: int = 0) -> np.ndarray:
@@ -74,6 +76,42 @@ def _sheet(images: Tensor, columns: int = 0) -> np.ndarray:
         top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
         sheet[:, top:top + height, left:left + width] = image
     return sheet.transpose(1, 2, 0)
+
+
+def save_labelled(strips: dict[str, Tensor], path: Path, across: int, comment: str) -> None:
+    """Write a PNG of uint8 images (N, C, H, W) under the text that each strip of them goes by, "" for none.
+
+    across: images beside each other; shorter strips stand side by side. comment: a text in the file.
+    """
+    import matplotlib
+    from PIL import ImageDraw, ImageFont, PngImagePlugin
+    first = next(iter(strips.values()))
+    height, width = first.shape[2:]
+    scale = THUMBNAIL / max(height, width)
+    scale = max(1, round(scale)) if scale > 0.75 else scale  # pixels stay square and sharp
+    height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    if list(strips) == [""]:
+        strips = {(" " * row): images for row, images in enumerate(first.split(across))}
+    each = max(len(images) for images in strips.values())
+    columns = min(len(strips), max(1, across // each))
+    title = LINE if any(text.strip() for text in strips) else 0
+    wide, tall = each * (width + GAP) + 4 * GAP, height + title + 2 * GAP
+    sheet = Image.new("RGB", (columns * wide, math.ceil(len(strips) / columns) * tall), "white")
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), LINE * 2 // 3)
+    draw = ImageDraw.Draw(sheet)
+    for number, (text, images) in enumerate(strips.items()):
+        left, top = number % columns * wide + GAP, number // columns * tall + GAP
+        text = " ".join(text.encode(errors="replace").decode().split())
+        while draw.textlength(text, font) > wide - 4 * GAP:
+            text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
+        draw.text((left, top), text, "black", font)
+        for place, image in enumerate(images.cpu().permute(0, 2, 3, 1).numpy()):
+            picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+            how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+            sheet.paste(picture.resize((width, height), how), (left + place * (width + GAP), top + title))
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", comment)
+    _save(np.asarray(sheet), path, pnginfo=info)
 
 
 def save_strips(strips: dict[str, Tensor], title: str, path: Path) -> None:

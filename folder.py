@@ -30,7 +30,7 @@ from decode import NIFTI, Reading, strictly, try_decode
 from files import alone, atomic
 from layout import arrange, digest, list_files, some
 
-VERSION = 2           # change it with anything that changes the decoding: an index of another one is not used
+VERSION = 3           # change it with anything that changes the decoding: an index of another one is not used
 CHUNK = 256           # most files in a task of a decoding process ...
 TASKS = 8             # ... of which there are about so many a process, if the files are few
 
@@ -38,17 +38,21 @@ TASKS = 8             # ... of which there are about so many a process, if the f
 class Folder(NamedTuple):
     images: Tensor          # (N, C, H, W) uint8, first the training part, then the test part; not to be written to
     labels: Tensor          # (N,) int64, all 0 where there are no classes
-    train: int              # images of the training part
+    train: int              # images of the training part: all, if they are of one file or subject
     class_names: list[str]
     files: list[str]        # (N,) the relative path of each image's file
+    validation: int         # images of a validation split that the folder names, the first of the training part
+    units: list[str]        # (N,) what must not be cut by a split: each image's subject, or else its file
+    taken_for: list[str]    # lines: what the folder was taken for, where that is not plain
 
 
-def load(root: str, data_dir: str, reading: Reading) -> Folder:
+def load(root: str, data_dir: str, reading: Reading, output_dir: str = "") -> Folder:
     """The images of a folder, from their decoded array under data_dir, which is made first if need be.
 
-    UserError if the folder cannot be read, holds no images, or too many that cannot be decoded.
+    What lies in data_dir, output_dir and other runs' directories is no data. UserError if the folder cannot be read,
+    holds no images, or too many that cannot be decoded.
     """
-    files, others = list_files(root)
+    files, others, skipped = list_files(root, [data_dir, *([output_dir] if output_dir else [])])
     key = repr((str(Path(root).resolve()), reading._replace(max_unreadable=0)))
     home = Path(data_dir) / "folders" / f"{Path(root).resolve().name[:50]}-{digest(key)[:12]}"
     listing = digest(repr(sorted(files)))
@@ -58,17 +62,21 @@ def load(root: str, data_dir: str, reading: Reading) -> Folder:
             index = _read_index(home, listing) or _decode_folder(root, files, home, listing, reading)
     check_broken(root, index["broken"], index["tried"], reading)  # it may have been decoded with more allowed
     if devices.is_main():
-        for notice in [*index["notices"], *([f"left out, not images by their names: {others}"] if others else [])]:
+        for notice in [*index["notices"], *([f"left out, not images by their names: {others}"] if others else []),
+                       *([f"left out, the files of runs and their data: {some(skipped)}"] if skipped else [])]:
             print(notice, file=sys.stderr)
     count, height, width, channels = index["shape"]
     images = _map(home / "images").view(count, height, width, channels).permute(0, 3, 1, 2)
-    return Folder(images, torch.tensor(index["labels"]), index["train"], index["class_names"], index["files"])
+    units = [index["subjects"].get(name, name) for name in index["files"]]
+    return Folder(images, torch.tensor(index["labels"]), index["train"], index["class_names"], index["files"],
+                  index["validation"], units, index["taken_for"])
 
 
 def _decode_folder(root: str, files: list[tuple[str, int, int]], home: Path, listing: str,
                    reading: Reading) -> dict[str, Any]:
     """Decode the files into the directory `home` and return its index."""
-    order, class_names, stray = arrange([name for name, _, _ in files])
+    order, class_names, validation, subjects, left_out, taken_for = arrange([name for name, _, _ in files],
+                                                                            reading.classes)
     started = time.monotonic()
     work = home.with_name(home.name + ".tmp")
     shutil.rmtree(work, ignore_errors=True)
@@ -87,7 +95,7 @@ def _decode_folder(root: str, files: list[tuple[str, int, int]], home: Path, lis
         size = max(sizes, key=lambda size: (sizes[size], size))
         channels = max(shape[3] for shape in shapes if shape[1:3] == size)
         rows, dropped = _assemble(work, chunks, outcomes, size, channels)
-        notices = [f"left out, neither in train nor in test: {len(stray)} files ({some(stray)})"] if stray else []
+        notices = list(left_out)
         if broken:
             notices.append(f"left out, cannot be decoded: {len(broken)} files: {some(broken)}")
         for (height, width), names in dropped.items():
@@ -95,6 +103,8 @@ def _decode_folder(root: str, files: list[tuple[str, int, int]], home: Path, lis
                            f"images ({some(names)}); {flag('IMAGE_SIZE')} {size[0]}x{size[1]} would keep them")
         index = {"version": VERSION, "listing": listing, "shape": [len(rows), *size, channels],
                  "train": sum(not test for _, test, _ in rows), "class_names": class_names,
+                 "validation": sum(name in validation for name, _, _ in rows), "subjects": subjects,
+                 "taken_for": taken_for,
                  "broken": broken, "tried": len(order), "notices": notices, "labels": [label for _, _, label in rows],
                  "files": [name for name, _, _ in rows]}
         with atomic(work / "index.json") as file:

@@ -12,6 +12,7 @@ Papers, cited by number in the code:
 [3] Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding, 2007
 [4] Zeghidour et al., SoundStream, 2021, arXiv:2107.03312 (dead codes replaced by current encoder outputs)
 """
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 DOWNSAMPLES = (2, 4, 8, 16)    # pixels that a code may stand for along each side
+ARCHITECTURES = ("space-to-depth", "paper")  # of encoder and decoder
 CODEBOOKS = ("ema", "gradient")  # ways in which a codebook may learn
 NEAREST_CHUNK = 2**20  # most entries of the distance matrix held at a time: 4 MiB stay in a CPU's cache
 TRIAL = 5              # usage of a revived code, in units of the usage below which codes are revived
@@ -169,11 +171,39 @@ class ResidualBlock(nn.Module):
         return self.conv1(F.relu_(self.conv3(F.relu(x)))).add_(x)
 
 
+class NormedBlock(nn.Module):
+    """x + conv3x3(relu(conv3x3(relu(norm(x))))), which starts as the identity."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.norm = group_norm(hidden)
+        self.conv_1 = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.conv_2 = nn.Conv2d(hidden, hidden, 3, padding=1)
+        nn.init.zeros_(self.conv_2.weight)
+        nn.init.zeros_(self.conv_2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_2(F.relu_(self.conv_1(F.relu_(self.norm(x))))).add_(x)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(channels, 8), channels)
+
+
 def make_encoder(config: "VQVAEConfig") -> nn.Sequential:
-    """Images (B, channels, H, W), H and W multiples of downsample, to (B, code_dim, H / downsample, W / downsample)."""
-    hidden, halvings = config.hidden, DOWNSAMPLES.index(config.downsample) + 1
+    """Images (B, channels, H, W), H and W multiples of downsample, to (B, code_dim, H / downsample, W / downsample).
+
+    "paper": a strided convolution for every halving ([1], section 4.1). "space-to-depth": the pixels that a code stands
+    for become channels at once, so that all convolutions work at the size of the grid of codes.
+    """
+    hidden, side = config.hidden, config.downsample
+    if config.architecture == "space-to-depth":
+        return nn.Sequential(
+            nn.PixelUnshuffle(side), nn.Conv2d(config.channels * side**2, hidden, 3, padding=1),
+            *(NormedBlock(hidden) for _ in range(config.residual_blocks)),
+            group_norm(hidden), nn.ReLU(inplace=True), nn.Conv2d(hidden, config.code_dim, 1))
     layers, wide = [], config.channels
-    for narrow in [hidden // 2] * (halvings - 1) + [hidden]:
+    for narrow in [hidden // 2] * DOWNSAMPLES.index(side) + [hidden]:
         layers += [nn.Conv2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
         wide = narrow
     layers += [nn.Conv2d(hidden, hidden, 3, padding=1)]
@@ -183,11 +213,16 @@ def make_encoder(config: "VQVAEConfig") -> nn.Sequential:
 
 def make_decoder(config: "VQVAEConfig") -> nn.Sequential:
     """The way back from `make_encoder` of the same sizes."""
-    hidden, doublings = config.hidden, DOWNSAMPLES.index(config.downsample) + 1
-    layers = [nn.Conv2d(config.code_dim, hidden, 3, padding=1)]
+    hidden, side = config.hidden, config.downsample
+    if config.architecture == "space-to-depth":
+        return nn.Sequential(
+            nn.Conv2d(config.code_dim, hidden, 3, padding=1),
+            *(NormedBlock(hidden) for _ in range(config.residual_blocks)),
+            group_norm(hidden), nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, config.channels * side**2, 3, padding=1), nn.PixelShuffle(side))
+    layers, wide = [nn.Conv2d(config.code_dim, hidden, 3, padding=1)], hidden
     layers += [ResidualBlock(hidden, config.residual_hidden) for _ in range(config.residual_blocks)]
-    wide = hidden
-    for narrow in [hidden // 2] * (doublings - 1) + [config.channels]:
+    for narrow in [hidden // 2] * DOWNSAMPLES.index(side) + [config.channels]:
         layers += [nn.ReLU(inplace=True), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
         wide = narrow
     return nn.Sequential(*layers)
@@ -219,15 +254,18 @@ class VQVAEConfig:
     channels: int                # of the images: 1 or 3
     hidden: int                  # channels of encoder and decoder
     residual_blocks: int         # in the encoder, and as many in the decoder
-    residual_hidden: int         # channels inside a residual block
+    residual_hidden: int         # channels inside a residual block of the paper
     downsample: int              # pixels that a code stands for along each side
     num_codes: int               # K
     code_dim: int                # D
     codebook: str = "ema"        # how the codebook learns
     ema_decay: float = 0.97      # of the moving averages, per step
     revive_below: float = 0.02   # share of an even usage below which a code is revived; 0: never
+    architecture: str = "paper"  # of encoder and decoder
 
     def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {self.architecture!r}")
         if self.downsample not in DOWNSAMPLES:
             raise ValueError(f"downsample must be one of {', '.join(map(str, DOWNSAMPLES))}, not {self.downsample}")
         if self.codebook not in CODEBOOKS:

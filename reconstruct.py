@@ -6,6 +6,9 @@ the grid `reconstructions.png`, originals over reconstructions, and `latents.png
 MSE, PSNR and SSIM are scikit-image's, of images in [0, 1] (data range 1).
 """
 import argparse
+import io
+import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -41,16 +44,38 @@ def find_images(args: argparse.Namespace, stored: dict) -> Tensor:
     that the VQ-VAE was not trained on, in its channels but of any size. UserError if they do not fit or are too few.
     """
     reading = Reading(**stored["data"]["reading"])._replace(image_size=args.IMAGE_SIZE)
-    converted = reading._replace(channels=stored["data"]["channels"])
     path = Path(args.DATASET)
     if path.is_file():
-        return decode.read(args.DATASET, converted)
+        return decode.read(args.DATASET, reading._replace(channels=stored["data"]["channels"]))
     learnt = Path(stored["data"]["dataset"])
     if path.is_dir() and args.DATASET not in ("glyphs", *dataset.TORCHVISION) and path.resolve() != learnt.resolve():
-        return folder.load(args.DATASET, args.DATA_DIR, converted).images[:args.LIMIT or None]
+        # the channels as they were found then: for the folder of the training that changes no pixel
+        reading = reading._replace(channels=stored["data"]["channels"])
+        if not holds_training_images(args, stored):
+            try:
+                images = folder.load(args.DATASET, args.DATA_DIR, reading).images
+            except UserError:  # it need not have classes and splits; if there is more, this says it again
+                images = folder.load(args.DATASET, args.DATA_DIR, reading._replace(classes="none")).images
+            images = images[:args.LIMIT or None]
+            print(f"DATASET (--dataset): {args.DATASET} has no test split of this run, its training images are not "
+                  f"those of {learnt}: drawing from all {len(images)}; any that the VQ-VAE was trained on look better "
+                  f"than they should", file=sys.stderr)
+            return images
+        print(f"{args.DATASET} holds the training images of this run: drawing from its test split")
     images = testset.load(args, stored, reading).test.images
     testset.check_enough(images, args.NUM_IMAGES)
     return images
+
+
+def holds_training_images(args: argparse.Namespace, stored: dict) -> bool:
+    """Whether a folder holds the images of the training under another path: it was moved, or is a copy."""
+    reading = Reading(**stored["data"]["reading"])._replace(channels=stored["data"]["channels"])
+    try:
+        with redirect_stderr(io.StringIO()):  # the images are loaded again for the reconstruction, which says it all
+            data = dataset.load(args.DATASET, args.DATA_DIR, stored["data"]["limit"], reading)
+    except UserError:  # not even a data set by the rules of the training
+        return False
+    return dataset.digest(data.train) == stored.get("images")
 
 
 @torch.no_grad()

@@ -46,7 +46,8 @@ TENSORBOARD = False       # write event files for TensorBoard as well
 PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"],
           "rate: KL (bits per image)": ["train_kl_bits", "validation_kl_bits"],
           "loss (nats per image)": ["train_loss", "validation_loss"]}
-SIZES = ["channels", "hidden", "residual_blocks", "residual_hidden", "downsample", "code_dim"]  # taken from vqvae.pt
+SIZES = ["channels", "hidden", "residual_blocks", "residual_hidden", "downsample", "code_dim",
+         "architecture"]  # taken from vqvae.pt
 
 
 def terms(model: nn.Module, images: Tensor, noise: Tensor) -> dict[str, Tensor]:

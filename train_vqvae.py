@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import dataset
 import devices
+import summary
 from cli import run as run_script
 from codes import perplexity, psnr
 from decode import Reading
@@ -35,6 +36,7 @@ NIFTI_SCALE = "volume"    # intensities are scaled to 8 bits over each "slice" o
 NIFTI_LOW = 0.5           # ... from this percentile, which becomes black ...
 NIFTI_HIGH = 99.5         # ... to this one, which becomes white
 MAX_UNREADABLE = 0.01     # share of a folder's image files that may be left out because they cannot be decoded
+CLASSES = "auto"          # of a folder: by the rule in README.md; "folders": its first folders; "none": no classes
 EPOCHS = "auto"           # passes over the training images; "auto": 3, or more for 2 steps a pixel, up to 10,000 steps
 BATCH_SIZE = "auto"       # images a step, over all processes; "auto": 32 for up to 48x48 pixels, 16 for 96x96, 8 above
 OPTIMIZER = "muon"        # "muon": kernels by Muon, the rest by Adam; or "adam"
@@ -42,15 +44,16 @@ LEARNING_RATE = 2e-3      # the highest; it rises briefly and then falls to 0
 SEED = 0                  # of the weights, the order of the images and the revival of codes
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 DOWNSAMPLE = 4            # pixels a code stands for along each side: 2, 4, 8 or 16
+ARCHITECTURE = "space-to-depth"  # of encoder and decoder; "paper": strided and transposed convolutions, as in [1]
 HIDDEN = 64               # channels of encoder and decoder
 RESIDUAL_BLOCKS = 2       # in the encoder, and as many in the decoder
-RESIDUAL_HIDDEN = 32      # channels inside a residual block
+RESIDUAL_HIDDEN = 32      # channels inside a residual block of the "paper"
 NUM_CODES = "auto"        # K, entries in the codebook; "auto": 128 for images of up to 48x48 pixels, 512 above
-CODE_DIM = 64             # D, size of a codebook entry
+CODE_DIM = 32             # D, size of a codebook entry
 CODEBOOK = "ema"          # how it learns: "ema" (moving averages) or "gradient" (the codebook loss)
 EMA_DECAY = 0.97          # of the moving averages, per step; nearer to 1 is slower and smoother
 REVIVE_BELOW = 0.02       # a code used less than this share of the average is put onto a current z_e; 0: never
-COMMITMENT_COST = 0.25    # beta in [1], eq. 3: how strongly z_e is held to its code
+COMMITMENT_COST = 1.0     # beta in [1], eq. 3: how strongly z_e is held to its code
 SAVE_EVERY = 600          # seconds between checkpoints within an epoch; there is one after each epoch anyway
 RESUME = "auto"           # "auto" continues an unfinished run; "never" starts over
 OVERWRITE = False         # let RESUME = "never" replace a finished run
@@ -98,6 +101,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     reading = Reading(*(getattr(args, name.upper()) for name in Reading._fields))
     lock, data = begin(args, reading)
+    summary.show(args.DATASET, data, args.OUTPUT_DIR)
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
     fit_to(args, len(train.images), height, width)

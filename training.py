@@ -64,7 +64,7 @@ def begin(args: argparse.Namespace, reading: Reading) -> tuple[BaseFileLock, dat
     lock = lock_run(args.OUTPUT_DIR, hold=devices.is_main())
     torch.manual_seed(args.SEED)
     with devices.first_on_machine():
-        return lock, dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading)
+        return lock, dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading, args.OUTPUT_DIR)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class VAEConfig:
     latent_dim: int    # size of z
     height: int        # of the images
     width: int
+    architecture: str = "paper"
 
 
 class VAE(nn.Module):

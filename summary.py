@@ -1,0 +1,66 @@
+"""What a data set was taken for, in a few lines and a picture, so that a wrong one is seen before it is trained on."""
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import devices
+import figures
+from dataset import Data
+from layout import PICTURE, SIGNATURE, some
+
+NAMED = 10          # classes that are named; of more, the first and the last few
+LAST = 3
+ACROSS = 12         # images in a row of the picture ...
+PER_CLASS = {12: 12, 40: 6, 200: 3, 2400: 1}  # ... and of each class, where there are up to so many classes
+UNLABELLED = 72     # images in the picture where there are no classes
+
+
+def lines(name: str, data: Data) -> list[str]:
+    """What to say of a data set: its images, splits and classes, and what is not plain about it."""
+    count, (channels, height, width) = sum(len(split.images) for split in data[:3]), data.train.images.shape[1:]
+    seen = data.train.images[spaced(len(data.train.images), 1000)]
+    told = [f"{name}: {count} images, {height} pixels high and {width} wide, {'grey' if channels == 1 else 'RGB'}, "
+            f"values {seen.min()} to {seen.max()}, {seen.float().mean():.0f} on average",
+            f"splits: {len(data.train.images)} train, {len(data.validation.images)} validation, "
+            f"{len(data.test.images)} test"]
+    counts = [f"{number} {name} {count}" for number, (name, count) in enumerate(zip(data.class_names,
+                                                                                    data.class_counts))]
+    if counts:
+        shown = counts if len(counts) <= NAMED + LAST else [*counts[:NAMED], "...", *counts[-LAST:]]
+        told.append(f"classes: {len(counts)} (number, name, training images): {', '.join(shown)}")
+    else:
+        told.append("classes: none")
+    if missing := [name for name, count in zip(data.class_names, data.class_counts) if not count]:
+        told.append(f"without a training image, so that no prior learns them: {some(missing)}")
+    return [" ".join(line.split()) for line in [*told, *data.notes]]
+
+
+def examples(data: Data) -> dict[str, Tensor]:
+    """Some uint8 images (N, C, H, W) for each line of text: of every class, of train if it is there."""
+    if not data.class_names:
+        return {"": data.train.images[spaced(len(data.train.images), UNLABELLED)]}
+    found, most = {}, max(PER_CLASS)
+    each = next((each for classes, each in PER_CLASS.items() if len(data.class_names) <= classes), 1)
+    for number, name in enumerate(data.class_names[:most]):
+        for title, split in (("", data.train), ("validation only", data.validation), ("test only", data.test)):
+            rows = (split.labels == number).nonzero()[:, 0]
+            if len(rows):
+                text = f"{number} {name} ({title or len(rows)})"
+                found[text] = split.images[rows[spaced(len(rows), each)]]
+                break
+    return found
+
+
+def spaced(count: int, most: int) -> Tensor:
+    """Indices of at most so many of `count` rows, evenly spaced: neighbours may be slices of one volume."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
+
+
+def show(name: str, data: Data, output_dir: str) -> None:
+    """Print what a data set was taken for, and save its picture in output_dir."""
+    if not devices.is_main():
+        return
+    path = Path(output_dir) / PICTURE
+    figures.save_labelled(examples(data), path, ACROSS, SIGNATURE)
+    print("\n".join([*lines(name, data), f"wrote {path}: check that these are the images that you mean"]), flush=True)
