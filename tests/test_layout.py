@@ -537,7 +537,7 @@ def test_the_picture_shows_images_of_every_class(tmp_path, classes, each):
     data = dataset.Data(split, split, split, [f"class of number {number} \udce4\n" for number in range(classes)])
     found = summary.examples(data)
     assert len(found) == min(max(1, classes), 2400)
-    assert all(len(part) == each for part in found.values())
+    assert all(len(rows) == each for _, rows in found.values())
     summary.show("set", data, str(tmp_path))
     with Image.open(tmp_path / "dataset.png") as picture:
         assert 200 < picture.size[0] < 2000
@@ -547,10 +547,11 @@ def test_the_picture_shows_images_of_every_class(tmp_path, classes, each):
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 500), (500, 1), (300, 200), (28, 28)])
 def test_the_picture_of_any_size(tmp_path, height, width):
     images = torch.zeros(20, 1, height, width, dtype=torch.uint8)
-    split = dataset.Split(images, torch.zeros(20, dtype=torch.int64))
-    summary.show("set", dataset.Data(split, split, split, []), str(tmp_path))
-    with Image.open(tmp_path / "dataset.png") as picture:
-        assert max(picture.size) < 3000
+    for names in ([], ["a name that is longer than its images are wide"] * 20):
+        split = dataset.Split(images, torch.arange(20) % max(1, len(names)))
+        summary.show("set", dataset.Data(split, split, split, names), str(tmp_path))
+        with Image.open(tmp_path / "dataset.png") as picture:
+            assert max(picture.size) < 3000
 
 
 def test_the_training_says_what_it_took_the_folder_for(tmp_path, script):
