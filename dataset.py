@@ -158,7 +158,8 @@ def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading(),
         return from_folder(name, data_dir, limit, reading, output_dir)
     else:
         raise UserError(f"DATASET (--dataset): no data set and no folder is called {name!r}; there are: "
-                        f"{', '.join(['glyphs', *TORCHVISION])}, or the path of a folder of images")
+                        f"{', '.join(['glyphs', *TORCHVISION])}, or the path of a folder of images, the new one if it "
+                        f"was moved")
     if limit:
         train, test = (Split(part.images[:limit], part.labels[:limit]) for part in (train, test))
     count = len(train.images)

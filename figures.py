@@ -78,34 +78,36 @@ def _sheet(images: Tensor, columns: int = 0) -> np.ndarray:
     return sheet.transpose(1, 2, 0)
 
 
-def save_labelled(strips: dict[str, Tensor], path: Path, across: int, comment: str) -> None:
-    """Write a PNG of uint8 images (N, C, H, W) under the text that each strip of them goes by, "" for none.
+def save_labelled(strips: dict[str, tuple[Tensor, Tensor]], path: Path, across: int, comment: str) -> None:
+    """Write a PNG of strips of small images, each under its text, "" for none. A strip is uint8 images (N, C, H, W),
+    all of one size, and the indices of those to show, of which one at a time is held in memory.
 
     across: images beside each other; shorter strips stand side by side. comment: a text in the file.
     """
     import matplotlib
     from PIL import ImageDraw, ImageFont, PngImagePlugin
-    first = next(iter(strips.values()))
-    height, width = first.shape[2:]
+    images, indices = next(iter(strips.values()))
+    height, width = images.shape[2:]
     scale = THUMBNAIL / max(height, width)
     scale = max(1, round(scale)) if scale > 0.75 else scale  # pixels stay square and sharp
     height, width = max(1, round(height * scale)), max(1, round(width * scale))
     if list(strips) == [""]:
-        strips = {(" " * row): images for row, images in enumerate(first.split(across))}
-    each = max(len(images) for images in strips.values())
+        strips = {(" " * row): (images, part) for row, part in enumerate(indices.split(across))}
+    each = max(len(indices) for _, indices in strips.values())
     columns = min(len(strips), max(1, across // each))
     title = LINE if any(text.strip() for text in strips) else 0
-    wide, tall = each * (width + GAP) + 4 * GAP, height + title + 2 * GAP
+    wide, tall = max(each * (width + GAP), THUMBNAIL // 2) + 4 * GAP, height + title + 2 * GAP
     sheet = Image.new("RGB", (columns * wide, math.ceil(len(strips) / columns) * tall), "white")
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), LINE * 2 // 3)
     draw = ImageDraw.Draw(sheet)
-    for number, (text, images) in enumerate(strips.items()):
+    for number, (text, (images, indices)) in enumerate(strips.items()):
         left, top = number % columns * wide + GAP, number // columns * tall + GAP
         text = " ".join(text.encode(errors="replace").decode().split())
-        while draw.textlength(text, font) > wide - 4 * GAP:
+        while len(text) > 1 and draw.textlength(text, font) > wide - 4 * GAP:
             text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
         draw.text((left, top), text, "black", font)
-        for place, image in enumerate(images.cpu().permute(0, 2, 3, 1).numpy()):
+        for place, index in enumerate(indices.tolist()):
+            image = images[index].cpu().permute(1, 2, 0).contiguous().numpy()
             picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
             how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
             sheet.paste(picture.resize((width, height), how), (left + place * (width + GAP), top + title))

@@ -45,7 +45,7 @@ NEUTRAL = {"set", "data", "dataset", "split", "image", "images", "img", "imgs", 
 IMAGES = re.compile(r"(jpe?g)?(images?|imgs?)", re.I)
 BESIDE_IMAGES = re.compile(r"labels?|masks?|segmentation(s|class|object)?|annotations?|ground[_ -]?truths?|gts?", re.I)
 MASKS = re.compile(r"labels?[_-]?(tr|ts|val|train|test)", re.I)  # wherever they are
-MASK_FILES = re.compile(r"[_-](d?seg|mask|labels?|segmentation)\.nii(\.gz)?$", re.I)
+MASK_FILES = re.compile(r"[_-](d?seg|gt|mask|labels?|segmentation)\.nii(\.gz)?$", re.I)
 SUBJECT = re.compile(r"(sub|subj|subject|patient|participant|case)[-_ ]?\d\w*|sub-\w+", re.I)  # whatever it holds
 NUMBERED = re.compile(r"\d{3}")  # in a folder of a few NIfTI files: a subject's number
 SUBJECT_FILES = 20    # NIfTI files that a subject's folder holds at most, most of them
@@ -55,7 +55,8 @@ TEST_SHARE = 0.1      # of the files, where the folder has no test split
 SHOWN = 10            # names in a message
 
 # A directory that holds one of these is a run's ...
-RUN_FILES = re.compile(r"vqvae\.pt|(vqvae|pixelcnn|pixelsnail|transformer|vae)_history\.csv")
+RUN_FILES = {"vqvae.pt", *(f"{stage}_history.csv" for stage in ("vqvae", "vae", "pixelcnn", "pixelsnail",
+                                                                "transformer"))}
 PICTURE = "dataset.png"
 SIGNATURE = "vqvae-pixelcnn: a data set"  # in that picture
 SIGNED = {PICTURE: SIGNATURE.encode(), "samples.json": b'"TOP_P"'}  # ... or one of these with that text in it
@@ -135,14 +136,13 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _is_run(entries: list[os.DirEntry]) -> bool:
     """Whether a directory of these entries holds what the scripts of this project write."""
-    for entry in entries:
-        if RUN_FILES.fullmatch(entry.name):
-            return True
-        if entry.name in SIGNED and entry.is_file():
-            with open(entry.path, "rb") as file:
-                if SIGNED[entry.name] in file.read(1000):
+    there = {entry.name: entry for entry in entries}
+    for name in SIGNED.keys() & there.keys():
+        if there[name].is_file():
+            with open(there[name].path, "rb") as file:
+                if SIGNED[name] in file.read(1000):
                     return True
-    return False
+    return bool(RUN_FILES & there.keys())
 
 
 def arrange(names: list[str], classes: str = "auto") -> Arrangement:
@@ -229,7 +229,8 @@ def _look_through(parts: dict[str, tuple[str, ...]], leave: Callable) -> str:
     outer = []
     while True:
         folders, loose = _folders(parts), _loose(parts)
-        if len(folders) != 1 or SUBJECT.fullmatch(folders[0]) or not _few(len(loose), len(parts)):
+        if len(folders) != 1 or not _few(len(loose), len(parts)) or (
+                SUBJECT.fullmatch(folders[0]) and any(name.lower().endswith(NIFTI) for name in parts)):
             return "/".join(outer)
         leave(loose, f"beside {folders[0]}/, which holds nearly all")
         outer += folders
@@ -243,8 +244,11 @@ def _take_splits(parts: dict[str, tuple[str, ...]], classes: str, leave: Callabl
     folders = _folders(parts)
     found = _splits(folders, classes)
     if not found:
-        inner = {folder: _splits(_folders({name: part[1:] for name, part in parts.items()
-                                           if part[0] == folder and len(part) > 1}), "folders") for folder in folders}
+        second = {folder: set() for folder in folders}
+        for part in parts.values():
+            if len(part) > 2:
+                second[part[0]].add(part[1])
+        inner = {folder: _splits(sorted(below), "folders") for folder, below in second.items()}
         if not any(inner.values()):
             if any(_side(folder) == ("train", ()) for folder in folders) and len(folders) > 1:
                 taken_for.append("train/ is taken for a class, as there is no test/ beside it")
@@ -330,8 +334,8 @@ def _take_classes(parts: dict[str, tuple[str, ...]], sides: dict[str, str], clas
             raise UserError(_undecided(f"{_listed(found)} may be subjects, but other images are in none",
                                        "each folder is a class", "no classes; a subject's images stay together"))
         leave(others, "beside the subjects' folders, which hold nearly all")
-        taken_for.append(f"{len(found)} folders are subjects and not classes ({_listed(found)}): a subject's images "
-                         f"stay in one split; {flag('CLASSES')} folders takes them for classes")
+        taken_for.append(f"subjects and not classes: {_listed(found)}, {len(found)} in all; a subject's images stay in "
+                         f"one split; {flag('CLASSES')} folders takes them for classes")
         return _subjects(parts, 0, True), {}
     if classes == "auto" and _few(total - len(loose), total):
         leave(set(parts) - set(loose), "in folders, while nearly all are in none")
@@ -405,13 +409,13 @@ def _spell(parts: dict[str, tuple[str, ...]], sides: dict[str, str], classes: st
     for by_side in spellings.values():
         every = sorted(set().union(*by_side.values()))
         called |= {spelling: spelling for spelling in every}
-        if len(every) == 1 or all(len(spelling) == 1 for spelling in every):  # letters: a and A are two
+        if len(every) == 1:
             continue
         if all(len(these) == 1 for these in by_side.values()):
             [chosen] = by_side["train"] if "train" in by_side else next(iter(by_side.values()))
             called |= dict.fromkeys(every, chosen)
             taken_for.append(f"{' and '.join(every)} differ in case alone and are one class")
-        elif classes == "auto":
+        elif classes == "auto" and any(len(spelling) > 1 for spelling in every):  # letters: a and A are two classes
             raise UserError(_undecided(f"{_listed(every)} differ in case alone", "each is a class: rename one to make "
                                        "them one", "no classes"))
     return {name: called[part[0]] for name, part in parts.items()}

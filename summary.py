@@ -14,12 +14,14 @@ LAST = 3
 ACROSS = 12         # images in a row of the picture ...
 PER_CLASS = {12: 12, 40: 6, 200: 3, 2400: 1}  # ... and of each class, where there are up to so many classes
 UNLABELLED = 72     # images in the picture where there are no classes
+PIXELS = 2**24      # of evenly spaced images, whose values are told
 
 
 def lines(name: str, data: Data) -> list[str]:
     """What to say of a data set: its images, splits and classes, and what is not plain about it."""
     count, (channels, height, width) = sum(len(split.images) for split in data[:3]), data.train.images.shape[1:]
-    seen = data.train.images[spaced(len(data.train.images), 1000)]
+    enough = max(1, PIXELS // data.train.images[0].numel())
+    seen = data.train.images[spaced(len(data.train.images), enough)]
     told = [f"{name}: {count} images, {height} pixels high and {width} wide, {'grey' if channels == 1 else 'RGB'}, "
             f"values {seen.min()} to {seen.max()}, {seen.float().mean():.0f} on average",
             f"splits: {len(data.train.images)} train, {len(data.validation.images)} validation, "
@@ -36,10 +38,12 @@ def lines(name: str, data: Data) -> list[str]:
     return [" ".join(line.split()) for line in [*told, *data.notes]]
 
 
-def examples(data: Data) -> dict[str, Tensor]:
-    """Some uint8 images (N, C, H, W) for each line of text: of every class, of train if it is there."""
+def examples(data: Data) -> dict[str, tuple[Tensor, Tensor]]:
+    """For each line of text the images of a split and the indices of some of them: of every class, of the training
+    split if it is there.
+    """
     if not data.class_names:
-        return {"": data.train.images[spaced(len(data.train.images), UNLABELLED)]}
+        return {"": (data.train.images, spaced(len(data.train.images), UNLABELLED))}
     found, most = {}, max(PER_CLASS)
     each = next((each for classes, each in PER_CLASS.items() if len(data.class_names) <= classes), 1)
     for number, name in enumerate(data.class_names[:most]):
@@ -47,7 +51,7 @@ def examples(data: Data) -> dict[str, Tensor]:
             rows = (split.labels == number).nonzero()[:, 0]
             if len(rows):
                 text = f"{number} {name} ({title or len(rows)})"
-                found[text] = split.images[rows[spaced(len(rows), each)]]
+                found[text] = split.images, rows[spaced(len(rows), each)]
                 break
     return found
 

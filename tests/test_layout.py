@@ -211,6 +211,9 @@ def test_an_outer_folder_is_looked_through():
         assert classes == ["cat", "dog"] and sum(side == "test" for side in sides.values()) == 10
     assert taken(files("photos/", 20))[2] == []  # alone, no class
     assert taken(files("photos/", 20), "folders")[2] == ["photos"]
+    assert taken(files("case 1/cat/", 20) + files("case 1/dog/", 20))[2] == ["cat", "dog"]
+    assert taken(files("sub-01/anat/", 20, ".nii"))[2] == []
+    assert set(layout.arrange(files("sub-01/anat/", 4, ".nii")).subjects.values()) == {"sub-01"}
     assert taken(["logo.png", *files("set/cat/", 20), *files("set/dog/", 20)])[2] == ["cat", "dog"]
 
 
@@ -241,6 +244,8 @@ def test_masks_are_no_images():
     assert len(taken(files("train/images/", 9) + files("train/labels/", 9) + files("test/images/", 3))[0]) == 12
     assert len(taken(files("images/train/", 9) + files("labels/train/", 9) + files("images/test/", 3))[0]) == 12
     assert taken(files("a", 4, ".nii") + files("a", 4, "_seg.nii"))[0].keys() == set(files("a", 4, ".nii"))
+    assert taken(["p1/x.nii", "p1/x_gt.nii", "p2/x.nii", "p2/x-mask.nii.gz"], "none")[0].keys() == {
+        "p1/x.nii", "p2/x.nii"}
     assert len(taken(files("a", 4, "_seg.nii"))[0]) == 4  # nothing but masks: they are what is meant
     with pytest.raises(UserError, match="segmentation masks"):
         layout.arrange(files("labelsTr/", 4))
@@ -287,7 +292,7 @@ def test_what_is_beside_the_splits_is_left_out_and_named():
 def test_subjects_are_no_classes():
     bids = [f"sub-0{number}/{kind}/sub-0{number}_{kind}.nii.gz" for number in range(3) for kind in ("anat", "func")]
     sides, _, classes, told = taken([*bids, "derivatives/x/sub-01_mean.nii.gz"])
-    assert classes == [] and set(sides) == set(bids) and "3 folders are subjects" in told and "derivatives" in told
+    assert classes == [] and set(sides) == set(bids) and "sub-02/, 3 in all" in told and "derivatives" in told
     assert taken(bids, "folders")[2] == ["sub-00", "sub-01", "sub-02"]
     for name in ("alpha beta gamma delta eps zeta eta theta iota kappa".split(), ["IXI002", "IXI012"]):
         assert taken([path for part in name for path in files(f"{part}/", 3, ".nii")])[2] == []
@@ -308,11 +313,13 @@ def test_names_that_differ_in_case_alone():
     assert folders[2] == ["Cat", "cat"]
     letters = taken(files("A/", 9) + files("a/", 9) + files("B/", 9))[2]
     assert letters == ["A", "a", "B"]
+    assert taken(files("train/A/", 9) + files("train/b/", 9) + files("test/a/", 9))[2] == ["A", "b"]
 
 
-def test_a_class_in_test_alone_is_marked(tmp_path, script):
-    for side, name, count in (("train", "cat", 30), ("train", "dog", 30), ("test", "cat", 5), ("test", "bee", 5)):
-        write_many(tmp_path / "set" / side / name, count, start=hash((side, name)) % 1000)
+def test_a_class_in_test_alone_is_marked(tmp_path):
+    for start, (side, name, count) in enumerate((("train", "cat", 30), ("train", "dog", 30), ("test", "cat", 5),
+                                                 ("test", "bee", 5))):
+        write_many(tmp_path / "set" / side / name, count, 100 * start)
     data = dataset.load(str(tmp_path / "set"), str(tmp_path / "data"))
     assert data.class_names == ["bee", "cat", "dog"]
     assert data.class_counts[0] == 0 and data.class_counts == data.train.labels.bincount(minlength=3).tolist()
@@ -336,7 +343,7 @@ def test_classes_none_and_folders_reach_the_data(tmp_path, script):
 # ---- B: a run's own files
 
 
-def test_a_run_inside_the_folder_is_no_data(tmp_path, script, monkeypatch, data_dir):
+def test_a_run_inside_the_folder_is_no_data(tmp_path, script, monkeypatch):
     for name in ("cat", "dog"):
         write_many(tmp_path / "photos" / name, 40, start=50 * (name == "dog"))
     monkeypatch.chdir(tmp_path / "photos")
@@ -530,7 +537,7 @@ def test_the_picture_shows_images_of_every_class(tmp_path, classes, each):
     data = dataset.Data(split, split, split, [f"class of number {number} \udce4\n" for number in range(classes)])
     found = summary.examples(data)
     assert len(found) == min(max(1, classes), 2400)
-    assert all(len(part) == each for part in found.values())
+    assert all(len(rows) == each for _, rows in found.values())
     summary.show("set", data, str(tmp_path))
     with Image.open(tmp_path / "dataset.png") as picture:
         assert 200 < picture.size[0] < 2000
@@ -540,10 +547,11 @@ def test_the_picture_shows_images_of_every_class(tmp_path, classes, each):
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 500), (500, 1), (300, 200), (28, 28)])
 def test_the_picture_of_any_size(tmp_path, height, width):
     images = torch.zeros(20, 1, height, width, dtype=torch.uint8)
-    split = dataset.Split(images, torch.zeros(20, dtype=torch.int64))
-    summary.show("set", dataset.Data(split, split, split, []), str(tmp_path))
-    with Image.open(tmp_path / "dataset.png") as picture:
-        assert max(picture.size) < 3000
+    for names in ([], ["a name that is longer than its images are wide"] * 20):
+        split = dataset.Split(images, torch.arange(20) % max(1, len(names)))
+        summary.show("set", dataset.Data(split, split, split, names), str(tmp_path))
+        with Image.open(tmp_path / "dataset.png") as picture:
+            assert max(picture.size) < 3000
 
 
 def test_the_training_says_what_it_took_the_folder_for(tmp_path, script):
@@ -561,7 +569,7 @@ def test_the_index_keeps_what_the_folder_was_taken_for(tmp_path):
     write_nifti(tmp_path / "set" / "sub-02" / "b.nii", 5, 2)
     for _ in range(2):  # decoded, and then from the index
         found = folder.load(str(tmp_path / "set"), str(tmp_path / "data"), Reading())
-        assert set(found.units) == {"sub-01", "sub-02"} and "2 folders are subjects" in " ".join(found.taken_for)
+        assert set(found.units) == {"sub-01", "sub-02"} and "subjects and not classes" in " ".join(found.taken_for)
     index, = (tmp_path / "data" / "folders").glob("*/index.json")
     assert json.loads(index.read_text())["subjects"]["sub-02/b.nii"] == "sub-02"
 
