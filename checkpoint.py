@@ -27,7 +27,8 @@ from vae import VAE
 FORMAT = "vqvae-pixelcnn"
 VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
-READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable")
+READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable",
+           "value_range")
 STAGES = {"vqvae": VQVAE, **PRIORS, "vae": VAE, "classifier": Classifier}
 
 
