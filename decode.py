@@ -109,14 +109,14 @@ class Wide(NamedTuple):
     inverted: bool = False                     # the lowest value is white
     opacity: np.ndarray | None = None          # (H, W) in [0, 1]
 
-    def picture(self, ends: tuple[float, float]) -> Image.Image:
-        """The picture in mode "L" or "RGB" over white; ends: used where the file states none."""
+    def pixels(self, ends: tuple[float, float] | None) -> np.ndarray:
+        """The picture (H, W) or (H, W, 3) uint8 over white; ends: used where the file states none."""
         grey = to_bytes(self.values, *(self.ends or ends))
         grey = 255 - grey if self.inverted else grey
         if self.opacity is not None:
             alpha = self.opacity.reshape(*self.opacity.shape, *[1] * (grey.ndim - 2))
             grey = np.rint(grey * alpha + 255 * (1 - alpha)).astype(np.uint8)
-        return Image.fromarray(grey)
+        return grey
 
 
 def read(path: str, reading: Reading) -> Tensor:
@@ -149,7 +149,7 @@ def decode(path: str, reading: Reading, fit: Fit | None = None,
     fit: the size to bring them to, where reading asks for none; None: their own. first: decode only what needs nothing
     of other files. Whatever the decoders raise passes through.
     """
-    fit = Fit(*reading.size) if reading.size else fit
+    fit = Fit(*reading.size) if reading.image_size != "auto" else fit
     if path.lower().endswith(NIFTI):
         shape, unscaled, pages = nifti_slices(path, reading)
         return _finish(shape, unscaled, pages, reading, fit, first)
@@ -181,22 +181,25 @@ def _finish(shape: Shape, unscaled: bool, pages: Iterator["Image.Image | Wide"],
         whole = reading.ends
     if first and first.size and shape[1:3] != first.size:
         return Later(shape)
-    images = [_fitted(page.picture(whole) if isinstance(page, Wide) else page, reading, fit) for page in pages]
-    pixels = np.frombuffer(b"".join(image.tobytes() for image in images), np.uint8)
-    pixels = _grey_if_grey(pixels.reshape(len(images), images[0].height, images[0].width, -1), reading)
+    images = [_fitted(page.pixels(whole) if isinstance(page, Wide) else page, reading, fit) for page in pages]
+    pixels = images[0][None] if len(images) == 1 else np.stack(images)
+    pixels = _grey_if_grey(pixels.reshape(*pixels.shape[:3], -1), reading)
     shape = shape._replace(channels=pixels.shape[3])
     return _crop(pixels, fit) if fit else pixels, shape
 
 
-def _fitted(image: Image.Image, reading: Reading, fit: Fit | None) -> Image.Image:
-    """The picture with the channels that reading asks for; resized, where it is to be, to the largest part about the
-    middle.
+def _fitted(image: Image.Image | np.ndarray, reading: Reading, fit: Fit | None) -> np.ndarray:
+    """The picture (H, W) or (H, W, 3) uint8 with the channels that reading asks for; resized, where it is to be, to the
+    largest part about the middle.
     """
-    if reading.channels != "auto":
-        image = image.convert("L" if reading.channels == 1 else "RGB")
-    if fit and fit.how == "resize":
-        image = ImageOps.fit(image, (fit.width, fit.height), Image.Resampling.LANCZOS)
-    return image
+    mode = {1: "L", 3: "RGB"}.get(reading.channels)
+    resize = fit and fit.how == "resize"
+    if isinstance(image, np.ndarray) and (resize or (mode and image.ndim != reading.channels // 2 + 2)):
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        image = image.convert(mode) if mode and image.mode != mode else image
+        image = ImageOps.fit(image, (fit.width, fit.height), Image.Resampling.LANCZOS) if resize else image
+    return np.asarray(image)
 
 
 def _crop(pixels: np.ndarray, fit: Fit) -> np.ndarray:
@@ -296,7 +299,7 @@ def picture(file: BinaryIO, reading: Reading) -> Image.Image:
     """The first page of a file that Pillow reads, upright and without transparency: mode "L" or "RGB"."""
     page = next(pictures(file, reading, Fit(*reading.size) if reading.size else None)[2])
     if isinstance(page, Wide):
-        return page.picture(reading.ends or ends(page.values, reading))
+        return Image.fromarray(page.pixels(reading.ends or ends(page.values, reading)))
     return page
 
 
@@ -522,8 +525,14 @@ def ends(values: np.ndarray, reading: Reading) -> tuple[float, float]:
 
 def to_bytes(values: np.ndarray, bottom: float, top: float) -> np.ndarray:
     """Intensities as uint8: bottom and below 0, top and above 255, NaN 0, and where bottom is top too."""
-    scaled = (values.astype(np.float64) - bottom) / ((top - bottom) or np.inf)
-    return np.rint(np.nan_to_num(scaled, nan=0).clip(0, 1) * 255).astype(np.uint8, order="C")
+    scaled = values.astype(np.float64, order="C")
+    scaled -= bottom
+    scaled /= (top - bottom) or np.inf
+    if values.dtype.kind == "f":
+        scaled[np.isnan(scaled)] = 0
+    np.clip(scaled, 0, 1, out=scaled)
+    scaled *= 255
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 @contextmanager

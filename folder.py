@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import decode
 import devices
 from cli import UserError, flag
-from decode import BIN_BITS, NIFTI, FirstPass, Fit, Later, Reading, Shape, binned_ends, luminance, peek, strictly, try_decode
+from decode import NIFTI, FirstPass, Fit, Later, Reading, Shape
 from files import alone, atomic
 from layout import arrange, digest, list_files, some
 
@@ -119,13 +120,14 @@ def _decode_folder(root: str, files: list[tuple[str, int, int]], home: Path, lis
         check_broken(root, broken, len(order), reading)
         value_range = reading.value_range
         if counts is not None:
-            value_range = "{:.9g} {:.9g}".format(*binned_ends(counts, reading))
+            value_range = "{:.9g} {:.9g}".format(*decode.binned_ends(counts, reading))
         sizes = Counter()
         for shape in _shapes(first):
             sizes[shape[1:3]] += shape[0]
         common = Fit(*reading.size, "same") if reading.size else common_size(sizes)
         fits = {size: common if reading.size else fit_of(size, common) for size in sizes}
-        names = _names_by_fit(chunks, first, fits)
+        changed = any(fit is None or fit.how != "same" for fit in fits.values())
+        names = _names_by_fit(chunks, first, fits) if changed else {}
         left_out = sum(sizes[size] for size, fit in fits.items() if not fit), some(names.get(None, []))
         shape = sum(sizes.values()), *common[:2]
         check_sizes(root, left_out, shape, reading)
@@ -147,7 +149,7 @@ def _decode_folder(root: str, files: list[tuple[str, int, int]], home: Path, lis
         notices = [f"left out, neither in train nor in test: {len(stray)} files ({some(stray)})"] if stray else []
         if broken:
             notices.append(f"left out, cannot be decoded: {len(broken)} files: {some(broken)}")
-        if any(fit is None or fit.how != "same" for fit in fits.values()):
+        if changed:
             notices.append(_size_notice(sizes, fits, common) + f"; names in {home / 'sizes.txt'}")
             _write_names(work / "sizes.txt", names)
         notices += _kind_notices(kept, value_range if counts is not None else "", channels, reading)
@@ -222,7 +224,7 @@ def _near(values: np.ndarray, middle: float) -> np.ndarray:
 def _usual_size(root: str, order: list[tuple[str, bool, int]], reading: Reading) -> tuple[int, int] | None:
     """The commonest size of a few of the files."""
     sample = order[::math.ceil(len(order) / USUAL)]
-    sizes = Counter(filter(None, (peek(os.path.join(root, name), reading) for name, _, _ in sample)))
+    sizes = Counter(filter(None, (decode.peek(os.path.join(root, name), reading) for name, _, _ in sample)))
     return sizes.most_common(1)[0][0] if sizes else None
 
 
@@ -390,7 +392,7 @@ def _decode_chunks(root: str, chunks: list[list], work: Path, reading: Reading, 
             for part, counted in pool.map(_decode_chunk, paths, targets, repeat(reading), repeat(usual), fits):
                 outcomes.append(part)
                 if counted:
-                    counts = np.zeros(2**BIN_BITS, np.int64) if counts is None else counts
+                    counts = np.zeros(2**decode.BIN_BITS, np.int64) if counts is None else counts
                     counts[counted[0]] += counted[1]
                 bar.update(len(part))
         return outcomes, counts
@@ -406,29 +408,43 @@ def _decode_chunk(paths: list[str], target: Path, reading: Reading, usual: tuple
 
     usual: the size of the images to decode in the first pass; fits: of the second pass, for each file.
     """
-    outcomes, first = [], None if fits else FirstPass(usual)
+    outcomes, seen, first = [], {}, None if fits else FirstPass(usual)
     _read_ahead(paths)
-    with open(target, "wb", buffering=2**20) as file, strictly():
+    with open(target, "wb", buffering=2**20) as file, decode.strictly():
         for path, fit in zip(paths, fits or repeat(None)):
-            outcome = try_decode(path, reading, fit, first)
+            outcome = decode.try_decode(path, reading, fit, first)
             if isinstance(outcome, tuple) and not isinstance(outcome, Later):
                 pixels, outcome = outcome
                 file.write(pixels)
-            outcomes.append(outcome)
+            outcomes.append(seen.setdefault(outcome, outcome))  # one object for all that are equal: pickled once
     counts = first and first.counts
     numbers = None if counts is None else counts.nonzero()[0]
     return outcomes, None if counts is None else (numbers, counts[numbers])
 
 
 def _read_ahead(paths: list[str], enough: int = 2**20) -> None:
-    """Have the system fetch the files' first `enough` bytes together: a disk takes much longer one by one."""
+    """Have the system fetch the files' first `enough` bytes together: a disk takes much longer one by one.
+
+    60,000 JPEG files of 1 KB that are not cached: 5.8 s with it, 8.5 s without. Of cached files it would take a tenth
+    of the decoding, so it does nothing if the first one is.
+    """
     for path in paths if hasattr(os, "posix_fadvise") else []:
         with suppress(OSError):
             file = os.open(path, os.O_RDONLY)
             try:
+                if path == paths[0] and _is_cached(file):
+                    return
                 os.posix_fadvise(file, 0, enough, os.POSIX_FADV_WILLNEED)
             finally:
                 os.close(file)
+
+
+def _is_cached(file: int) -> bool:
+    """Whether the first byte of an open file can be read without waiting for a disk; False where it cannot be told."""
+    try:
+        return bool(os.preadv(file, [bytearray(1)], 0, os.RWF_NOWAIT))
+    except (AttributeError, OSError):  # another system than Linux, or a file system without this flag
+        return False
 
 
 def _assemble(work: Path, chunks: list[list], first: list[list], tasks: list[dict[int, Fit]], outcomes: list[list],
@@ -471,7 +487,7 @@ def _pick(sources: list[BinaryIO], target: BinaryIO, before: list, task: dict[in
         if shape.channels < whole[2]:
             pixels = np.frombuffer(pixels, np.uint8).repeat(whole[2])
         elif shape.channels > whole[2]:
-            pixels = luminance(np.frombuffer(pixels, np.uint8).reshape(-1, 3))
+            pixels = decode.luminance(np.frombuffer(pixels, np.uint8).reshape(-1, 3))
         target.write(pixels)
 
 

@@ -65,7 +65,7 @@ def test_modes(tmp_path):
         "CMYK.jpg": (Image.new("CMYK", (31, 17), (0, 255, 255, 0)), np.full((17, 31, 3), (255, 0, 0)), 3),
     }
     for name, (image, expected, loss) in cases.items():
-        read = one(write(tmp_path / name, image))
+        read = one(write(tmp_path / name, image), value_range="0 65535" if "16" in name else "auto")
         assert read.shape == expected.shape, name
         assert abs(read - expected).max() <= loss, name
 
@@ -88,7 +88,7 @@ def test_sixteen_bits_that_are_transparent_or_turned_around(tmp_path):
 def test_sixteen_bits_in_either_byte_order(tmp_path):
     for order in "<>":
         write(tmp_path / "a.tif", np.arange(65536 - 6, 65536, dtype=f"{order}u2").reshape(2, 3))
-        assert np.array_equal(one(tmp_path / "a.tif"), np.full((2, 3, 1), 255))
+        assert np.array_equal(one(tmp_path / "a.tif", value_range="0 65535"), np.full((2, 3, 1), 255))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
@@ -180,9 +180,9 @@ def test_nifti_slices_and_volumes(tmp_path, name):
     nifti(tmp_path / name, volume)
     low, high = volume.min(), volume.max()
     scaled = np.rint((volume - low) * (255 / (high - low)))
-    for axis in range(3):
+    for axis, height, width in ((0, 2, 1), (1, 2, 0), (2, 1, 0)):
         images = decode.read(str(tmp_path / name), Reading(nifti_axis=axis, **exact))
-        assert np.array_equal(images[:, 0], np.moveaxis(scaled, axis, 0))
+        assert np.array_equal(images[:, 0], scaled[::-1, ::-1, ::-1].transpose(axis, height, width)[::-1])
     images = decode.read(str(tmp_path / name), Reading(nifti_scale="slice", **exact))
     assert all((image.min(), image.max()) == (0, 255) for image in images)
     for shape in ((5, 28), (5, 28, 1), (5, 28, 1, 1)):
@@ -275,3 +275,152 @@ def test_truncated_anywhere_and_flipped_bits(tmp_path, suffix, capfd):
         except UserError as error:
             assert "\n" not in str(error)
     assert "Traceback" not in capfd.readouterr().err
+
+
+# ---- samples that are not plain 8 bits, and orientation
+
+
+def png16(samples, significant=()):
+    """A 16-bit PNG of samples (H, W) or (H, W, C), with an sBIT chunk of these bits if there are any."""
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    channels = 1 if samples.ndim == 2 else samples.shape[2]
+    head = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + (chunk(b"sBIT", bytes(significant)) if significant else b"") \
+        + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pngs_of_16_bits_are_read_in_full(tmp_path, channels):
+    samples = np.random.default_rng(0).integers(0, 4096, (9, 11, channels)).astype(np.uint16)
+    if channels in (2, 4):
+        samples[:, :, -1] = np.random.default_rng(1).integers(0, 65536, (9, 11))
+    (tmp_path / "a.png").write_bytes(png16(samples[:, :, 0] if channels == 1 else samples))
+    colours = np.rint(samples[:, :, :channels if channels in (1, 3) else -1] / 4095 * 255)
+    if channels in (2, 4):
+        colours = np.rint(over_white(colours, samples[:, :, -1:] / 65535 * 255))
+    assert abs(one(tmp_path / "a.png", value_range="0 4095") - colours).max() <= (channels in (2, 4))
+    if channels in (1, 3):                     # by itself: the percentiles of its own values
+        low, high = np.percentile(samples, (0.5, 99.5))
+        expected = np.rint(((samples - low) / (high - low)).clip(0, 1) * 255)
+        assert np.array_equal(one(tmp_path / "a.png"), expected)
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_significant_bits_of_a_png_state_the_range(tmp_path, shift):
+    samples = np.array([[0, 1, 2047], [4, 2000, 3071]], np.uint16)
+    spread = samples << 4 | samples >> 8 if shift else samples
+    (tmp_path / "a.png").write_bytes(png16(spread, [12]))
+    assert np.array_equal(one(tmp_path / "a.png")[:, :, 0], np.rint(samples / 4095 * 255))
+
+
+def tiff(path, values, tags=(), order="<", photometric=1):
+    """A TIFF of one strip, written here: Pillow does not write every kind of sample. tags: (number, values)."""
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    bits = [8 * values.dtype.itemsize] * channels
+    entries = {256: (4, [values.shape[1]]), 257: (4, [values.shape[0]]), 258: (3, bits), 259: (3, [1]),
+               262: (3, [photometric if channels == 1 else 2]), 277: (3, [channels]), 278: (4, [values.shape[0]]),
+               279: (4, [values.nbytes]), 339: (3, [kind] * channels),
+               **{number: (12, list(numbers)) for number, numbers in tags}}
+    entries[273] = 4, [0]
+    code = {3: "H", 4: "I", 12: "d"}
+    start = 8 + 2 + 12 * len(entries) + 4
+    extra, place = b"", {}
+    for number, (type_, numbers) in entries.items():
+        packed = struct.pack(order + code[type_] * len(numbers), *numbers)
+        if len(packed) > 4:
+            place[number] = struct.pack(order + "I", start + len(extra))
+            extra += packed
+        else:
+            place[number] = packed.ljust(4, b"\0")
+    place[273] = struct.pack(order + "I", start + len(extra))
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8) + struct.pack(order + "H", len(entries))
+    for number in sorted(entries):
+        type_, numbers = entries[number]
+        head += struct.pack(order + "HHI", number, type_, len(numbers)) + place[number]
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    path.write_bytes(head + struct.pack(order + "I", 0) + extra + data)
+    return path
+
+
+@pytest.mark.parametrize("kind, low, high, order", [
+    ("u2", 0, 4095, "<"), ("u2", 100, 65535, ">"), ("i2", -1024, 3071, "<"), ("i2", -1024, 3071, ">"),
+    ("u4", 0, 4e9, "<"), ("i4", -2e9, 2e9, "<"), ("i4", -2e9, 2e9, ">"), ("f4", -0.5, 1.5, "<"), ("f4", 0, 1e9, ">"),
+])
+def test_tiffs_of_every_type(tmp_path, kind, low, high, order):
+    values = np.linspace(low, high, 60).reshape(6, 10).astype(kind)
+    expected = np.rint((values.astype(float) - low) / (high - low) * 255)
+    path = tiff(tmp_path / "a.tif", values, order=order)
+    assert abs(one(path, value_range=f"{low} {high}")[:, :, 0] - expected).max() <= 1
+    assert abs(one(path, nifti_low=0.0, nifti_high=100.0)[:, :, 0] - expected).max() <= 1
+    counted = decode.FirstPass(None)
+    assert isinstance(decode.decode(str(path), Reading(), first=counted), decode.Later)
+    ends = decode.binned_ends(counted.counts, Reading(nifti_low=0.0, nifti_high=100.0))
+    assert ends == pytest.approx((low, high), abs=1e-3 * (high - low))
+    stated = tiff(tmp_path / "b.tif", values, [(340, [2 * low - high]), (341, [high])], order)
+    assert abs(one(stated)[:, :, 0] - (expected + 255) / 2).max() <= 1
+
+
+def test_tiffs_of_16_bit_colour_and_signed_bytes(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (6, 10, 3)).astype(np.uint16)
+    for order in "<>":
+        path = tiff(tmp_path / "a.tif", values, order=order)
+        assert np.array_equal(one(path, value_range="0 4095"), np.rint(values / 4095 * 255))
+    grey = np.arange(-128, 128, dtype=np.int8).reshape(16, 16)
+    assert np.array_equal(one(tiff(tmp_path / "b.tif", grey))[:, :, 0], np.arange(256).reshape(16, 16))
+    dark = np.array([[0, 1000, 4095]], np.uint16)
+    assert one(tiff(tmp_path / "c.tif", dark, photometric=0), value_range="0 4095")[0, :, 0].tolist() == [255, 193, 0]
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+def test_every_page_of_a_tiff_is_an_image(tmp_path, kind):
+    pages = np.random.default_rng(0).integers(0, 250, (20, 5, 7)).astype(kind)
+    first, *others = map(Image.fromarray, pages)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[*others, Image.fromarray(np.zeros((2, 2), np.uint8))])
+    images = decode.read(str(tmp_path / "a.tif"), Reading(value_range="0 255"))
+    assert np.array_equal(images[:, 0], pages)
+    images = decode.read(str(tmp_path / "a.tif"), Reading(value_range="0 255", image_size="10x14"))
+    assert images.shape == (20, 1, 10, 14)
+
+
+def test_bins_keep_the_order_and_their_values_are_near():
+    values = np.concatenate([np.arange(-4096, 4097), np.random.default_rng(0).normal(0, 1e6, 1000), [1e300, -1e300]])
+    numbers = decode.bins(np.sort(values))
+    assert (np.diff(numbers.astype(np.int64)) >= 0).all() and numbers.max() < 2**decode.BIN_BITS
+    back = decode.bin_values(decode.bins(values))
+    assert np.array_equal(back[:8193], values[:8193])
+    assert (abs(back[:-2] - values[:-2]) <= 0.0005 * abs(values[:-2])).all()
+
+
+@pytest.mark.parametrize("scale", ["slice", "volume"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_volume_has_the_same_pixels_however_it_is_stored(tmp_path, axis, scale):
+    """A corner of its own intensity for each end: where it is in the picture tells how the patient lies in it."""
+    volume = np.random.default_rng(0).integers(0, 1000, (5, 7, 4)).astype(np.int16)  # right, anterior, superior
+    seen = []
+    for axes in ((0, 1, 2), (2, 0, 1), (1, 2, 0), (0, 2, 1)):
+        for signs in ((1, 1, 1), (-1, -1, 1), (1, -1, -1)):
+            stored, affine = volume.transpose(axes), np.zeros((4, 4))
+            for position, (target, sign) in enumerate(zip(axes, signs)):
+                stored = np.flip(stored, position) if sign < 0 else stored
+                affine[target, position] = sign * (1 + position)
+            affine[3, 3] = 1
+            nibabel.save(nibabel.Nifti1Image(stored, affine), tmp_path / "a.nii")
+            seen.append(decode.read(str(tmp_path / "a.nii"), Reading(nifti_axis=axis, nifti_scale=scale)))
+    assert all(np.array_equal(seen[0], images) for images in seen)
+
+
+def test_slices_are_upright_with_the_left_of_the_patient_on_the_right(tmp_path):
+    volume = np.zeros((5, 7, 9), np.int16)     # from left to right, back to front, bottom to top: canonical, RAS+
+    volume[0], volume[:, -1], volume[:, :, -1] = 100, 150, 200  # the patient's left; front; top
+    nifti(tmp_path / "a.nii", volume)
+    exact = {"nifti_low": 0.0, "nifti_high": 100.0}
+    sagittal, coronal, axial = (decode.read(str(tmp_path / "a.nii"), Reading(nifti_axis=axis, **exact))[:, 0]
+                                for axis in range(3))
+    left, front, top = (round(value / 200 * 255) for value in (100, 150, 200))
+    assert axial.shape == (9, 7, 5) and (axial[4, 0] == front).all() and (axial[4, 1:, -1] == left).all()
+    assert coronal.shape == (7, 9, 5) and (coronal[3, 0] == top).all() and (coronal[3, 1:, -1] == left).all()
+    assert sagittal.shape == (5, 9, 7) and (sagittal[2, 0] == top).all() and (sagittal[2, 1:, 0] == front).all()
+    assert not axial[4, 1:, :-1].any() and not coronal[3, 1:, :-1].any() and not sagittal[2, 1:, 1:].any()

@@ -140,17 +140,192 @@ def test_sizes(tmp_path, height, width):
     assert load(root, tmp_path, image_size="16x24").images.shape == (5, 1, 16, 24)
 
 
-def test_odd_ones_out_are_dropped_and_named(tmp_path, capfd):
+def home_of(tmp_path):
+    home, = (path for path in (tmp_path / "data" / "folders").iterdir() if path.is_dir())
+    return home
+
+
+def by_name(data):
+    """The images by the names of their files, each (H, W, C)."""
+    return {name: image.permute(1, 2, 0).numpy() for name, image in zip(data.files, data.images)}
+
+
+def test_a_few_of_another_size_are_resized_and_named(tmp_path, capfd):
     root = write_many(tmp_path / "images", 20, 6, 8)
     write(root / "tall.png", noise(8, 6))
     write(root / "large.png", noise(60, 80))
-    assert load(root, tmp_path).images.shape == (20, 1, 6, 8)
+    data = load(root, tmp_path)
+    assert data.images.shape == (22, 1, 6, 8)
     said = capfd.readouterr().err
-    assert "8x6 and not 6x8" in said and "tall.png" in said and "60x80 and not 6x8" in said and "large.png" in said
+    assert "sizes from 6x6 to 60x80 brought to 6x8: 20 kept as they are, 2 resized and cropped" in said
     load(root, tmp_path)
-    assert "tall.png" in capfd.readouterr().err      # said at every start
-    assert load(root, tmp_path, image_size="6x8").images.shape == (22, 1, 6, 8)
-    assert "left out" not in capfd.readouterr().err
+    assert "2 resized" in capfd.readouterr().err      # said at every start
+    assert sorted((home_of(tmp_path) / "sizes.txt").read_text().splitlines()) == [
+        "resize: large.png (60x80)", "resize: tall.png (8x6)"]
+    by_hand = load(root, tmp_path, image_size="6x8")
+    assert torch.equal(data.images, by_hand.images)
+    assert "sizes from" not in capfd.readouterr().err
+
+
+def test_sizes_near_one_another_are_cropped_or_padded_about_the_middle(tmp_path, capfd):
+    sizes = {f"{height}x{width}.png": (height, width) for height in range(30, 36) for width in range(44, 54)}
+    for name, size in sizes.items():
+        write(tmp_path / "images" / name, np.maximum(noise(*size), 9))
+    got = by_name(load(tmp_path / "images", tmp_path))
+    assert len(got) == 60 and "60 cropped or padded about the middle" in capfd.readouterr().err
+    for name, (height, width) in sizes.items():
+        pixels = np.maximum(noise(height, width), 9)
+        top, left = (40 - height) // 2, max(0, 56 - width) // 2
+        assert got[name].shape == (40, 56, 1)        # the medians, 33 and 49, rounded up to multiples of 8
+        assert np.array_equal(got[name][top:top + height, left:left + width, 0], pixels)
+        assert (got[name].sum(dtype=int) - pixels.sum(dtype=int)) == 9 * (40 * 56 - height * width)  # the darkest
+
+
+@pytest.mark.parametrize("sizes, expected", [
+    ({(17, 31): 5}, (17, 31, "same")), ({(28, 28): 99, (30, 29): 1}, (28, 28, "crop")),
+    ({(35, 50): 2, (33, 47): 2, (38, 55): 2}, (40, 56, "crop")),
+    ({(375, 500): 60, (500, 375): 50, (333, 500): 40}, (256, 256, "resize")),  # landscape and portrait: a square
+    ({(300, 400): 3, (1500, 2000): 3, (750, 1000): 3}, (256, 344, "resize")),  # all of one shape, which is kept
+    ({(100, 100): 60, (300, 300): 40}, (100, 100, "resize")), ({(1, 1): 2, (2, 3): 2, (9, 9): 2}, (8, 8, "resize")),
+])
+def test_the_common_size(sizes, expected):
+    assert folder.common_size(sizes) == expected
+
+
+def test_images_cut_by_the_common_size_lose_their_edges_alone(tmp_path):
+    root = write_many(tmp_path / "images", 40, 20, 20)
+    write(root / "wide.png", noise(20, 25))
+    assert np.array_equal(by_name(load(root, tmp_path))["wide.png"][:, :, 0], noise(20, 25)[:, 2:22])
+
+
+def test_images_left_out_in_bulk_are_an_error_with_the_flag_that_keeps_them(tmp_path, capfd):
+    root = write_many(tmp_path / "images", 150, 32, 32)
+    write(root / "speck.png", noise(3, 3))
+    assert len(load(root, tmp_path).images) == 150
+    assert "1 left out" in capfd.readouterr().err
+    assert (home_of(tmp_path) / "sizes.txt").read_text() == "left out: speck.png (3x3)\n"
+    write_many(root, 3, 4, 200, start=900)
+    with pytest.raises(UserError, match="4 of the 154 images .* --image-size 32x32 resizes and crops them all") as error:
+        load(root, tmp_path)
+    assert "\n" not in str(error.value) and "speck.png (3x3)" in str(error.value)
+    assert len(load(root, tmp_path, image_size="32x32").images) == 154
+    assert len(load(root, tmp_path, max_unreadable=0.1).images) == 150
+    with pytest.raises(UserError, match="4 of the 154"):  # decoded already, but with more allowed
+        load(root, tmp_path)
+
+
+# ---- one range for a folder, and what a user is told
+
+
+def write_wide(root, count, high=4096, size=(6, 8)):
+    for number in range(count):
+        write(root / f"{number:03d}.png", np.random.default_rng(number).integers(0, high, size, np.uint16))
+    return root
+
+
+def test_samples_wider_than_8_bits_share_one_range(tmp_path, capfd):
+    root = write_wide(tmp_path / "images", 40)
+    write(root / "dark.png", np.full((6, 8), 400, np.uint16))
+    pooled = np.concatenate([np.asarray(Image.open(path)).ravel() for path in sorted(root.iterdir())])
+    low, high = np.sort(pooled)[[int(percent / 100 * (pooled.size - 1)) for percent in (0.5, 99.5)]]
+    got = by_name(load(root, tmp_path))
+    assert f"41 of 41 files hold uint16: {low} becomes black and {high} white" in capfd.readouterr().err
+    for name, image in got.items():
+        values = np.asarray(Image.open(root / name)).astype(float)
+        assert np.array_equal(image[:, :, 0], np.rint(((values - low) / (high - low)).clip(0, 1) * 255))
+    facts = folder.found(str(root), str(tmp_path / "data"), Reading())
+    assert facts["value_range"] == f"{low} {high}"
+    alone = one(root / "dark.png", value_range=facts["value_range"])  # as a run's later stages read a single file
+    assert np.array_equal(alone, got["dark.png"])
+    given = by_name(load(root, tmp_path, value_range="0 4095"))
+    assert given["dark.png"].max() == round(400 / 4095 * 255)
+    with pytest.raises(UserError, match="VALUE_RANGE"):
+        load(root, tmp_path, value_range="5 4")
+
+
+def test_mixed_sizes_of_wide_samples(tmp_path):
+    root = write_wide(tmp_path / "images", 30, size=(20, 20))
+    for number in range(30, 60):
+        write(root / f"{number}.png", np.random.default_rng(number).integers(0, 4096, (21, 23), np.uint16))
+    assert load(root, tmp_path, value_range="0 4095").images.shape == (60, 1, 24, 24)
+    assert load(root, tmp_path).images.float().std() > 50
+
+
+@pytest.mark.parametrize("scale, equal", [("folder", False), ("volume", True)])
+def test_nifti_scaled_over_the_folder(tmp_path, scale, equal):
+    (tmp_path / "images").mkdir()
+    volume = np.random.default_rng(0).integers(0, 900, (5, 6, 8)).astype(np.int16)
+    for number in range(4):
+        nifti(tmp_path / "images" / f"{number}.nii.gz", volume * (number + 1))
+    got = load(tmp_path / "images", tmp_path, nifti_scale=scale)
+    first, last = (got.images[[name == f"{number}.nii.gz" for name in got.files]].float() for number in (0, 3))
+    assert torch.equal(first, last) is equal
+    if not equal:
+        assert (last.clip(max=254) - 4 * first).abs()[last < 255].max() <= 3
+
+
+def test_the_decoded_array_does_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
+    root = write_wide(tmp_path / "images", 30, size=(20, 20))
+    write_many(root, 50, 22, 21, start=100)
+    write_many(root, 20, 18, 21, channels=3, start=200)
+    found = []
+    for cores in (1, 2, 5):
+        monkeypatch.setattr(folder.devices, "cores", lambda: cores)
+        data = folder.load(str(root), str(tmp_path / f"data{cores}"), Reading())
+        found.append((data.images.numpy().tobytes(), data.files, data.labels.tolist()))
+    assert found[0] == found[1] == found[2]
+
+
+def test_tiff_stacks_are_volumes(tmp_path):
+    for number in range(12):
+        pages = [Image.fromarray(noise(5, 7, seed=100 * number + page)) for page in range(4)]
+        write(tmp_path / "images" / f"{number}.tif", pages[0], save_all=True, append_images=pages[1:])
+    data = load(tmp_path / "images", tmp_path)
+    assert data.images.shape == (48, 1, 5, 7) and [data.files.count(f"{n}.tif") for n in range(12)] == [4] * 12
+    assert data.files[:data.train] == [name for name in data.files if name in data.files[:data.train]]
+    for name, image, number in zip(data.files, data.images, [0, 1, 2, 3] * 12):
+        assert np.array_equal(image[0], noise(5, 7, seed=100 * int(name[:-4]) + number))
+
+
+def test_a_line_for_what_sets_a_part_of_the_files_apart(tmp_path, capfd):
+    def said(root):
+        capfd.readouterr()
+        load(root, tmp_path)
+        return capfd.readouterr().err
+    root = write_many(tmp_path / "images", 60)
+    assert said(root).count("\n") == 1 and not said(root)  # that it was decoded, and then nothing
+    write(root / "a.png", noise(6, 8, 3))
+    assert "1 of 61 files are in colour, the others grey: all become grey (--channels 3 decides otherwise)" in said(root)
+    assert load(root, tmp_path).images.shape[1] == 1
+    write_many(root, 9, channels=3, start=100)
+    assert "10 of 70 files are in colour, the others grey: all become RGB (--channels 1" in said(root)
+    write(root / "b.png", np.dstack([noise(6, 8), noise(6, 8)]))
+    assert "1 of 71 files have transparency" in said(root)
+    write(root / "c.png", noise(6, 8).astype(np.uint16) * 16)
+    assert "1 of 72 files hold uint16: " in said(root)
+    frames = [Image.fromarray(noise(6, 8, seed=i)) for i in range(3)]
+    write(root / "d.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert "1 of 73 files are animated: only their first frame is used" in said(root)
+    write(root / "e.tif", frames[0], save_all=True, append_images=[Image.fromarray(noise(3, 3))])
+    assert "1 of 74 files have pages of another size than the first" in said(root)
+
+
+@pytest.mark.parametrize("value, word", [(0, "all 20 images are the same, black"), (7, "all 20 images are the same")])
+def test_a_line_for_images_that_are_all_the_same(tmp_path, capfd, value, word):
+    for number in range(20):
+        write(tmp_path / "images" / f"{number}.png", np.full((6, 8), value, np.uint8))
+    load(tmp_path / "images", tmp_path)
+    assert word in capfd.readouterr().err
+    write_many(tmp_path / "images", 40, start=100)
+    load(tmp_path / "images", tmp_path)
+    assert "about 33% of the images are blank" in capfd.readouterr().err
+
+
+def test_grey_files_saved_as_rgb_are_grey(tmp_path):
+    for number in range(6):
+        write(tmp_path / "images" / f"{number}.png", noise(6, 8)[:, :, None].repeat(3, 2))
+    assert load(tmp_path / "images", tmp_path).images.shape == (6, 1, 6, 8)
+    assert load(tmp_path / "images", tmp_path, channels=3).images.shape == (6, 3, 6, 8)
 
 
 def test_resizing_crops_to_the_middle(tmp_path):
@@ -424,7 +599,7 @@ def test_study_through_every_script(tmp_path, script):
     out = ["--output-dir", tmp_path / "out"]
     outcome = script("train_vqvae", *SMALL_VQVAE, "--batch-size", 8, "--dataset", tmp_path / "study", "--data-dir",
                      tmp_path / "data", *out)
-    assert outcome.status == 0 and "32x18 and not 32x16 as most: 2 images (case_004_slice_" in outcome.err
+    assert outcome.status == 0 and "brought to 32x16: 40 kept as they are, 2 cropped or padded" in outcome.err
     assert script("train_pixelcnn", *SMALL_PIXELCNN, "--batch-size", 8, *out).status == 0
     assert script("generate", "--num-samples", 2, *out).status == 0
     with Image.open(tmp_path / "out" / "sample_0.png") as sample:
