@@ -99,7 +99,7 @@ def _find(root: str, data_dir: str, reading: Reading) -> tuple[dict[str, Any], P
         with alone(home.with_name(home.name + ".lock"), "decodes this folder"):
             index = _read_index(home, listing) or _decode_folder(root, files, home, listing, reading)
     check_broken(root, index["broken"], index["tried"], reading)  # it may have been decoded with more allowed
-    check_sizes(root, index["left_out"], index["shape"], reading)
+    check_sizes(root, index["left_out"], index["shape"][1:3], reading)
     return index, home, others
 
 
@@ -128,9 +128,8 @@ def _decode_folder(root: str, files: list[tuple[str, int, int]], home: Path, lis
         fits = {size: common if reading.size else fit_of(size, common) for size in sizes}
         changed = any(fit is None or fit.how != "same" for fit in fits.values())
         names = _names_by_fit(chunks, first, fits) if changed else {}
-        left_out = sum(sizes[size] for size, fit in fits.items() if not fit), some(names.get(None, []))
-        shape = sum(sizes.values()), *common[:2]
-        check_sizes(root, left_out, shape, reading)
+        left_out = sum(sizes[size] for size in sizes if not fits[size]), sizes.total(), some(names.get(None, []))
+        check_sizes(root, left_out, common[:2], reading)
         tasks = [_second_pass(part, fits) for part in first]
         outcomes = [list(part) for part in first]
         if any(tasks):
@@ -259,15 +258,15 @@ def _write_names(path: Path, names: dict[str | None, list[str]]) -> None:
     path.write_bytes(os.fsencode("\n".join(lines) + "\n"))
 
 
-def check_sizes(root: str, left_out: tuple[int, str], shape: tuple, reading: Reading) -> None:
+def check_sizes(root: str, left_out: tuple[int, int, str], common: tuple[int, int], reading: Reading) -> None:
     """UserError if more images are left out for their size than MAX_UNREADABLE allows.
 
-    left_out: how many, and the names of the first few; shape: of the decoded array.
+    left_out: how many, of how many, and the names of the first few; common: the height and width of the others.
     """
-    count, names = left_out
-    if count > reading.max_unreadable * shape[0]:
-        size = f"{shape[1]}x{shape[2]}"
-        raise UserError(f"{count} of the {shape[0]} images in {root} are too small or too long for {size}, more than "
+    count, total, names = left_out
+    if count > reading.max_unreadable * total:
+        size = f"{common[0]}x{common[1]}"
+        raise UserError(f"{count} of the {total} images in {root} are too small or too long for {size}, more than "
                         f"the share of {reading.max_unreadable} that MAX_UNREADABLE allows: {flag('IMAGE_SIZE')} "
                         f"{size} resizes and crops them all, {flag('MAX_UNREADABLE')} 1 leaves them out: {names}")
 

@@ -5,6 +5,7 @@ import random
 import struct
 import zlib
 
+import nibabel
 import numpy as np
 import pytest
 from images import jpeg, nifti, noise, one, write
@@ -336,7 +337,7 @@ def tiff(path, values, tags=(), order="<", photometric=1):
         else:
             place[number] = packed.ljust(4, b"\0")
     place[273] = struct.pack(order + "I", start + len(extra))
-    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8) + struct.pack(order + "H", len(entries))
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HIH", 42, 8, len(entries))
     for number in sorted(entries):
         type_, numbers = entries[number]
         head += struct.pack(order + "HHI", number, type_, len(numbers)) + place[number]
@@ -397,7 +398,6 @@ def test_bins_keep_the_order_and_their_values_are_near():
 @pytest.mark.parametrize("scale", ["slice", "volume"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_volume_has_the_same_pixels_however_it_is_stored(tmp_path, axis, scale):
-    """A corner of its own intensity for each end: where it is in the picture tells how the patient lies in it."""
     volume = np.random.default_rng(0).integers(0, 1000, (5, 7, 4)).astype(np.int16)  # right, anterior, superior
     seen = []
     for axes in ((0, 1, 2), (2, 0, 1), (1, 2, 0), (0, 2, 1)):
