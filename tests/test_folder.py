@@ -395,7 +395,8 @@ def test_folder_without_permission(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flags", [("--image-size", "0x4"), ("--image-size", "big"), ("--channels", "2"),
-                                   ("--nifti-axis", "3"), ("--nifti-low", "101"), ("--max-unreadable", "1.5")])
+                                   ("--nifti-axis", "3"), ("--nifti-low", "101"), ("--max-unreadable", "1.5"),
+                                   ("--value-range", "5"), ("--value-range", "0 inf"), ("--nifti-scale", "set")])
 def test_wrong_flags(script, flags):
     outcome = script("train_vqvae", *flags)
     assert outcome.status == 2 and flags[0] in outcome.err and outcome.err.count("\n") == 1
@@ -647,3 +648,8 @@ def test_similarity_at_every_size(height, width):
 def test_constants_may_be_numbers_where_flags_are_text():
     args = cli.parse(vars(train_vqvae), ["--image-size", "256x128"])
     assert args.IMAGE_SIZE == "256x128" and cli.parse(vars(train_vqvae), []).IMAGE_SIZE == "0"
+
+
+def test_a_range_may_begin_with_a_negative_value():
+    args = cli.parse(vars(train_vqvae), ["--value-range", "-160 240.5"])
+    assert Reading(value_range=args.VALUE_RANGE).ends == (-160, 240.5)
