@@ -30,7 +30,7 @@ FORMAT = "vqvae-pixelcnn"
 VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
 READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable",
-           "classes")
+           "classes", "value_range")
 # The network of each stage, and the dataclass of its sizes
 STAGES = {"vqvae": (VQVAE, VQVAEConfig), **PRIORS, "vae": (VAE, VAEConfig),
           "classifier": (Classifier, ClassifierConfig)}

@@ -84,6 +84,8 @@ class Rule(NamedTuple):
         return value
 
 
+NUMBER = r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?"
+
 # A constant means the same in every script, so its rule is written once. One without a rule is held to its type.
 RULES = {
     "DATASET": Rule(str, pattern=".+"),
@@ -94,7 +96,8 @@ RULES = {
     "IMAGE_SIZE": Rule(str, pattern=r"auto|[1-9]\d{0,3}(x[1-9]\d{0,3})?", old={"0": "auto"}),
     "CHANNELS": Rule(int, choices=(1, 3), words=("auto",), old={"0": "auto"}),
     "NIFTI_AXIS": Rule(int, choices=(0, 1, 2)),
-    "NIFTI_SCALE": Rule(str, choices=("slice", "volume")),
+    "NIFTI_SCALE": Rule(str, choices=("slice", "volume", "folder")),
+    "VALUE_RANGE": Rule(str, pattern=rf"auto|{NUMBER} {NUMBER}"),
     "NIFTI_LOW": Rule(float, low=0, high=100),
     "NIFTI_HIGH": Rule(float, low=0, high=100),
     "MAX_UNREADABLE": Rule(float, low=0, high=1),

@@ -74,6 +74,7 @@ class Data(NamedTuple):
     test: Split        # only ever reported
     class_names: list[str]
     notes: Sequence[str] = ()  # lines: what a folder was taken for, where that is not plain
+    value_range: str = "auto"  # black and white of a folder's samples wider than 8 bits, if it has any
 
     @property
     def class_counts(self) -> list[int]:
@@ -180,7 +181,8 @@ def from_folder(root: str, data_dir: str, limit: int, reading: Reading, output_d
     if output_dir and Path(output_dir).resolve() == Path(root).resolve():
         raise UserError(f"OUTPUT_DIR (--output-dir) is the folder of images itself: name another directory, such as "
                         f"{shlex.quote(str(Path(root) / 'output'))}")
-    images, labels, end, class_names, _, given, units, notes = folder.load(root, data_dir, reading, output_dir)
+    found = folder.load(root, data_dir, reading, output_dir)
+    images, labels, end, class_names, _, given, units, notes, value_range = found
     rows = {"validation": slice(0, given), "train": slice(given, end), "test": slice(end, len(images))}
     if limit and end < len(images):
         rows = {name: slice(part.start, min(part.start + limit, part.stop)) for name, part in rows.items()}
@@ -197,7 +199,7 @@ def from_folder(root: str, data_dir: str, limit: int, reading: Reading, output_d
     if len(splits["train"].images) < 2 or not all(len(split.images) for split in splits.values()):
         raise UserError(f"{root} and LIMIT (--limit) of {limit} leave {len(splits['train'].images)} images to train on "
                         f"and {len(splits['test'].images)} to test with: use at least 2 and 1")
-    return Data(splits["train"], splits["validation"], splits["test"], class_names, notes)
+    return Data(splits["train"], splits["validation"], splits["test"], class_names, notes, value_range)
 
 
 def hold_out(units: list[str], start: int, stop: int) -> dict[str, slice]:

@@ -4,7 +4,6 @@ In one process every function here does nothing or next to it, so the scripts re
 """
 import atexit
 import datetime
-import gc
 import multiprocessing
 import os
 import signal
@@ -162,7 +161,6 @@ def cores() -> int:
 
 def _start_process() -> None:
     """Leave signals to the parent, and end with it however it ends."""
-    gc.freeze()  # what came from the parent, all of torch, need not be searched for garbage over and over
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

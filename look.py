@@ -17,13 +17,14 @@ DATASET = "glyphs"        # a data set's name or a folder of images; may stand w
 DATA_DIR = "data"         # where data sets are kept, or downloaded to
 OUTPUT_DIR = "output"     # where dataset.png is written
 LIMIT = 0                 # use only the first N images of the training and of the test part; 0: all
-IMAGE_SIZE = "auto"       # of a folder's images; "auto": as most are; 64, or 256x128 (height x width): resize and crop
+IMAGE_SIZE = "auto"       # of a folder's images; "auto": a common one; 64 or 256x128 (height x width): resized, cropped
 CHANNELS = "auto"         # of a folder's images; "auto": 1 if all are grey, or else 3; 1: grey; 3: RGB
-NIFTI_AXIS = 2            # the axis along which NIfTI volumes are cut into slices: 0, 1 or 2
-NIFTI_SCALE = "volume"    # intensities are scaled to 8 bits over each "slice" or each "volume" ...
+NIFTI_AXIS = 2            # how NIfTI volumes are cut into slices: 0 sagittal, 1 coronal, 2 axial
+NIFTI_SCALE = "volume"    # intensities are scaled to 8 bits over each "slice", each "volume" or the whole "folder" ...
 NIFTI_LOW = 0.5           # ... from this percentile, which becomes black ...
 NIFTI_HIGH = 99.5         # ... to this one, which becomes white
-MAX_UNREADABLE = 0.01     # share of a folder's image files that may be left out because they cannot be decoded
+MAX_UNREADABLE = 0.01     # share of a folder's files, or images, that may be left out: damaged, or of no fitting size
+VALUE_RANGE = "auto"      # black and white of files of more than 8 bits: "0 4095", or "auto": those percentiles of all
 CLASSES = "auto"          # of a folder: by the rule in README.md; "folders": its first folders; "none": no classes
 
 

@@ -45,13 +45,15 @@ def find_images(args: argparse.Namespace, stored: dict) -> Tensor:
     """
     reading = Reading(**stored["data"]["reading"])._replace(image_size=args.IMAGE_SIZE)
     path = Path(args.DATASET)
+    value_range = stored["data"].get("value_range", "auto")  # of the training images, so that brightness is comparable
     if path.is_file():
-        return decode.read(args.DATASET, reading._replace(channels=stored["data"]["channels"]))
+        return decode.read(args.DATASET, reading._replace(channels=stored["data"]["channels"], value_range=value_range))
     learnt = Path(stored["data"]["dataset"])
     if path.is_dir() and args.DATASET not in ("glyphs", *dataset.TORCHVISION) and path.resolve() != learnt.resolve():
         # the channels as they were found then: for the folder of the training that changes no pixel
         reading = reading._replace(channels=stored["data"]["channels"])
         if not holds_training_images(args, stored):
+            reading = reading._replace(value_range=value_range)
             try:
                 images = folder.load(args.DATASET, args.DATA_DIR, reading).images
             except UserError:  # it need not have classes and splits; if there is more, this says it again

@@ -29,13 +29,14 @@ DATASET = "glyphs"        # "glyphs" (drawn here, no download), a torchvision na
 DATA_DIR = "data"         # where data sets are kept, or downloaded to
 OUTPUT_DIR = "output"     # the run's directory: one directory is one run
 LIMIT = 0                 # use only the first N images of the training and of the test part; 0: all
-IMAGE_SIZE = "auto"       # of a folder's images; "auto": as most are; 64, or 256x128 (height x width): resize and crop
+IMAGE_SIZE = "auto"       # of a folder's images; "auto": a common one; 64 or 256x128 (height x width): resized, cropped
 CHANNELS = "auto"         # of a folder's images; "auto": 1 if all are grey, or else 3; 1: grey; 3: RGB
-NIFTI_AXIS = 2            # the axis along which NIfTI volumes are cut into slices: 0, 1 or 2
-NIFTI_SCALE = "volume"    # intensities are scaled to 8 bits over each "slice" or each "volume" ...
+NIFTI_AXIS = 2            # how NIfTI volumes are cut into slices: 0 sagittal, 1 coronal, 2 axial
+NIFTI_SCALE = "volume"    # intensities are scaled to 8 bits over each "slice", each "volume" or the whole "folder" ...
 NIFTI_LOW = 0.5           # ... from this percentile, which becomes black ...
 NIFTI_HIGH = 99.5         # ... to this one, which becomes white
-MAX_UNREADABLE = 0.01     # share of a folder's image files that may be left out because they cannot be decoded
+MAX_UNREADABLE = 0.01     # share of a folder's files, or images, that may be left out: damaged, or of no fitting size
+VALUE_RANGE = "auto"      # black and white of files of more than 8 bits: "0 4095", or "auto": those percentiles of all
 CLASSES = "auto"          # of a folder: by the rule in README.md; "folders": its first folders; "none": no classes
 EPOCHS = "auto"           # passes over the training images; "auto": 3, or more for 2 steps a pixel, up to 10,000 steps
 BATCH_SIZE = "auto"       # images a step, over all processes; "auto": 32 for up to 48x48 pixels, 16 for 96x96, 8 above
@@ -113,8 +114,8 @@ def main(args: argparse.Namespace) -> None:
     run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS,
               line="MSE {mse:.5f}, PSNR {psnr:.2f} dB, perplexity {perplexity:.1f}, codes used {codes_used:.1%}",
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT,
-                    "class_names": data.class_names, "reading": reading._asdict(), "channels": channels,
-                    "height": height, "width": width},
+                    "class_names": data.class_names, "reading": reading._asdict(), "value_range": data.value_range,
+                    "channels": channels, "height": height, "width": width},
               images=dataset.digest(data.train))
     variance = max(dataset.pixel_variance(train.images), 1e-6)  # puts the error on the scale of the latent losses
     if not run.resumed:

@@ -358,7 +358,7 @@ class Run:
             if state["count"] != self.count:
                 raise UserError(f"there are {self.count} training images now, {state['count']} when the run in "
                                 f"{self.args.OUTPUT_DIR} started: {again}")
-            before = {**stored, **stored["data"]}
+            before = {**self.content, **self.content["data"], **stored, **stored["data"]}  # an older one says less
             for name, value in {**self.content, **self.content["data"]}.items():
                 if name not in ("data", "data_dir", "dataset") and before[name] != value:  # a path may be spelt anew
                     raise UserError(f"{CONTENT.get(name, name)} changed since the run in {self.args.OUTPUT_DIR} "

@@ -1,20 +1,16 @@
-"""Folders of images: every format, mode, size and kind of damage is read rightly or refused with one line."""
+"""Folders of images: layouts, sizes, notices, and the decoded array."""
 import argparse
 import errno
-import io
 import json
 import multiprocessing
 import os
-import random
-import struct
-import zlib
 
-import nibabel
 import numpy as np
 import phantom
 import pytest
 import torch
 from conftest import SMALL_PIXELCNN, SMALL_VQVAE
+from images import nifti, noise, one, write, write_many
 from PIL import Image
 
 import cli
@@ -30,308 +26,8 @@ from decode import Reading
 from modules import VQVAE, VQVAEConfig
 
 
-def noise(height, width, channels=1, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
-    return pixels[:, :, 0] if channels == 1 else pixels
-
-
-def write(path, pixels, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path, **options)
-    return path
-
-
-def write_many(root, count, height=6, width=8, channels=1, suffix=".png", start=0):
-    for number in range(start, start + count):
-        write(root / f"{number:04d}{suffix}", noise(height, width, channels, seed=number))
-    return root
-
-
 def load(root, tmp_path, **reading):
     return folder.load(str(root), str(tmp_path / "data"), Reading(**reading))
-
-
-def one(path, **reading):
-    """The only image (H, W, C) of a file, as numbers that may be subtracted."""
-    images = decode.read(str(path), Reading(**reading))
-    assert len(images) == 1 and images.dtype == torch.uint8
-    return images[0].permute(1, 2, 0).numpy().astype(int)
-
-
-# ---- formats and modes
-
-
-GREY, COLOUR = noise(17, 31), noise(17, 31, 3)
-SMOOTH = np.linspace(0, 255, 17 * 31).astype(np.uint8).reshape(17, 31)  # survives lossy formats
-
-
-@pytest.mark.parametrize("name, options, loss", [
-    ("a.png", {}, 0), ("a.bmp", {}, 0), ("a.gif", {}, 0), ("a.tif", {}, 0), ("a.tiff", {"compression": "tiff_lzw"}, 0),
-    ("A.PNG", {}, 0), ("a.webp", {"lossless": True}, 0), ("a.jpg", {"quality": 95}, 4),
-    ("a.jpeg", {"progressive": True}, 8),
-])
-def test_formats(tmp_path, name, options, loss):
-    pixels = SMOOTH if loss else GREY
-    image = one(write(tmp_path / name, pixels, **options))
-    assert image.shape[:2] == pixels.shape
-    assert abs(image - pixels[:, :, None].astype(int)).max() <= loss
-    if name.lower()[-3:] not in ("gif", "ebp", "jpg", "peg"):  # of more than 256 colours, and without loss
-        assert np.array_equal(one(write(tmp_path / ("c" + name), COLOUR, **options)), COLOUR)
-
-
-def over_white(colour, alpha):
-    return np.rint(colour * (alpha / 255) + 255 * (1 - alpha / 255))
-
-
-def test_modes(tmp_path):
-    alpha = noise(17, 31, seed=5)
-    clear = np.dstack([COLOUR, alpha])
-    wide = np.random.default_rng(0).integers(0, 65536, (17, 31), np.uint16)
-    plain = Image.fromarray(COLOUR).quantize(16)
-    palette = plain.copy()
-    palette.info["transparency"] = 3
-    shown = np.asarray(palette.convert("RGB")).copy()
-    shown[np.asarray(palette) == 3] = 255
-    real = np.linspace(-3, 7, 17 * 31, dtype=np.float32).reshape(17, 31)
-    cases = {
-        "1.png": (Image.fromarray(GREY > 127), (GREY > 127)[:, :, None] * 255, 0),
-        "L.png": (GREY, GREY[:, :, None], 0),
-        "P grey.gif": (Image.fromarray(GREY).convert("P"), GREY[:, :, None], 0),
-        "P.png": (plain, np.asarray(plain.convert("RGB")), 0),
-        "P clear.png": (palette, shown, 0),
-        "RGB.png": (COLOUR, COLOUR, 0),
-        "RGBA.png": (clear, over_white(COLOUR, alpha[:, :, None]), 1),
-        "LA.png": (Image.fromarray(np.dstack([GREY, alpha])), over_white(GREY, alpha)[:, :, None], 1),
-        "16 bits.png": (wide, np.rint(wide / 257)[:, :, None], 0),
-        "16 bits.tif": (wide, np.rint(wide / 257)[:, :, None], 0),
-        "float.tif": (real, np.linspace(-1.3, 256.3, 17 * 31).clip(0, 255).reshape(17, 31, 1), 1),
-        "CMYK.tif": (Image.fromarray(COLOUR).convert("CMYK"), COLOUR, 1),
-        "CMYK.jpg": (Image.new("CMYK", (31, 17), (0, 255, 255, 0)), np.full((17, 31, 3), (255, 0, 0)), 3),
-    }
-    for name, (image, expected, loss) in cases.items():
-        read = one(write(tmp_path / name, image))
-        assert read.shape == expected.shape, name
-        assert abs(read - expected).max() <= loss, name
-
-
-def test_sixteen_bits_that_are_transparent_or_turned_around(tmp_path):
-    wide = np.array([[0x1000, 0xffff, 0]], np.uint16)
-    write(tmp_path / "a.png", wide)
-    content = bytearray((tmp_path / "a.png").read_bytes())
-    clear = b"tRNS" + struct.pack(">H", 0x1000)
-    place = content.index(b"IDAT") - 4
-    content[place:place] = struct.pack(">I", 2) + clear + struct.pack(">I", zlib.crc32(clear))
-    (tmp_path / "a.png").write_bytes(content)
-    assert one(tmp_path / "a.png")[0, :, 0].tolist() == [255, 255, 0]
-    write(tmp_path / "a.tif", wide, tiffinfo={262: 0})
-    with Image.open(tmp_path / "a.tif") as image:
-        assert image.tag_v2[262] == 0
-    assert one(tmp_path / "a.tif")[0, :, 0].tolist() == [239, 0, 255]
-
-
-def test_sixteen_bits_in_either_byte_order(tmp_path):
-    for order in "<>":
-        write(tmp_path / "a.tif", np.arange(65536 - 6, 65536, dtype=f"{order}u2").reshape(2, 3))
-        assert np.array_equal(one(tmp_path / "a.tif"), np.full((2, 3, 1), 255))
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
-def test_exif_orientation(tmp_path, suffix):
-    pixels = np.zeros((16, 40), np.uint8)
-    pixels[:8, :8] = 255                       # the corner at the upper left, which a turn to the right puts
-    exif = Image.Exif()                        # at the upper right
-    exif[0x0112] = 6
-    image = one(write(tmp_path / f"a{suffix}", pixels, exif=exif), channels=1)
-    assert image.shape == (40, 16, 1) and image[3, 12, 0] > 200 and image[3, 3, 0] < 50
-    small = one(tmp_path / f"a{suffix}", channels=1, image_size="20x8")
-    assert small.shape == (20, 8, 1) and small[1, 6, 0] > 200
-
-
-def jpeg(height, width, channels, **options):
-    slope = np.add.outer(3 * np.arange(height), 2 * np.arange(width))[:, :, None]
-    pixels = ((slope + noise(height, width, channels).reshape(height, width, channels) // 4) % 256).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(file, "JPEG", **options)
-    return file.getvalue()
-
-
-JPEGS = [jpeg(height, width, channels, **options)
-         for height, width in ((1, 1), (17, 31), (1, 500)) for channels in (1, 3) for options in (
-             {}, {"quality": 20}, {"quality": 95, "subsampling": 0}, {"subsampling": 1}, {"optimize": True},
-             {"progressive": True}, {"restart_marker_blocks": 1}, {"comment": b"x", "icc_profile": b"y" * 99})]
-
-
-def pillows(content):
-    return np.atleast_3d(np.asarray(decode.picture(io.BytesIO(content), Reading())))
-
-
-def test_plain_jpegs_have_the_pixels_that_pillow_gives():
-    for content in JPEGS:
-        assert np.array_equal(decode.plain_jpeg(content, Reading()), pillows(content))
-
-
-def test_damaged_jpegs_are_left_to_pillow_or_have_its_pixels():
-    chance, left = random.Random(0), 0
-    for content in JPEGS * 10:
-        damaged = bytearray(content)
-        damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-        if chance.random() < 0.3:
-            del damaged[chance.randrange(len(content)):]
-        pixels = decode.plain_jpeg(bytes(damaged), Reading())
-        left += pixels is None
-        if pixels is not None:
-            with decode.strictly():
-                assert np.array_equal(pixels, pillows(damaged))
-    assert 0.2 * 10 * len(JPEGS) < left < 0.9 * 10 * len(JPEGS)
-
-
-def test_a_sampling_that_simplejpeg_does_not_know_is_left_to_pillow(tmp_path):
-    rotated = bytearray(jpeg(33, 47, 3, subsampling=1))
-    frame = rotated.index(b"\xff\xc0")
-    assert rotated[frame + 11] == 0x21
-    rotated[frame + 11] = 0x14                 # 4:4:1, as a rotation of 4:1:1 leaves it; its pixels are no picture here
-    assert decode.plain_jpeg(bytes(rotated), Reading()) is None
-    (tmp_path / "a.jpg").write_bytes(rotated)
-    assert one(tmp_path / "a.jpg").shape == (33, 47, 3)
-
-
-def test_jpegs_that_are_not_plain_are_left_to_pillow(monkeypatch):
-    colour, exif = jpeg(17, 31, 3), Image.Exif()
-    exif[0x0112] = 6
-    cmyk = io.BytesIO()
-    Image.new("CMYK", (31, 17)).save(cmyk, "JPEG")
-    assert decode.plain_jpeg(colour, Reading(channels=3)) is not None
-    for content, reading in ((jpeg(17, 31, 3, exif=exif), Reading()), (jpeg(17, 31, 3, keep_rgb=True), Reading()),
-                             (cmyk.getvalue(), Reading()), (colour, Reading(channels=1)),
-                             (colour, Reading(image_size="8")), (b"\x89PNG\r\n\x1a\n", Reading()),
-                             (jpeg(400, 400, 3, quality=100)[:decode.WHOLE], Reading())):  # all that is read at once
-        assert decode.plain_jpeg(content, reading) is None
-    monkeypatch.setattr(decode, "simplejpeg", None)
-    assert decode.plain_jpeg(colour, Reading()) is None
-
-
-def test_first_frame_of_an_animation(tmp_path):
-    frames = [Image.fromarray(noise(9, 9, seed=i)) for i in range(3)]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert np.array_equal(one(tmp_path / "a.gif")[:, :, 0], noise(9, 9, seed=0))
-
-
-def test_the_content_counts_and_not_the_suffix(tmp_path):
-    write(tmp_path / "a.png", GREY)
-    os.rename(tmp_path / "a.png", tmp_path / "a.jpg")
-    assert np.array_equal(one(tmp_path / "a.jpg")[:, :, 0], GREY)
-
-
-# ---- NIfTI
-
-
-def nifti(path, values, **options):
-    nibabel.save(nibabel.Nifti1Image(values, np.eye(4), **options), path)
-    return path
-
-
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ"])
-def test_nifti_slices_and_volumes(tmp_path, name):
-    volume = np.random.default_rng(0).integers(0, 1000, (5, 7, 4)).astype(np.int16)
-    exact = {"nifti_low": 0.0, "nifti_high": 100.0}
-    nifti(tmp_path / name, volume)
-    low, high = volume.min(), volume.max()
-    scaled = np.rint((volume - low) * (255 / (high - low)))
-    for axis in range(3):
-        images = decode.read(str(tmp_path / name), Reading(nifti_axis=axis, **exact))
-        assert np.array_equal(images[:, 0], np.moveaxis(scaled, axis, 0))
-    images = decode.read(str(tmp_path / name), Reading(nifti_scale="slice", **exact))
-    assert all((image.min(), image.max()) == (0, 255) for image in images)
-    for shape in ((5, 28), (5, 28, 1), (5, 28, 1, 1)):
-        nifti(tmp_path / name, volume.reshape(shape))
-        assert np.array_equal(one(tmp_path / name, **exact)[:, :, 0], scaled.reshape(5, 28))
-
-
-def test_nifti_percentiles_nan_and_infinities(tmp_path):
-    values = np.arange(100, dtype=np.float32).reshape(10, 10)
-    values[0, :3] = np.nan, np.inf, -np.inf
-    image = one(nifti(tmp_path / "a.nii", values), nifti_low=10.0, nifti_high=90.0)[:, :, 0]
-    low, high = np.percentile(np.arange(3, 100), (10, 90))
-    assert tuple(image[0, :3]) == (0, 255, 0)
-    assert np.array_equal(image.flat[3:], np.rint(((np.arange(3, 100) - low) / (high - low) * 255).clip(0, 255)))
-    for values in (np.full((4, 4), np.nan), np.full((4, 4), 7.0), np.full((4, 4), np.inf)):
-        assert set(one(nifti(tmp_path / "b.nii", values)).flat) <= {0, 255}
-    spot = np.zeros((40, 40))
-    spot[3, 4] = 1.0                           # above no percentile but the hundredth
-    assert one(nifti(tmp_path / "c.nii", spot)).argmax() == 3 * 40 + 4
-    assert one(nifti(tmp_path / "d.nii", np.array([[0.0, 1e300], [1e300, 0.0]]))).max() == 255
-
-
-@pytest.mark.parametrize("values, word", [
-    (np.zeros((4, 4, 2, 2), np.float32), "neither a slice nor a volume"), (np.zeros(5, np.float32), "neither"),
-    (np.zeros((4, 4), np.complex64), "not real numbers"),
-    (np.zeros((4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "not real numbers"),
-])
-def test_nifti_that_is_no_image(tmp_path, values, word):
-    with pytest.raises(UserError, match=word):
-        decode.read(str(nifti(tmp_path / "a.nii", values)), Reading())
-
-
-def test_nifti_that_claims_to_be_huge(tmp_path):
-    nifti(tmp_path / "a.nii", np.zeros((4, 4, 4), np.uint8))
-    data = bytearray((tmp_path / "a.nii").read_bytes())
-    data[40:48] = struct.pack("<4h", 3, 30000, 30000, 30000)
-    (tmp_path / "a.nii").write_bytes(data)
-    with pytest.raises(UserError, match="30000x30000x30000"):
-        decode.read(str(tmp_path / "a.nii"), Reading())
-
-
-# ---- damage
-
-
-def png_header(height, width):
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
-
-
-def jpeg_header(height, width):
-    content = jpeg(8, 8, 3)
-    return content.replace(struct.pack(">HH", 8, 8), struct.pack(">HH", height, width), 1)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.tif", "a.webp", "a.nii", "a.nii.gz"])
-@pytest.mark.parametrize("content, word", [
-    (b"", "empty"), (b"not an image at all", "known format"), (png_header(20_000, 20_000), "decompression bomb"),
-    (png_header(10_000, 10_000), "decompression bomb"), (jpeg_header(20_000, 20_000), "decompression bomb"),
-    (png_header(200, 200), ""), (b"\x1f\x8b" + b"\0" * 30, ""),
-])
-def test_broken_content_is_refused_in_one_line(tmp_path, name, content, word):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="cannot be decoded: .+") as error:
-        decode.read(str(tmp_path / name), Reading())
-    assert "\n" not in str(error.value)
-    if ".nii" not in name:
-        assert word in str(error.value)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".gif", ".tif", ".webp", ".nii", ".nii.gz"])
-def test_truncated_anywhere_and_flipped_bits(tmp_path, suffix, capfd):
-    path = tmp_path / f"a{suffix}"
-    (nifti if ".nii" in suffix else write)(path, GREY)
-    whole, data = one(path), path.read_bytes()
-    chance = random.Random(0)
-    for cut in [1, 2, *(chance.randrange(len(data)) for _ in range(30)), len(data) - 1]:
-        path.write_bytes(data[:cut])
-        try:
-            assert np.array_equal(one(path), whole)  # what is missing were no pixels
-        except UserError as error:
-            assert "\n" not in str(error)
-    for _ in range(30):
-        damaged = bytearray(data)
-        damaged[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        path.write_bytes(damaged)
-        try:
-            decode.read(str(path), Reading())
-        except UserError as error:
-            assert "\n" not in str(error)
-    assert "Traceback" not in capfd.readouterr().err
 
 
 # ---- folders
@@ -443,17 +139,192 @@ def test_sizes(tmp_path, height, width):
     assert load(root, tmp_path, image_size="16x24").images.shape == (5, 1, 16, 24)
 
 
-def test_odd_ones_out_are_dropped_and_named(tmp_path, capfd):
+def home_of(tmp_path):
+    home, = (path for path in (tmp_path / "data" / "folders").iterdir() if path.is_dir())
+    return home
+
+
+def by_name(data):
+    """The images by the names of their files, each (H, W, C)."""
+    return {name: image.permute(1, 2, 0).numpy() for name, image in zip(data.files, data.images)}
+
+
+def test_a_few_of_another_size_are_resized_and_named(tmp_path, capfd):
     root = write_many(tmp_path / "images", 20, 6, 8)
     write(root / "tall.png", noise(8, 6))
     write(root / "large.png", noise(60, 80))
-    assert load(root, tmp_path).images.shape == (20, 1, 6, 8)
+    data = load(root, tmp_path)
+    assert data.images.shape == (22, 1, 6, 8)
     said = capfd.readouterr().err
-    assert "8x6 and not 6x8" in said and "tall.png" in said and "60x80 and not 6x8" in said and "large.png" in said
+    assert "sizes from 6x6 to 60x80 brought to 6x8: 20 kept as they are, 2 resized and cropped" in said
     load(root, tmp_path)
-    assert "tall.png" in capfd.readouterr().err      # said at every start
-    assert load(root, tmp_path, image_size="6x8").images.shape == (22, 1, 6, 8)
-    assert "left out" not in capfd.readouterr().err
+    assert "2 resized" in capfd.readouterr().err      # said at every start
+    assert sorted((home_of(tmp_path) / "sizes.txt").read_text().splitlines()) == [
+        "resize: large.png (60x80)", "resize: tall.png (8x6)"]
+    by_hand = load(root, tmp_path, image_size="6x8")
+    assert torch.equal(data.images, by_hand.images)
+    assert "sizes from" not in capfd.readouterr().err
+
+
+def test_sizes_near_one_another_are_cropped_or_padded_about_the_middle(tmp_path, capfd):
+    sizes = {f"{height}x{width}.png": (height, width) for height in range(30, 36) for width in range(44, 54)}
+    for name, size in sizes.items():
+        write(tmp_path / "images" / name, np.maximum(noise(*size), 9))
+    got = by_name(load(tmp_path / "images", tmp_path))
+    assert len(got) == 60 and "60 cropped or padded about the middle" in capfd.readouterr().err
+    for name, (height, width) in sizes.items():
+        pixels = np.maximum(noise(height, width), 9)
+        top, left = (40 - height) // 2, max(0, 56 - width) // 2
+        assert got[name].shape == (40, 56, 1)        # the medians, 33 and 49, rounded up to multiples of 8
+        assert np.array_equal(got[name][top:top + height, left:left + width, 0], pixels)
+        assert (got[name].sum(dtype=int) - pixels.sum(dtype=int)) == 9 * (40 * 56 - height * width)  # the darkest
+
+
+@pytest.mark.parametrize("sizes, expected", [
+    ({(17, 31): 5}, (17, 31, "same")), ({(28, 28): 99, (30, 29): 1}, (28, 28, "crop")),
+    ({(35, 50): 2, (33, 47): 2, (38, 55): 2}, (40, 56, "crop")),
+    ({(375, 500): 60, (500, 375): 50, (333, 500): 40}, (256, 256, "resize")),  # landscape and portrait: a square
+    ({(300, 400): 3, (1500, 2000): 3, (750, 1000): 3}, (256, 344, "resize")),  # all of one shape, which is kept
+    ({(100, 100): 60, (300, 300): 40}, (100, 100, "resize")), ({(1, 1): 2, (2, 3): 2, (9, 9): 2}, (8, 8, "resize")),
+])
+def test_the_common_size(sizes, expected):
+    assert folder.common_size(sizes) == expected
+
+
+def test_images_cut_by_the_common_size_lose_their_edges_alone(tmp_path):
+    root = write_many(tmp_path / "images", 40, 20, 20)
+    write(root / "wide.png", noise(20, 25))
+    assert np.array_equal(by_name(load(root, tmp_path))["wide.png"][:, :, 0], noise(20, 25)[:, 2:22])
+
+
+def test_images_left_out_in_bulk_are_an_error_with_the_flag_that_keeps_them(tmp_path, capfd):
+    root = write_many(tmp_path / "images", 150, 32, 32)
+    write(root / "speck.png", noise(3, 3))
+    assert len(load(root, tmp_path).images) == 150
+    assert "1 left out" in capfd.readouterr().err
+    assert (home_of(tmp_path) / "sizes.txt").read_text() == "left out: speck.png (3x3)\n"
+    write_many(root, 3, 4, 200, start=900)
+    with pytest.raises(UserError, match="4 of the 154 images .* --image-size 32x32 resizes and crops") as error:
+        load(root, tmp_path)
+    assert "\n" not in str(error.value) and "speck.png (3x3)" in str(error.value)
+    assert len(load(root, tmp_path, image_size="32x32").images) == 154
+    assert len(load(root, tmp_path, max_unreadable=0.1).images) == 150
+    with pytest.raises(UserError, match="4 of the 154"):  # decoded already, but with more allowed
+        load(root, tmp_path)
+
+
+# ---- one range for a folder, and what a user is told
+
+
+def write_wide(root, count, high=4096, size=(6, 8)):
+    for number in range(count):
+        write(root / f"{number:03d}.png", np.random.default_rng(number).integers(0, high, size, np.uint16))
+    return root
+
+
+def test_samples_wider_than_8_bits_share_one_range(tmp_path, capfd):
+    root = write_wide(tmp_path / "images", 40)
+    write(root / "dark.png", np.full((6, 8), 400, np.uint16))
+    pooled = np.concatenate([np.asarray(Image.open(path)).ravel() for path in sorted(root.iterdir())])
+    low, high = np.sort(pooled)[[int(percent / 100 * (pooled.size - 1)) for percent in (0.5, 99.5)]]
+    got = by_name(load(root, tmp_path))
+    assert f"41 of 41 files hold uint16: {low} becomes black and {high} white" in capfd.readouterr().err
+    for name, image in got.items():
+        values = np.asarray(Image.open(root / name)).astype(float)
+        assert np.array_equal(image[:, :, 0], np.rint(((values - low) / (high - low)).clip(0, 1) * 255))
+    data = dataset.load(str(root), str(tmp_path / "data"))
+    assert data.value_range == f"{low} {high}"
+    alone = one(root / "dark.png", value_range=data.value_range)  # as a run's later stages read a single file
+    assert np.array_equal(alone, got["dark.png"])
+    given = by_name(load(root, tmp_path, value_range="0 4095"))
+    assert given["dark.png"].max() == round(400 / 4095 * 255)
+    with pytest.raises(UserError, match="VALUE_RANGE"):
+        load(root, tmp_path, value_range="5 4")
+
+
+def test_mixed_sizes_of_wide_samples(tmp_path):
+    root = write_wide(tmp_path / "images", 30, size=(20, 20))
+    for number in range(30, 60):
+        write(root / f"{number}.png", np.random.default_rng(number).integers(0, 4096, (21, 23), np.uint16))
+    assert load(root, tmp_path, value_range="0 4095").images.shape == (60, 1, 24, 24)
+    assert load(root, tmp_path).images.float().std() > 50
+
+
+@pytest.mark.parametrize("scale, equal", [("folder", False), ("volume", True)])
+def test_nifti_scaled_over_the_folder(tmp_path, scale, equal):
+    (tmp_path / "images").mkdir()
+    volume = np.random.default_rng(0).integers(0, 900, (5, 6, 8)).astype(np.int16)
+    for number in range(4):
+        nifti(tmp_path / "images" / f"{number}.nii.gz", volume * (number + 1))
+    got = load(tmp_path / "images", tmp_path, nifti_scale=scale)
+    first, last = (got.images[[name == f"{number}.nii.gz" for name in got.files]].float() for number in (0, 3))
+    assert torch.equal(first, last) is equal
+    if not equal:
+        assert (last.clip(max=254) - 4 * first).abs()[last < 255].max() <= 3
+
+
+def test_the_decoded_array_does_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
+    root = write_wide(tmp_path / "images", 30, size=(20, 20))
+    write_many(root, 50, 22, 21, start=100)
+    write_many(root, 20, 18, 21, channels=3, start=200)
+    found = []
+    for cores in (1, 2, 5):
+        monkeypatch.setattr(folder.devices, "cores", lambda: cores)
+        data = folder.load(str(root), str(tmp_path / f"data{cores}"), Reading())
+        found.append((data.images.numpy().tobytes(), data.files, data.labels.tolist()))
+    assert found[0] == found[1] == found[2]
+
+
+def test_tiff_stacks_are_volumes(tmp_path):
+    for number in range(12):
+        pages = [Image.fromarray(noise(5, 7, seed=100 * number + page)) for page in range(4)]
+        write(tmp_path / "images" / f"{number}.tif", pages[0], save_all=True, append_images=pages[1:])
+    data = load(tmp_path / "images", tmp_path)
+    assert data.images.shape == (48, 1, 5, 7) and [data.files.count(f"{n}.tif") for n in range(12)] == [4] * 12
+    assert data.files[:data.train] == [name for name in data.files if name in data.files[:data.train]]
+    for name, image, number in zip(data.files, data.images, [0, 1, 2, 3] * 12):
+        assert np.array_equal(image[0], noise(5, 7, seed=100 * int(name[:-4]) + number))
+
+
+def test_a_line_for_what_sets_a_part_of_the_files_apart(tmp_path, capfd):
+    def said(root):
+        capfd.readouterr()
+        load(root, tmp_path)
+        return capfd.readouterr().err
+    root = write_many(tmp_path / "images", 60)
+    assert said(root).count("\n") == 1 and not said(root)  # that it was decoded, and then nothing
+    write(root / "a.png", noise(6, 8, 3))
+    assert "1 of 61 files are in colour, the others grey: all become grey (--channels 3" in said(root)
+    assert load(root, tmp_path).images.shape[1] == 1
+    write_many(root, 9, channels=3, start=100)
+    assert "10 of 70 files are in colour, the others grey: all become RGB (--channels 1" in said(root)
+    write(root / "b.png", np.dstack([noise(6, 8), noise(6, 8)]))
+    assert "1 of 71 files have transparency" in said(root)
+    write(root / "c.png", noise(6, 8).astype(np.uint16) * 16)
+    assert "1 of 72 files hold uint16: " in said(root)
+    frames = [Image.fromarray(noise(6, 8, seed=i)) for i in range(3)]
+    write(root / "d.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert "1 of 73 files are animated: only their first frame is used" in said(root)
+    write(root / "e.tif", frames[0], save_all=True, append_images=[Image.fromarray(noise(3, 3))])
+    assert "1 of 74 files have pages of another size than the first" in said(root)
+
+
+@pytest.mark.parametrize("value, word", [(0, "all 20 images are the same, black"), (7, "all 20 images are the same")])
+def test_a_line_for_images_that_are_all_the_same(tmp_path, capfd, value, word):
+    for number in range(20):
+        write(tmp_path / "images" / f"{number}.png", np.full((6, 8), value, np.uint8))
+    load(tmp_path / "images", tmp_path)
+    assert word in capfd.readouterr().err
+    write_many(tmp_path / "images", 40, start=100)
+    load(tmp_path / "images", tmp_path)
+    assert "about 33% of the images are blank" in capfd.readouterr().err
+
+
+def test_grey_files_saved_as_rgb_are_grey(tmp_path):
+    for number in range(6):
+        write(tmp_path / "images" / f"{number}.png", noise(6, 8)[:, :, None].repeat(3, 2))
+    assert load(tmp_path / "images", tmp_path).images.shape == (6, 1, 6, 8)
+    assert load(tmp_path / "images", tmp_path, channels=3).images.shape == (6, 3, 6, 8)
 
 
 def test_resizing_crops_to_the_middle(tmp_path):
@@ -523,7 +394,8 @@ def test_folder_without_permission(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flags", [("--image-size", "0x4"), ("--image-size", "big"), ("--channels", "2"),
-                                   ("--nifti-axis", "3"), ("--nifti-low", "101"), ("--max-unreadable", "1.5")])
+                                   ("--nifti-axis", "3"), ("--nifti-low", "101"), ("--max-unreadable", "1.5"),
+                                   ("--value-range", "5"), ("--value-range", "0 inf"), ("--nifti-scale", "set")])
 def test_wrong_flags(script, flags):
     outcome = script("train_vqvae", *flags)
     assert outcome.status == 2 and flags[0] in outcome.err and outcome.err.count("\n") == 1
@@ -711,7 +583,7 @@ def test_study_through_every_script(tmp_path, script):
     out = ["--output-dir", tmp_path / "out"]
     outcome = script("train_vqvae", *SMALL_VQVAE, "--batch-size", 8, "--dataset", tmp_path / "study", "--data-dir",
                      tmp_path / "data", *out)
-    assert outcome.status == 0 and "32x18 and not 32x16 as most: 2 images (case_004_slice_" in outcome.err
+    assert outcome.status == 0 and "brought to 32x16: 40 kept as they are, 2 cropped or padded" in outcome.err
     assert script("train_pixelcnn", *SMALL_PIXELCNN, "--batch-size", 8, *out).status == 0
     assert script("generate", "--num-samples", 2, *out).status == 0
     with Image.open(tmp_path / "out" / "sample_0.png") as sample:
@@ -752,3 +624,8 @@ def test_reconstruct_takes_the_test_split_of_the_folder_that_was_learnt_whatever
 def test_constants_may_be_numbers_where_flags_are_text():
     args = cli.parse(vars(train_vqvae), ["--image-size", "256x128"])
     assert args.IMAGE_SIZE == "256x128" and cli.parse(vars(train_vqvae), []).IMAGE_SIZE == "0"
+
+
+def test_a_range_may_begin_with_a_negative_value():
+    args = cli.parse(vars(train_vqvae), ["--value-range", "-160 240.5"])
+    assert Reading(value_range=args.VALUE_RANGE).ends == (-160, 240.5)
