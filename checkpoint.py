@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from classifier import Classifier, ClassifierConfig
 from cli import RULES, Rule, UserError
+from decode import Reading
 from files import atomic
 from modules import VQVAE, VQVAEConfig, grid_size
 from priors import PRIORS
@@ -29,8 +30,7 @@ from vae import VAE, VAEConfig
 FORMAT = "vqvae-pixelcnn"
 VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
-READING = ("image_size", "channels", "nifti_axis", "nifti_scale", "nifti_low", "nifti_high", "max_unreadable",
-           "classes", "value_range")
+READING = Reading._fields
 # The network of each stage, and the dataclass of its sizes
 STAGES = {"vqvae": (VQVAE, VQVAEConfig), **PRIORS, "vae": (VAE, VAEConfig),
           "classifier": (Classifier, ClassifierConfig)}
@@ -102,7 +102,7 @@ def load(output_dir: str, stage: str) -> dict[str, Any]:
         raise UserError(f"{path} is the checkpoint of the stage {content.get('stage')!r}, not of {stage!r}: "
                         f"put it back as {content.get('stage')}.pt")
     try:
-        content["data"]["reading"].setdefault("classes", "auto")  # of a run from before there was a choice
+        content["data"]["reading"] = Reading._field_defaults | content["data"]["reading"]  # an older one says less
         for names, place in ((IMAGES, content["data"]), (READING, content["data"]["reading"])):
             for name in names:
                 place[name] = RULES[name.upper()].parse(place[name])

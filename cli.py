@@ -115,7 +115,7 @@ RULES = {
     "RESIDUAL_HIDDEN": Rule(int, low=1, high=8192),
     "NUM_CODES": Rule(int, low=2, high=32768, words=("auto",)),
     "CODE_DIM": Rule(int, low=2, high=8192),
-    "ARCHITECTURE": Rule(str, choices=ARCHITECTURES),
+    "ARCHITECTURE": Rule(str, choices=ARCHITECTURES, words=("auto",)),
     "CODEBOOK": Rule(str, choices=CODEBOOKS),
     "EMA_DECAY": Rule(float, low=0, high=0.999999),
     "COMMITMENT_COST": Rule(float, low=0),

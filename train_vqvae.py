@@ -45,7 +45,7 @@ LEARNING_RATE = 2e-3      # the highest; it rises briefly and then falls to 0
 SEED = 0                  # of the weights, the order of the images and the revival of codes
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 DOWNSAMPLE = 4            # pixels a code stands for along each side: 2, 4, 8 or 16
-ARCHITECTURE = "space-to-depth"  # of encoder and decoder; "paper": strided and transposed convolutions, as in [1]
+ARCHITECTURE = "auto"     # "paper", as in [1], or "space-to-depth"; "auto": "paper" for images of up to 48x48 pixels
 HIDDEN = 64               # channels of encoder and decoder
 RESIDUAL_BLOCKS = 2       # in the encoder, and as many in the decoder
 RESIDUAL_HIDDEN = 32      # channels inside a residual block of the "paper"
@@ -90,7 +90,8 @@ def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> Non
     """Set the constants that are "auto" from the number and the size of the training images."""
     pixels = height * width
     auto = {"BATCH_SIZE": 32 if pixels <= 48**2 else 16 if pixels <= 96**2 else 8,
-            "NUM_CODES": 128 if pixels <= 48**2 else 512}
+            "NUM_CODES": 128 if pixels <= 48**2 else 512,
+            "ARCHITECTURE": "paper" if pixels <= 48**2 else "space-to-depth"}
     for name, value in auto.items():
         if getattr(args, name) == "auto":
             setattr(args, name, value)

@@ -570,9 +570,9 @@ def test_place_goes_by_size(monkeypatch):
 def test_pixel_variance_of_evenly_spaced_images():
     images = torch.randint(0, 256, (3000, 1, 4, 4), dtype=torch.uint8)
     whole = dataset.to_float(images).double().var(correction=0).item()
-    assert train_vqvae.pixel_variance(images) == pytest.approx(whole)
+    assert dataset.pixel_variance(images) == pytest.approx(whole)
     third = dataset.to_float(images[::3]).double().var(correction=0).item()
-    assert train_vqvae.pixel_variance(images, enough=images.nbytes // 3) == pytest.approx(third)
+    assert dataset.pixel_variance(images, enough=images.nbytes // 3) == pytest.approx(third)
 
 
 # ---- the scripts
@@ -617,13 +617,14 @@ def test_reconstruct_takes_the_test_split_of_the_folder_that_was_learnt_whatever
     stored = {"data": {"dataset": str(root), "reading": Reading()._asdict(), "channels": 1, "height": 6, "width": 8}}
     monkeypatch.chdir(tmp_path)
     for path in (str(root), f"{root}/", "images", "./images/../images"):
-        args = argparse.Namespace(DATASET=path, DATA_DIR=str(tmp_path / "data"), LIMIT=0, IMAGE_SIZE="0", NUM_IMAGES=1)
+        args = argparse.Namespace(DATASET=path, DATA_DIR=str(tmp_path / "data"), LIMIT=0, IMAGE_SIZE="auto",
+                                  NUM_IMAGES=1)
         assert len(reconstruct.find_images(args, stored)) == tests < 60
 
 
 def test_constants_may_be_numbers_where_flags_are_text():
     args = cli.parse(vars(train_vqvae), ["--image-size", "256x128"])
-    assert args.IMAGE_SIZE == "256x128" and cli.parse(vars(train_vqvae), []).IMAGE_SIZE == "0"
+    assert args.IMAGE_SIZE == "256x128" and cli.parse(vars(train_vqvae), []).IMAGE_SIZE == "auto"
 
 
 def test_a_range_may_begin_with_a_negative_value():
