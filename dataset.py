@@ -135,7 +135,7 @@ def digest(split: Split, enough: int = 1000) -> str:
 def pixel_variance(images: Tensor, enough: int = 2**24) -> float:
     """Variance of the pixels, scaled to [0, 1], of evenly spaced ones of uint8 images: about `enough` pixels."""
     spaced = torch.arange(0, len(images), math.ceil(images.nbytes / enough))
-    return torch.cat([images[part].flatten() for part in spaced.split(1024)]).float().div_(255).var().item()
+    return torch.cat([images[part].flatten() for part in spaced.split(1024)]).float().div_(255).var(correction=0).item()
 
 
 def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading(), output_dir: str = "") -> Data:

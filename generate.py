@@ -15,7 +15,7 @@ import checkpoint
 import decode
 import devices
 import figures
-from cli import Stopped
+from cli import Stopped, UserError
 from cli import run as run_script
 from codes import to_images
 from files import atomic
@@ -35,13 +35,19 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 
 
 def keep_samples_of(settings: dict, output: Path, count: int) -> None:
-    """Remove the samples of earlier calls, but for samples 0 to `count` - 1 if they were drawn with these settings."""
-    path = output / "samples.json"
+    """Remove the samples of earlier calls, but for samples 0 to `count` - 1 if they were drawn with these settings.
+
+    UserError if the directory holds samples that no call has written.
+    """
+    path, found = output / "samples.json", list(output.glob("sample_*.png"))
+    if found and not path.exists() and not checkpoint.path_of(output, "vqvae").exists():
+        raise UserError(f"SAMPLES_DIR (--samples-dir): {output} holds {found[0].name}, which this script did not write: "
+                        f"choose another directory")
     try:
         same = json.loads(path.read_text()) == settings
     except (OSError, ValueError):
         same = False
-    for file in output.glob("sample_*.png"):
+    for file in found:
         number = file.stem.removeprefix("sample_")
         if number.isdecimal() and not (same and int(number) < count):
             file.unlink()

@@ -9,23 +9,29 @@ from pathlib import Path
 
 import faults
 import pytest
-from faults import EPOCHS, STAGES
+from faults import EPOCHS
 
 import checkpoint
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "vae"])
-def test_two_processes_are_one_and_others_continue_what_two_began(cases, stage):
-    """20 steps of a batch of 19 or 20 images, split 10 to 9, with codes revived; the second time stopped at step 10."""
+@pytest.mark.parametrize("stage, tolerance, more", [
+    ("vqvae", 1e-4, ["--optimizer", "adam"]), ("vqvae", 1e-2, ["--revive-below", 0]), ("pixelcnn", 1e-4, []),
+    ("vae", 1e-4, [])])
+def test_two_processes_are_one_and_others_continue_what_two_began(cases, stage, tolerance, more):
+    """20 steps of a batch of 19 or 20 images, split 10 to 9; the second time stopped at step 10.
+
+    Under Adam codes are revived. Muon scales all directions of a gradient to one size, those of rounding errors too, so
+    that these grow with every step.
+    """
     case = cases[stage]
     # a seed with which no vector lies halfway between two codes to within rounding: it would choose either of them
-    flags = [*case.flags, "--limit", 410, "--batch-size", 20, "--epochs", 1, "--seed", 4]
+    flags = [*case.flags, "--limit", 410, "--batch-size", 20, "--epochs", 1, "--seed", 4, *more]
     (alone, log), (shared, _), (stopped, _) = case.new(), case.new(), case.new()
     assert faults.run(case.script, [*flags, "--output-dir", alone], log) == 0
-    assert checkpoint.load(alone, stage)["training"]["optimizer"][0]["step"] == 20
+    assert checkpoint.load(alone, stage)["training"]["count"] == 390
     assert [faults.finish(process) for process in faults.together(
         2, case.script, [*flags, "--output-dir", shared], log)] == [0, 0]
-    assert faults.compare(alone, shared, stage, tolerance=1e-4) == []
+    assert faults.compare(alone, shared, stage, tolerance=tolerance) == []
     assert not list(shared.rglob("*.tmp"))
     processes = faults.together(2, case.script, [*flags, "--output-dir", stopped], log, signalled=1,
                                 number=signal.SIGTERM, step=7)
@@ -35,7 +41,7 @@ def test_two_processes_are_one_and_others_continue_what_two_began(cases, stage):
         output = shutil.copytree(stopped, stopped.with_name(f"{stopped.name}-{count}"))
         processes = faults.together(count, case.script, [*flags, "--output-dir", output], log)
         assert [faults.finish(process) for process in processes] == [0] * count
-        assert faults.compare(alone, output, stage, tolerance=1e-4) == []
+        assert faults.compare(alone, output, stage, tolerance=tolerance) == []
 
 
 def test_samples_do_not_depend_on_the_number_of_processes(trained, tmp_path):

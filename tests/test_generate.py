@@ -107,6 +107,14 @@ def test_another_directory_for_the_samples_leaves_the_run_untouched(script, run,
         "sample_0.png", "sample_1.png", "sample_2.png", "samples.png", "samples.json"}
 
 
+def test_images_of_others_are_not_replaced(script, run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "sample_7.png").write_bytes(b"a user's own")
+    outcome = script("generate", "--output-dir", run, "--samples-dir", tmp_path / "mine", "--num-samples", 1)
+    assert outcome.status == 1 and "holds sample_7.png, which this script did not write" in outcome.err
+    assert (tmp_path / "mine" / "sample_7.png").read_bytes() == b"a user's own"
+
+
 def test_the_grid_shows_the_classes_in_columns(script, run):
     assert script("generate", "--output-dir", run, "--num-samples", 20).status == 0
     with Image.open(run / "samples.png") as grid:

@@ -34,7 +34,8 @@ def test_one_after_the_other_as_a_user_would(tmp_path, data_dir):
     output = tmp_path / "output"
     expected = {"vqvae.pt", "vqvae_history.csv", "vqvae_curves.png", "pixelcnn.pt", "pixelcnn_history.csv",
                 "pixelcnn_curves.png", "samples.png", "samples.json", "reconstructions.png", "random_samples.png",
-                "reconstructions", "latents.png", "samples", ".lock", *(f"sample_{i}.png" for i in range(12)),
+                "reconstructions", "latents.png", "samples", "dataset.png", ".lock",
+                *(f"sample_{i}.png" for i in range(12)),
                 *(f"reconstructed_image_{i}.png" for i in range(10)), *(f"random_sample_{i}.png" for i in range(25))}
     assert {path.name for path in output.iterdir()} == expected
     for path in output.rglob("*.png"):
