@@ -41,7 +41,7 @@ def keep_samples_of(settings: dict, output: Path, count: int) -> None:
     """
     path, found = output / "samples.json", list(output.glob("sample_*.png"))
     if found and not path.exists() and not checkpoint.path_of(output, "vqvae").exists():
-        raise UserError(f"SAMPLES_DIR (--samples-dir): {output} holds {found[0].name}, which this script did not write: "
+        raise UserError(f"SAMPLES_DIR (--samples-dir): {output} holds {found[0].name}, not written by this script: "
                         f"choose another directory")
     try:
         same = json.loads(path.read_text()) == settings

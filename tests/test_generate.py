@@ -111,7 +111,7 @@ def test_images_of_others_are_not_replaced(script, run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "sample_7.png").write_bytes(b"a user's own")
     outcome = script("generate", "--output-dir", run, "--samples-dir", tmp_path / "mine", "--num-samples", 1)
-    assert outcome.status == 1 and "holds sample_7.png, which this script did not write" in outcome.err
+    assert outcome.status == 1 and "holds sample_7.png, not written by this script" in outcome.err
     assert (tmp_path / "mine" / "sample_7.png").read_bytes() == b"a user's own"
 
 
