@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and read as data that nobody vouches for.
+"""Checkpoints: written whole or not at all, and read as untrusted data.
 
 A checkpoint is a dict of tensors, numbers, texts, lists and dicts, saved by `torch.save` and loaded with
 `weights_only=True`, so nothing in a file can run. One directory is one run: `vqvae.pt`, and a file for each prior

@@ -186,7 +186,7 @@ def parse(script: dict[str, Any], argv: list[str] | None = None) -> argparse.Nam
 
     Exits with status 2 and one line on a wrong flag or a constant that its rule does not allow.
     """
-    parser = _Parser(prog=Path(script["__file__"]).name, description=script["__doc__"], allow_abbrev=False,
+    parser = _Parser(prog=Path(sys.argv[0]).name, description=script["__doc__"], allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     found = constants(script)
     for name, (value, remark) in found.items():
@@ -217,7 +217,7 @@ def run(main: Callable[[argparse.Namespace], None], script: dict[str, Any]) -> N
     """Call main with the script's flags; what the user can put right becomes one line and exit status 1, and a
     SIGINT or SIGTERM one line and 130 or 143.
     """
-    name = Path(script["__file__"]).name
+    name = Path(sys.argv[0]).name
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a path may hold what the terminal cannot show
     previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -239,7 +239,7 @@ def run(main: Callable[[argparse.Namespace], None], script: dict[str, Any]) -> N
             signal.signal(number, handler)
     try:
         sys.stdout.flush()
-    except OSError:  # nothing more can be told there, nor may the interpreter try
+    except OSError:  # stdout is closed: the interpreter must not flush it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if status:
         print(f"{name}: {' '.join(problem.split())}", file=sys.stderr)

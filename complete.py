@@ -24,6 +24,7 @@ import dataset
 import decode
 import devices
 import figures
+import files
 import testset
 from cli import UserError
 from cli import run as run_script
@@ -125,8 +126,9 @@ def main(args: argparse.Namespace) -> None:
     sampler = make_sampler(model, batch_size, width, args.TEMPERATURE, args.TOP_K, args.TOP_P)
     parts = numbers.split(batch_size)
     output = Path(args.OUTPUT_DIR)
+    files.remove(output, "completion_*_*.png")  # of an earlier call
     columns = 2 + args.NUM_COMPLETIONS
-    rows = min(args.NUM_IMAGES, max(1, figures.GRID_IMAGES // columns))
+    rows = min(args.NUM_IMAGES, max(1, figures.room(*images.shape[2:]) // columns))
     shown = []  # the images of the grid, row by row
     with tqdm(desc="completing", total=len(parts) * height, unit="row", leave=False) as bar:
         for part in parts:

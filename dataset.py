@@ -70,8 +70,8 @@ class Split(NamedTuple):
 
 class Data(NamedTuple):
     train: Split
-    validation: Split  # the folder's own, or a fixed twentieth of the training images: alone may choose anything
-    test: Split        # only ever reported
+    validation: Split  # the folder's own, or a twentieth of train: the only one that chooses weights or settings
+    test: Split        # reported, never used to choose
     class_names: list[str]
     notes: Sequence[str] = ()  # lines: what a folder was taken for, where that is not plain
     value_range: str = "auto"  # black and white of a folder's samples wider than 8 bits, if it has any
@@ -187,7 +187,7 @@ def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading(),
 
 
 def from_folder(root: str, data_dir: str, limit: int, reading: Reading, output_dir: str = "") -> Data:
-    """The images of a folder as views of its decoded array on disk: its files lie in an order by chance already.
+    """The images of a folder as views of its decoded array on disk: the files are in random order already.
 
     No volume and no subject lies on two sides, unless all is of one: then the splits are cut along its slices.
     """
@@ -204,8 +204,8 @@ def from_folder(root: str, data_dir: str, limit: int, reading: Reading, output_d
                if rows[name].start == rows[name].stop}
     if missing and stop - start > 1 and units[start] == units[stop - 1]:
         rows |= {name: start + part for name, part in cut(stop - start, missing, limit).items()}
-        notes = [*notes, f"all training images are of {units[start]}: {' and '.join(missing)} split are slices of it, "
-                         f"up to {GAP} slices apart from those trained on"]
+        notes = [*notes, f"all training images are of {units[start]}: {' and '.join(missing)} are blocks of its "
+                         f"slices, up to {GAP} slices away from those trained on"]
     elif "validation" in missing and stop - start > 1:
         rows |= hold_out(units, start, stop)
     splits = {name: Split(images[part], labels[part]) for name, part in rows.items()}

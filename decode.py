@@ -296,14 +296,6 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return height, width
 
 
-def picture(file: BinaryIO, reading: Reading) -> Image.Image:
-    """The first page of a file that Pillow reads, upright and without transparency: mode "L" or "RGB"."""
-    page = next(pictures(file, reading, Fit(*reading.size) if reading.size else None)[2])
-    if isinstance(page, Wide):
-        return Image.fromarray(page.pixels(reading.ends or ends(page.values, reading)))
-    return page
-
-
 def _page(image: Image.Image, file: BinaryIO, number: int, fit: Fit | None) -> "Image.Image | Wide":
     """A page of an open file: a picture in mode "L" or "RGB" of 8 bits, or Wide. What is transparent becomes white."""
     if image.format == "TIFF":
@@ -497,7 +489,7 @@ def nifti_slices(path: str, reading: Reading) -> tuple[Shape, bool, Iterator[Wid
         shape = Shape(count, *sides[::-1], 1)
     else:
         shape = Shape(1, *full, 1)
-    unscaled = reading.nifti_scale == "folder"
+    unscaled = reading.nifti_scale == "folder" or reading.ends is not None  # VALUE_RANGE is of all volumes
 
     def slices() -> Iterator[Wide]:
         values = np.asarray(volume.dataobj).reshape(full)
@@ -506,9 +498,9 @@ def nifti_slices(path: str, reading: Reading) -> tuple[Shape, bool, Iterator[Wid
         else:
             values = nibabel.apply_orientation(values, orientation)
             parts = np.moveaxis(values, reading.nifti_axis, 0)[:, ::-1, ::-1].transpose(0, 2, 1)
-        whole = ends(values, reading) if reading.nifti_scale == "volume" else None
+        whole = ends(values, reading) if reading.nifti_scale == "volume" and not unscaled else None
         for part in parts:
-            yield Wide(part, ends(part, reading) if reading.nifti_scale == "slice" else whole)
+            yield Wide(part, ends(part, reading) if reading.nifti_scale == "slice" and not unscaled else whole)
 
     return shape._replace(marks=(str(kind),) if unscaled else ()), unscaled, slices()
 

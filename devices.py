@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cli import UserError
-from modules import VectorQuantizer
+from modules import VectorQuantizer, cumulative
 
 PATIENCE = datetime.timedelta(seconds=50)  # how long a process waits in a step for another one that may have died
 DOWNLOAD = datetime.timedelta(hours=2)     # and where another one may be busy: with a download, a picture, a slow disk
@@ -111,15 +111,14 @@ def draw_rows(rows: Tensor, weights: Tensor, count: int) -> Tensor:
 
     Inverse-CDF sampling over the whole batch; the process that holds a drawn row contributes it.
     """
-    exact = torch.float32 if weights.device.type == "mps" else torch.float64  # MPS has no float64
-    cumulative = (weights.to(exact) + 1e-12).cumsum(0)
-    masses = torch.zeros(world(), dtype=exact, device=rows.device)
-    masses[rank()] = cumulative[-1]
+    sums = cumulative(weights)
+    masses = torch.zeros(world(), dtype=sums.dtype, device=rows.device)
+    masses[rank()] = sums[-1]
     ends = all_sum(masses).cumsum(0)
-    points = torch.rand(count, dtype=exact, device=rows.device) * ends[-1]
+    points = torch.rand(count, dtype=sums.dtype, device=rows.device) * ends[-1]
     owners = torch.searchsorted(ends[:-1], points, right=True)
     inside = (points - (ends - masses)[rank()]).contiguous()
-    drawn = rows[torch.searchsorted(cumulative, inside).clamp_max(len(rows) - 1)]
+    drawn = rows[torch.searchsorted(sums, inside).clamp_max(len(rows) - 1)]
     return all_sum(drawn * (owners == rank()).unsqueeze(1))
 
 
@@ -134,17 +133,10 @@ def parts(items: Tensor, size: int) -> list[Tensor]:
     return list(mine.split(size)) if len(mine) else []
 
 
-def gather(items: Tensor, count: int) -> Tensor:
-    """The whole of `count` items, of which each process holds its `share`, on every process."""
-    whole = items.new_zeros(count, *items.shape[1:])
-    whole[share(torch.arange(count)).to(items.device)] = items
-    return all_sum(whole)
-
-
 @contextmanager
 def processes(tasks: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes on all cores for so many tasks, which leave signals to this one and end with it. What is not begun
-    when the block is left is not done.
+    """Processes on all cores for so many tasks, which leave signals to this one and end with it. Tasks not started
+    when the block ends are cancelled.
     """
     method = "fork" if sys.platform == "linux" else "spawn"  # forking spares every process the import of torch
     pool = ProcessPoolExecutor(min(cores(), tasks), multiprocessing.get_context(method), _start_process)

@@ -19,6 +19,7 @@ LARGEST_SIDE = 224      # unless their longer side reaches this
 THUMBNAIL = 96          # `save_labelled`: the longer side of an image, or about so many ...
 LINE = 18               # ... and a line of text
 GRID_IMAGES = 400       # most images of a grid; a script that saves more shows the first of them
+GRID_PIXELS = 2**24  # pixels of all images in a grid, at most
 
 # plots, in inches
 DPI = 110
@@ -31,6 +32,11 @@ PICTURE_SIDE = 3        # `save_latents`: a picture with its colour bar
 HEADING_HEIGHT = 0.5    # the names of the columns
 PANEL_WIDTH = 5         # `save_curves`: a panel
 PANEL_HEIGHT = 3.4
+
+
+def room(height: int, width: int) -> int:
+    """How many images of this size a grid shows at most: GRID_IMAGES, or fewer large ones."""
+    return max(1, min(GRID_IMAGES, GRID_PIXELS // (height * width)))
 
 
 def save_image(image: Tensor, path: Path) -> None:

@@ -37,6 +37,12 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             os.close(directory)
 
 
+def remove(directory: Path, pattern: str) -> None:
+    """Remove the files of a directory whose names match a pattern."""
+    for path in directory.glob(pattern):
+        path.unlink()
+
+
 def lock_run(output_dir: str, hold: bool) -> BaseFileLock:
     """Hold a run's directory until the lock is released, or this process ends in whatever way.
 

@@ -35,9 +35,9 @@ import devices
 from cli import UserError, flag
 from decode import NIFTI, FirstPass, Fit, Later, Reading, Shape
 from files import alone, atomic
-from layout import arrange, digest, list_files, some
+from layout import arrange, list_files, sha256, some
 
-VERSION = 3           # change it with anything that changes the decoding: an index of another one is not used
+VERSION = 4           # change it with anything that changes the decoding: an index of another one is not used
 CHUNK = 256           # most files in a task of a decoding process ...
 TASKS = 8             # ... of which there are about so many a process, if the files are few
 
@@ -89,13 +89,13 @@ def _find(root: str, data_dir: str, reading: Reading,
     """The index of the decoded folder and its directory; in words what other files the folder holds, and the files of
     runs in it.
     """
-    if reading.ends and reading.ends[0] > reading.ends[1]:
-        raise UserError(f"VALUE_RANGE ({flag('VALUE_RANGE')}) of {reading.value_range}: the first value must not be "
-                        f"above the second")
+    if reading.ends and reading.ends[0] >= reading.ends[1]:
+        raise UserError(f"VALUE_RANGE ({flag('VALUE_RANGE')}) of {reading.value_range}: the first value must be "
+                        f"below the second")
     files, others, skipped = list_files(root, [data_dir, *([output_dir] if output_dir else [])])
     key = repr((str(Path(root).resolve()), reading._replace(max_unreadable=0)))
-    home = Path(data_dir) / "folders" / f"{Path(root).resolve().name[:50]}-{digest(key)[:12]}"
-    listing = digest(repr(sorted(files)))
+    home = Path(data_dir) / "folders" / f"{Path(root).resolve().name[:50]}-{sha256(key)[:12]}"
+    listing = sha256(repr(sorted(files)))
     index = _read_index(home, listing)
     if index is None:
         with alone(home.with_name(home.name + ".lock"), "decodes this folder"):

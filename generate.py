@@ -40,16 +40,17 @@ def keep_samples_of(settings: dict, output: Path, count: int) -> None:
     UserError if the directory holds samples that no call has written.
     """
     path, found = output / "samples.json", list(output.glob("sample_*.png"))
-    if found and not path.exists() and not checkpoint.path_of(output, "vqvae").exists():
-        raise UserError(f"SAMPLES_DIR (--samples-dir): {output} holds {found[0].name}, not written by this script: "
-                        f"choose another directory")
     try:
-        same = json.loads(path.read_text()) == settings
+        before = json.loads(path.read_text())
     except (OSError, ValueError):
-        same = False
+        before = None
+    ours = isinstance(before, dict) and before.keys() == settings.keys()
+    if (found or path.exists()) and not ours and not checkpoint.path_of(output, "vqvae").exists():
+        raise UserError(f"SAMPLES_DIR (--samples-dir): {output} holds {(found or [path])[0].name}, not written by this "
+                        f"script: choose another directory")
     for file in found:
         number = file.stem.removeprefix("sample_")
-        if number.isdecimal() and not (same and int(number) < count):
+        if number.isdecimal() and not (before == settings and int(number) < count):
             file.unlink()
     with atomic(path) as file:
         file.write(json.dumps(settings).encode())
@@ -87,8 +88,9 @@ def main(args: argparse.Namespace) -> None:
                                    f"continues") from None
     devices.wait()
     if devices.is_main():
-        shown = [decode.read(str(output / f"sample_{i}.png"), decode.Reading())
-                 for i in range(min(figures.GRID_IMAGES, len(labels)))]
+        reading = decode.Reading(channels=stored["data"]["channels"])  # a grey sample of a colour run stays RGB
+        shown = [decode.read(str(output / f"sample_{i}.png"), reading)
+                 for i in range(min(figures.room(*size), len(labels)))]
         figures.save_grid(torch.cat(shown) / 255, output / "samples.png", len(classes) if 1 < len(classes) <= 20 else 0)
         print(f"wrote {args.NUM_SAMPLES} samples of {prior['stage']}.pt{told and ', ' + told}, to "
               f"{output / 'sample_0.png'} ... and the grid {output / 'samples.png'}")

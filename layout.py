@@ -55,8 +55,7 @@ TEST_SHARE = 0.1      # of the files, where the folder has no test split
 SHOWN = 10            # names in a message
 
 # A directory that holds one of these is a run's ...
-RUN_FILES = {"vqvae.pt", *(f"{stage}_history.csv" for stage in ("vqvae", "vae", "pixelcnn", "pixelsnail",
-                                                                "transformer"))}
+RUN_FILES = {"vqvae.pt", "vqvae_history.csv"}
 PICTURE = "dataset.png"
 SIGNATURE = "vqvae-pixelcnn: a data set"  # in that picture
 SIGNED = {PICTURE: SIGNATURE.encode(), "samples.json": b'"TOP_P"'}  # ... or one of these with that text in it
@@ -81,7 +80,7 @@ def list_files(root: str, skip: Iterable[str] = ()) -> Listing:
     """Every file under root that is an image by its name. Hidden files, __MACOSX, the directories `skip` and those of
     runs are passed over.
 
-    UserError if there is none, if root is itself a run's directory or one to skip, or where a folder cannot be read
+    UserError if there is none, if root is itself a run's directory, or where a folder cannot be read
     or a symbolic link leads into a loop.
     """
     found, others, skipped = [], Counter(), []
@@ -177,7 +176,7 @@ def arrange(names: list[str], classes: str = "auto") -> Arrangement:
 
     class_names = sorted(set(labelled.values()), key=natural)
     numbers = {name: number for number, name in enumerate(class_names)}
-    chance = {key: int(digest(os.fsencode(key))[:12], 16) / 16**12
+    chance = {key: int(sha256(os.fsencode(key))[:12], 16) / 16**12
               for key in {*subjects.values(), *(relative[name] for name in parts)}}
     units = {name: subjects.get(name, relative[name]) for name in parts}
     if "test" not in sides.values():  # draw it; one file or subject alone is cut later, if it is a volume
@@ -447,8 +446,8 @@ def natural(name: str) -> tuple:
             for part in re.split(r"([0-9]+)", name) if part], name
 
 
-def digest(content: str | bytes) -> str:
-    return hashlib.sha256(content.encode(errors="surrogateescape") if isinstance(content, str) else content).hexdigest()
+def sha256(content: str | bytes) -> str:
+    return hashlib.sha256(content.encode(errors="surrogateescape") if isinstance(content, str) else content).hexsha256()
 
 
 def some(names: list[str]) -> str:

@@ -25,7 +25,7 @@ DOWNSAMPLES = (2, 4, 8, 16)    # pixels that a code may stand for along each sid
 ARCHITECTURES = ("space-to-depth", "paper")  # of encoder and decoder
 CODEBOOKS = ("ema", "gradient")  # ways in which a codebook may learn
 NEAREST_CHUNK = 2**20  # most entries of the distance matrix held at a time: 4 MiB stay in a CPU's cache
-TRIAL = 5              # usage of a revived code, in units of the usage below which codes are revived
+REVIVED_USAGE = 5      # a revived code starts with this many times revive_below of an even share
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -46,12 +46,16 @@ def nearest_codes(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return codes, distances.clamp_min(0)
 
 
+def cumulative(weights: Tensor) -> Tensor:
+    """Cumulative sums (N,) of weights (N,), in float64 where the device has it; no weight counts as 0."""
+    return (weights.to(torch.float32 if weights.device.type == "mps" else torch.float64) + 1e-12).cumsum(0)
+
+
 def draw_rows(rows: Tensor, weights: Tensor, count: int) -> Tensor:
     """(count, D) rows drawn with replacement in proportion to their weights (N,), by inverting the cumulative sum."""
-    exact = torch.float32 if weights.device.type == "mps" else torch.float64  # MPS has no float64
-    cumulative = (weights.to(exact) + 1e-12).cumsum(0)
-    points = torch.rand(count, dtype=exact, device=rows.device) * cumulative[-1]
-    return rows[torch.searchsorted(cumulative, points).clamp_max(len(rows) - 1)]
+    sums = cumulative(weights)
+    points = torch.rand(count, dtype=sums.dtype, device=rows.device) * sums[-1]
+    return rows[torch.searchsorted(sums, points).clamp_max(len(rows) - 1)]
 
 
 class Quantized(NamedTuple):
@@ -149,7 +153,7 @@ class VectorQuantizer(nn.Module):
 
     def _place(self, which: Tensor, vectors: Tensor) -> None:
         """Move the codes that `which` (K, 1) marks onto their rows of vectors (K, D), with a revived code's usage."""
-        start = min(1.0, TRIAL * self.revive_below) or 1.0
+        start = min(1.0, REVIVED_USAGE * self.revive_below) or 1.0
         self.codebook.copy_(torch.where(which, vectors, self.codebook))
         self.sums.copy_(torch.where(which, vectors * start, self.sums))
         self.usage.copy_(torch.where(which.squeeze(1), start, self.usage))
@@ -333,7 +337,7 @@ class CausalConv2d(nn.Conv2d):
         length = reach + (mask == "B")
         after = length - 1 - reach  # 0 for type B; -1 for type A crops what it leaves out
         if stack == "vertical":
-            # left and right the convolution pads by itself: of what `F.pad` adds it would compute the gradient too
+            # the convolution pads left and right itself: with F.pad the gradient of the padding would be computed too
             super().__init__(inputs, outputs, (length, kernel_size), padding=(0, reach))
             self.sides = (0, 0, reach, after)  # left, right, top, bottom
         else:
@@ -366,7 +370,7 @@ class GatedBlock(nn.Module):
     def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """v, h: (B, C, H, W), the stacks; condition: (B, 4C, 1, 1), added before the gates. Returns v, h."""
         v_condition, h_condition = condition.chunk(2, 1)
-        # all sums in place; in the condition's type, as the stacks are: under autocast convolutions put out bfloat16
+        # sums are in place and in the condition's float32: under autocast convolutions return bfloat16
         v_features = self.vertical(v).to(condition.dtype).add_(v_condition)
         h_features = self.horizontal(h).to(condition.dtype).add_(self.across(v_features)).add_(h_condition)
         v_new, h_new = self.gate(v_features), self.out(self.gate(h_features)).to(condition.dtype)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 NARROWEST = 16  # a kernel with fewer inputs or outputs is left to Adam
 ITERATIONS = 5
+BETAS = (0.9, 0.999)  # of Adam
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the polynomial in [1], which brings singular values near 1 fast
 
 
@@ -52,7 +53,7 @@ class Light:
 class AdamW(Light, torch.optim.AdamW):
     """torch's own, fused where the device has that; without weight decay it is Adam."""
 
-    def __init__(self, weights: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999),
+    def __init__(self, weights: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = BETAS,
                  weight_decay: float = 0.0):
         weights = list(weights)
         super().__init__(weights, lr, betas, weight_decay=weight_decay, fused=weights[0].device.type != "mps")
@@ -61,13 +62,13 @@ class AdamW(Light, torch.optim.AdamW):
 
 
 class Muon(Light, torch.optim.Optimizer):
-    """Muon for the kernels among the weights, Adam [3] for the others, with the same learning rate.
+    """Muon for the kernels of convolutions among the weights, Adam [3] for the others, with the same learning rate.
 
     momentum: of the kernels. betas: of Adam.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], lr: float, momentum: float = 0.95,
-                 betas: tuple[float, float] = (0.9, 0.999)):
+                 betas: tuple[float, float] = BETAS):
         super().__init__(list(weights), {"lr": lr, "momentum": momentum, "betas": betas})
 
     @torch.no_grad()
@@ -77,14 +78,16 @@ class Muon(Light, torch.optim.Optimizer):
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
-                if weight.dim() >= 2 and min(weight.shape[:2]) >= NARROWEST:
+                if weight.dim() > 2 and min(weight.shape[:2]) >= NARROWEST:
                     self._muon(weight, state, group["lr"], group["momentum"])
                 else:
                     self._adam(weight, state, group["lr"], *group["betas"])
 
     @staticmethod
     def _muon(weight: nn.Parameter, state: dict, lr: float, momentum: float) -> None:
-        moving = state.setdefault("momentum", torch.zeros_like(weight))
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        moving = state["momentum"]
         moving.lerp_(weight.grad, 1 - momentum)
         update = weight.grad.lerp(moving, momentum)  # Nesterov's
         update = update.movedim(1, -1)               # as channels-last memory has it: flattening copies nothing

@@ -12,6 +12,7 @@ from torch import Tensor
 import checkpoint
 import devices
 import figures
+import files
 from cli import run as run_script
 from modules import VQVAE, grid_size, nearest_codes
 
@@ -45,13 +46,14 @@ def main(args: argparse.Namespace) -> None:
     grid = grid_size(height, width, vqvae.config.downsample)
     generator = torch.Generator().manual_seed(args.SEED)
     output = Path(args.OUTPUT_DIR)
+    files.remove(output, "random_sample_*.png")  # of an earlier call
     shown = []
     for part in torch.arange(args.NUM_SAMPLES).split(args.BATCH_SIZE):
         codes = draw_codes(vqvae, (len(part), *grid), args.SOURCE, generator)
         images = vqvae.decode(codes.to(device), height, width)
         for number, image in zip(part.tolist(), images):
             figures.save_image(image, output / f"random_sample_{number}.png")
-        shown += images[:figures.GRID_IMAGES - len(shown)]
+        shown += images[:figures.room(height, width) - len(shown)]
     figures.save_grid(torch.stack(shown), output / "random_samples.png")
     first = f" of the first {len(shown)}" if len(shown) < args.NUM_SAMPLES else ""
     print(f"wrote {args.NUM_SAMPLES} decoded random grids to {output / 'random_sample_0.png'} ... and the grid "

@@ -21,6 +21,7 @@ import dataset
 import decode
 import devices
 import figures
+import files
 import folder
 import testset
 from cli import UserError
@@ -94,6 +95,7 @@ def main(args: argparse.Namespace) -> None:
     images = find_images(args, stored)
     chosen = testset.choose(images, args.NUM_IMAGES, args.SEED)
     output = Path(args.OUTPUT_DIR)
+    files.remove(output, "reconstructed_image_*.png")  # of an earlier call
     errors, shown = [], []
     for number, index in enumerate(chosen):
         original = dataset.to_float(images[index]).contiguous()
@@ -102,7 +104,7 @@ def main(args: argparse.Namespace) -> None:
         pair = original.numpy(), copy.numpy()
         errors.append((mean_squared_error(*pair), peak_signal_noise_ratio(*pair, data_range=1.0), similarity(*pair)))
         print("image {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(number, *errors[-1]))
-        if 2 * number < figures.GRID_IMAGES:
+        if 2 * number < figures.room(*images.shape[2:]):
             shown.append((original, copy))
     print("mean of {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(len(errors), *np.mean(errors, 0)))
     if min(images.shape[2:]) < SSIM_WINDOW:

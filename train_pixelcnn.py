@@ -23,14 +23,14 @@ from modules import VQVAE, grid_size
 from optimizers import AdamW
 from priors import PRIORS
 from sampler import draw_grids
-from training import Run, begin, configure, means, over_processes, sum_over
+from training import Run, auto_epochs, begin, configure, means, over_processes, sum_over
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the training and of the test part; 0: all
 EPOCHS = "auto"           # passes over the training codes; "auto": 4, or more for 40 steps a position, up to 10,000
-BATCH_SIZE = 32           # grids of codes a step, over all processes together
+BATCH_SIZE = "auto"       # grids of codes a step, over all processes together; "auto": 32, or all if there are fewer
 LEARNING_RATE = 3e-3      # the highest, of AdamW; it rises briefly and then falls to 0
 WEIGHT_DECAY = 0.01       # of AdamW: how strongly weights are drawn towards 0
 SEED = 0                  # of the weights and the order of the grids
@@ -60,7 +60,7 @@ def terms(model: nn.Module, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {"nll": cross_entropy(model(codes, labels).float(), codes)}
 
 
-def metrics(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
+def summarise(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
     """A split's negative log-likelihood from its sums: in nats per code, and in bits per image of `positions` codes."""
     nll = means(totals)["nll"]
     return {"nll": nll, "bits_per_image": nll * positions / math.log(2)}
@@ -79,8 +79,10 @@ def main(args: argparse.Namespace) -> None:
     train, validation, test = (dataset.place(encode(vqvae, split.images), device) for split in data[:3])
     train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])
     num_codes, num_classes, positions = vqvae.config.num_codes, len(data.class_names), train[0].numel()
+    if args.BATCH_SIZE == "auto":
+        args.BATCH_SIZE = min(32, len(train))
     if args.EPOCHS == "auto":
-        args.EPOCHS = max(4, math.ceil(min(40 * positions, 10_000) / math.ceil(len(train) / args.BATCH_SIZE)))
+        args.EPOCHS = auto_epochs(4, 40 * positions, math.ceil(len(train) / args.BATCH_SIZE))
     network, config = PRIORS[args.PRIOR]
     model = network(configure(config, args, num_codes=num_codes, num_classes=num_classes))
     model.to(device, memory_format=torch.channels_last)
@@ -103,12 +105,12 @@ def main(args: argparse.Namespace) -> None:
         pictured = args.SAMPLE_EVERY and (run.epoch + 1) % args.SAMPLE_EVERY == 0
         path = Path(args.OUTPUT_DIR) / "samples" / f"{args.PRIOR}_epoch_{run.epoch + 1:03d}.png"
         sums = sum_over(terms, model, args.BATCH_SIZE, validation, validation_labels)
-        run.end_epoch(metrics(over_processes(run.totals), positions), metrics(sums, positions),
+        run.end_epoch(summarise(over_processes(run.totals), positions), summarise(sums, positions),
                       draw=(lambda: save_samples(model, vqvae, stored, args, path)) if pictured else None)
 
     model.load_state_dict(run.best)
     sums = sum_over(terms, model, args.BATCH_SIZE, test, test_labels)
-    run.finish(metrics(sums, positions), f"; uniform codes: {positions * math.log2(num_codes):.1f}")
+    run.finish(summarise(sums, positions), f"; uniform codes: {positions * math.log2(num_codes):.1f}")
     lock.release()
 
 

@@ -59,7 +59,7 @@ def terms(model: nn.Module, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
     return {"mse": F.mse_loss(output.images.float(), images), "kl": kl(output.mean, output.log_variance).mean()}
 
 
-def metrics(totals: dict[str, Tensor], pixels: int, beta: float) -> dict[str, float]:
+def summarise(totals: dict[str, Tensor], pixels: int, beta: float) -> dict[str, float]:
     """A split's metrics from its sums, all with z drawn: MSE, its PSNR in dB, the rate in bits per image, and the loss
     with the optimal variance for the split: the negative ELBO where beta is 1.
     """
@@ -69,10 +69,10 @@ def metrics(totals: dict[str, Tensor], pixels: int, beta: float) -> dict[str, fl
             "loss": distortion(mse, mse, pixels).item() + beta * result["kl"]}
 
 
-def evaluate(model: VAE, images: Tensor, batch_size: int, beta: float) -> dict[str, float]:
+def measure(model: VAE, images: Tensor, batch_size: int, beta: float) -> dict[str, float]:
     """The metrics of uint8 images (N, C, H, W), always with the same draws of z."""
     noise = torch.randn(len(images), model.config.latent_dim, generator=torch.Generator().manual_seed(0))
-    return metrics(sum_over(terms, model, batch_size, images, noise), images[0].numel(), beta)
+    return summarise(sum_over(terms, model, batch_size, images, noise), images[0].numel(), beta)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -105,15 +105,16 @@ def main(args: argparse.Namespace) -> None:
             loss = distortion(batch["mse"], variance, pixels) + args.BETA * batch["kl"]
             run.step(loss, len(images), batch)
         name = f"epoch_{run.epoch + 1:03d}.png"
-        run.end_epoch(metrics(over_processes(run.totals), pixels, args.BETA),
-                      evaluate(model, validation.images, args.BATCH_SIZE, args.BETA),
+        run.end_epoch(summarise(over_processes(run.totals), pixels, args.BETA),
+                      measure(model, validation.images, args.BATCH_SIZE, args.BETA),
                       draw=lambda: save_pictures(model, validation.images, args, name))
 
     model.load_state_dict(run.best)
     if devices.is_main():
         attempt(lambda: save_comparison(model, vqvae, stored, test.images[:10].to(device), args),
                 "vae_comparison.png")
-    run.finish(evaluate(model, test.images, args.BATCH_SIZE, args.BETA))
+    devices.wait()  # the main process may have been drawing
+    run.finish(measure(model, test.images, args.BATCH_SIZE, args.BETA))
     lock.release()
 
 

@@ -19,11 +19,11 @@ import dataset
 import devices
 import summary
 from cli import run as run_script
-from codes import perplexity, psnr
+from codes import PIXELS, perplexity, psnr
 from decode import Reading
 from modules import VQVAE, VQVAEConfig
 from optimizers import AdamW, Muon
-from training import Run, begin, configure, means, over_processes, save_reconstructions, sum_over
+from training import Run, auto_epochs, begin, configure, means, over_processes, save_reconstructions, sum_over
 
 DATASET = "glyphs"        # "glyphs" (drawn here, no download), a torchvision name (mnist, cifar10, ...) or a folder
 DATA_DIR = "data"         # where data sets are kept, or downloaded to
@@ -77,7 +77,7 @@ def terms(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
             "commitment_loss": quantized.commitment_loss, "counts": quantized.counts}
 
 
-def metrics(totals: dict[str, Tensor]) -> dict[str, float]:
+def summarise(totals: dict[str, Tensor]) -> dict[str, float]:
     """A split's metrics from its sums: means of the terms, PSNR in dB of the mean MSE, perplexity of the codes and the
     share of the codebook in use.
     """
@@ -89,14 +89,14 @@ def metrics(totals: dict[str, Tensor]) -> dict[str, float]:
 def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> None:
     """Set the constants that are "auto" from the number and the size of the training images."""
     pixels = height * width
-    auto = {"BATCH_SIZE": 32 if pixels <= 48**2 else 16 if pixels <= 96**2 else 8,
-            "NUM_CODES": 128 if pixels <= 48**2 else 512,
-            "ARCHITECTURE": "paper" if pixels <= 48**2 else "space-to-depth"}
+    small = pixels <= 48**2
+    auto = {"BATCH_SIZE": min(count, 32 if small else 16 if pixels <= 96**2 else 8),
+            "NUM_CODES": 128 if small else 512, "ARCHITECTURE": "paper" if small else "space-to-depth"}
     for name, value in auto.items():
         if getattr(args, name) == "auto":
             setattr(args, name, value)
     if args.EPOCHS == "auto":
-        args.EPOCHS = max(3, math.ceil(min(2 * pixels, 10_000) / math.ceil(count / args.BATCH_SIZE)))
+        args.EPOCHS = auto_epochs(3, 2 * pixels, math.ceil(count / args.BATCH_SIZE))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -104,6 +104,7 @@ def main(args: argparse.Namespace) -> None:
     reading = Reading(*(getattr(args, name.upper()) for name in Reading._fields))
     lock, data = begin(args, reading)
     summary.show(args.DATASET, data, args.OUTPUT_DIR)
+    devices.wait()  # the main process may have been drawing
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
     fit_to(args, len(train.images), height, width)
@@ -132,12 +133,12 @@ def main(args: argparse.Namespace) -> None:
                 loss = loss + batch["codebook_loss"]
             run.step(loss, len(images), batch)
         path = Path(args.OUTPUT_DIR) / "reconstructions" / f"epoch_{run.epoch + 1:03d}.png"
-        run.end_epoch(metrics(over_processes(run.totals)),
-                      metrics(sum_over(terms, model, args.BATCH_SIZE, validation.images)),
+        run.end_epoch(summarise(over_processes(run.totals)),
+                      summarise(sum_over(terms, model, args.BATCH_SIZE, validation.images)),
                       draw=lambda: save_reconstructions(model, validation.images, args.BATCH_SIZE, path))
 
     model.load_state_dict(run.best)
-    result = metrics(sum_over(terms, model, args.BATCH_SIZE, test.images))
+    result = summarise(sum_over(terms, model, args.BATCH_SIZE, test.images))
     run.finish(result)
     if result["codes_used"] < 0.5 and devices.is_main():
         print(f"only {result['codes_used']:.0%} of the codebook is in use: try --codebook ema, or a higher "
@@ -146,12 +147,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def start_codebook(model: VQVAE, images: Tensor, batch_size: int, most: int = 256, pixels: int = 2**19) -> None:
+def start_codebook(model: VQVAE, images: Tensor, batch_size: int, most: int = 256) -> None:
     """Put the codebook onto the latents of some of the uint8 images, drawn by chance.
 
-    They are `most`, fewer if they have more than `pixels` pixels together, but at least a batch.
+    They are `most`, fewer if they have more than PIXELS pixels together, but at least a batch.
     """
-    count = max(batch_size, min(most, pixels // images[0, 0].numel()))
+    count = max(batch_size, min(most, PIXELS // images[0, 0].numel()))
     chosen = devices.share(torch.randperm(len(images))[:count])
     (images,), = dataset.batches([chosen], next(model.parameters()).device, images)
     model.quantizer.start(model.latents(dataset.to_float(images)))

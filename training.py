@@ -34,6 +34,8 @@ from files import atomic, lock_run
 # Constants that a run may be continued with another value of; any other one makes it another run
 FREE = {"DATASET", "DATA_DIR", "OUTPUT_DIR", "EPOCHS", "LEARNING_RATE", "DEVICE", "COMPILE", "TENSORBOARD",
         "SAVE_EVERY", "SAMPLE_EVERY", "RESUME", "OVERWRITE"}
+# What runs had before the constant existed
+BEFORE = {"OPTIMIZER": "adam", "ARCHITECTURE": "paper"}
 # What a message calls the content of a checkpoint that a run cannot do without
 CONTENT = {"vqvae": "vqvae.pt", "sizes": "the sizes of the encoder and decoder of vqvae.pt",
            "images": "DATASET (--dataset): the training images or their labels",
@@ -42,6 +44,7 @@ WARMUP = 0.03      # share of the steps over which the learning rate rises; it t
 CHECK_EVERY = 10   # steps between looks at the loss: each look waits for the device
 PICTURED = 32      # validation images in the picture of an epoch
 PLOT_EVERY = 30    # seconds between plots of the curves, which take a second
+MOST_STEPS = 10_000    # of a training whose EPOCHS is "auto", unless the least number of epochs takes more
 COMPILE_FROM = 20_000  # steps of a run from which compiling, a minute or so, pays off on CUDA
 
 
@@ -67,6 +70,11 @@ def begin(args: argparse.Namespace, reading: Reading) -> tuple[BaseFileLock, dat
         return lock, dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading, args.OUTPUT_DIR)
 
 
+def auto_epochs(least: int, steps: int, steps_an_epoch: int) -> int:
+    """The passes over the data where EPOCHS is "auto": for so many steps, up to MOST_STEPS, but at least `least`."""
+    return max(least, math.ceil(min(steps, MOST_STEPS) / steps_an_epoch))
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Sums over a split
 
@@ -88,7 +96,7 @@ def sum_over(terms_of: Callable[..., dict[str, Tensor]], model: nn.Module, batch
     indices = devices.parts(torch.arange(len(tensors[0])), batch_size)
     device = next(model.parameters()).device
     for rows in dataset.batches(indices or [torch.zeros(1, dtype=torch.int64)], device, *tensors):
-        add_to(totals, len(rows[0]) if indices else 0, terms_of(model, *rows))  # without a share: a row that counts 0
+        add_to(totals, len(rows[0]) if indices else 0, terms_of(model, *rows))  # without rows: one of weight 0
     return over_processes(totals)
 
 
@@ -144,6 +152,7 @@ class Run:
         self.saved_at = self.plotted_at = time.monotonic()
         self.losses: list[Tensor] = []                   # since the last look at them
         self.handlers: dict[int, Any] = {}               # of signals, before the run took them
+        self.respelt = False                             # whether the data set has another path than before
         self.resumed = self._resume() if args.RESUME == "auto" else False
         steps_done = torch.tensor(self.epoch * self.steps + self.done, device=self.device)
         if devices.all_sum(steps_done.clone()) != steps_done * devices.world():
@@ -245,6 +254,8 @@ class Run:
 
     def finish(self, test: dict[str, float], more: str = "") -> None:
         """Say what the best weights attain on the test split."""
+        if self.respelt:
+            self.save()  # for the later stages
         values = [row[self.monitor] for row in self.history]
         epoch = len(values) - values[::-1].index(min(values))
         if devices.is_main():
@@ -346,7 +357,7 @@ class Run:
         try:
             state = stored["training"]
             for name, value in vars(self.args).items():
-                before = state["constants"].get(name, value)
+                before = state["constants"].get(name, BEFORE.get(name, value))
                 before = RULES[name].old.get(str(before), before) if name in RULES else before
                 if value == before or name in {"RESUME", "OVERWRITE", "OUTPUT_DIR"}:
                     continue
@@ -358,9 +369,11 @@ class Run:
             if state["count"] != self.count:
                 raise UserError(f"there are {self.count} training images now, {state['count']} when the run in "
                                 f"{self.args.OUTPUT_DIR} started: {again}")
-            before = {**self.content, **self.content["data"], **stored, **stored["data"]}  # an older one says less
+            # what an older checkpoint lacks counts as equal
+            before = {**self.content, **self.content["data"], **stored, **stored["data"]}
             for name, value in {**self.content, **self.content["data"]}.items():
-                if name not in ("data", "data_dir", "dataset") and before[name] != value:  # a path may be spelt anew
+                known = {**value, **before[name]} if isinstance(value, dict) else before[name]
+                if name not in ("data", "data_dir", "dataset") and known != value:  # a path may be spelt anew
                     raise UserError(f"{CONTENT.get(name, name)} changed since the run in {self.args.OUTPUT_DIR} "
                                     f"started: {again}")
             checkpoint.build(stored)
@@ -368,8 +381,9 @@ class Run:
             self.network.load_state_dict(state["model"])
             self._continue_optimizer(state["optimizer"])
             self.best = {name: tensor.to(self.device) for name, tensor in stored["model"].items()}
+            self.respelt = any(stored["data"][name] != self.content["data"][name] for name in ("dataset", "data_dir"))
             self.epoch, self.done, self.history = state["epoch"], state["step"], state["history"]
-            # sums over all processes, of whatever number: the main one goes on with them
+            # the stored sums are over all processes: the main one alone keeps them, so that they count once
             self.totals = {name: total.to(self.device) * devices.is_main() for name, total in state["totals"].items()}
             torch.set_rng_state(state["random"]["cpu"])
             if self.device.type == "cuda" and "cuda" in state["random"]:

@@ -20,7 +20,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo", "train_vqvae",
                               "train_pixelcnn", "train_vae", "generate"])
 STAGES = ["vqvae", "pixelcnn"]  # vae goes the same ways but for its draws of z: it is stopped, shared and continued
-SIZES = {"vqvae": ["--hidden", "16", "--residual-hidden", "8", "--num-codes", "16", "--code-dim", "8",
+SIZES = {"vqvae": ["--hidden", "32", "--residual-hidden", "16", "--num-codes", "16", "--code-dim", "16",
                    "--revive-below", "0.4"], "pixelcnn": ["--hidden", "16", "--layers", "2"],
          "vae": ["--latent-dim", "8"]}
 EPOCHS = 3  # of a case

@@ -69,3 +69,9 @@ def test_bugs_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("sys.argv", ["generate.py"])
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda args: 1 / 0, vars(importlib.import_module("generate")))
+
+
+def test_look_has_the_constants_of_the_training_that_it_looks_for():
+    looked, trained = (cli.constants(vars(importlib.import_module(name))) for name in ("look", "train_vqvae"))
+    told = {name: constant for name, constant in looked.items() if name not in ("DATASET", "OUTPUT_DIR")}
+    assert told == {name: trained[name] for name in told} and len(told) > 8

@@ -111,7 +111,7 @@ JPEGS = [jpeg(height, width, channels, **options)
 
 
 def pillows(content):
-    return np.atleast_3d(np.asarray(decode.picture(io.BytesIO(content), Reading())))
+    return np.atleast_3d(np.asarray(next(decode.pictures(io.BytesIO(content), Reading(), None)[2])))
 
 
 def test_plain_jpegs_have_the_pixels_that_pillow_gives():
@@ -424,3 +424,13 @@ def test_slices_are_upright_with_the_left_of_the_patient_on_the_right(tmp_path):
     assert coronal.shape == (7, 9, 5) and (coronal[3, 0] == top).all() and (coronal[3, 1:, -1] == left).all()
     assert sagittal.shape == (5, 9, 7) and (sagittal[2, 0] == top).all() and (sagittal[2, 1:, 0] == front).all()
     assert not axial[4, 1:, :-1].any() and not coronal[3, 1:, :-1].any() and not sagittal[2, 1:, 1:].any()
+
+
+@pytest.mark.parametrize("scale", ["volume", "slice", "folder"])
+def test_a_range_given_by_hand_is_that_of_all_volumes(tmp_path, scale):
+    values = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 4)).astype(np.int16)
+    path = nifti(tmp_path / "ct.nii", values)
+    window = decode.read(str(path), Reading(nifti_scale=scale, value_range="-160 240")).numpy()
+    own = decode.read(str(path), Reading(nifti_scale=scale)).numpy()
+    expected = np.rint(((values + 160) / 400).clip(0, 1) * 255)
+    assert sorted(window.ravel()) == sorted(expected.ravel()) and not np.array_equal(window, own)

@@ -68,10 +68,10 @@ def test_every_row_and_column(script, run):
     for name in priors:
         model = checkpoint.build(checkpoint.load(str(run), name))
         sums = training.sum_over(train_pixelcnn.terms, model, 50, codes, data.test.labels)
-        expected = train_pixelcnn.metrics(sums, codes[0].numel())["bits_per_image"]
+        expected = train_pixelcnn.summarise(sums, codes[0].numel())["bits_per_image"]
         assert rows[name]["bits_per_image"] == pytest.approx(expected, rel=1e-5)
     assert rows["uniform codes"]["bits_per_image"] == pytest.approx(codes[0].numel() * 4)
-    expected = train_vqvae.metrics(training.sum_over(train_vqvae.terms, vqvae, 50, data.test.images))
+    expected = train_vqvae.summarise(training.sum_over(train_vqvae.terms, vqvae, 50, data.test.images))
     assert content["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-5)
     assert content["codes_used"] / content["codes"] == pytest.approx(expected["codes_used"])
     assert rows["VQ-VAE reconstructions"]["mse"] == pytest.approx(expected["mse"], rel=0.02)  # that one does not clip

@@ -112,6 +112,9 @@ def test_images_of_others_are_not_replaced(script, run, tmp_path):
     (tmp_path / "mine" / "sample_7.png").write_bytes(b"a user's own")
     outcome = script("generate", "--output-dir", run, "--samples-dir", tmp_path / "mine", "--num-samples", 1)
     assert outcome.status == 1 and "holds sample_7.png, not written by this script" in outcome.err
+    (tmp_path / "mine" / "samples.json").write_text('{"mine": 1}')
+    outcome = script("generate", "--output-dir", run, "--samples-dir", tmp_path / "mine", "--num-samples", 1)
+    assert outcome.status == 1 and "not written by this script" in outcome.err
     assert (tmp_path / "mine" / "sample_7.png").read_bytes() == b"a user's own"
 
 
@@ -121,9 +124,22 @@ def test_the_grid_shows_the_classes_in_columns(script, run):
         assert grid.size[0] > 4 * grid.size[1]  # ten columns, two rows
 
 
-def test_few_images_are_held_at_once(script, run, monkeypatch):
+def test_codes_are_decoded_a_batch_at_a_time(script, run, monkeypatch):
     most = []
     monkeypatch.setattr(generate, "to_images", lambda vqvae, codes, *size: (
         most.append(len(codes)), torch.zeros(len(codes), 1, *size))[1])
     assert script("generate", "--output-dir", run, "--num-samples", 50, "--batch-size", 8).status == 0
     assert max(most) == 8 and len(most) == 7
+
+
+def test_a_grey_sample_of_a_colour_run_stays_in_the_grid(script, run, monkeypatch):
+    """A sample that is all white is read back with three channels, as its neighbours are."""
+    content = torch.load(run / "vqvae.pt", weights_only=True)
+    content["data"]["channels"] = 3
+    torch.save(content, run / "vqvae.pt")
+    drawn = iter((torch.ones(1, 3, 8, 8), torch.rand(1, 3, 8, 8)))
+    monkeypatch.setattr(generate, "to_images", lambda *_: next(drawn))
+    outcome = script("generate", "--output-dir", run, "--num-samples", 2, "--batch-size", 1)
+    assert outcome.status == 0, outcome.err
+    with Image.open(run / "samples.png") as grid:
+        assert grid.mode == "RGB"

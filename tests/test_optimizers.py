@@ -46,7 +46,7 @@ def test_the_weights_that_are_no_kernels_move_as_under_adam():
         torch.testing.assert_close(weight, twin)
 
 
-@pytest.mark.parametrize("shape", [(32, 16, 3, 3), (16, 64)])
+@pytest.mark.parametrize("shape", [(32, 16, 3, 3), (16, 64, 1, 1)])
 def test_a_kernel_moves_by_the_orthogonalised_momentum(shape):
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(shape))
@@ -73,7 +73,7 @@ def test_memory_format_does_not_matter():
 
 def test_it_continues_from_its_state():
     torch.manual_seed(0)
-    weights = [nn.Parameter(torch.randn(16, 16)), nn.Parameter(torch.randn(4))]
+    weights = [nn.Parameter(torch.randn(16, 16, 3, 3)), nn.Parameter(torch.randn(4))]
     whole = Muon(weights, 0.01)
     for weight in weights:
         weight.grad = torch.randn_like(weight)
@@ -89,7 +89,7 @@ def test_it_continues_from_its_state():
     assert all(torch.equal(weight, twin) for weight, twin in zip(weights, copies))
 
 
-def test_the_optimiser_is_torchs_own():
+def test_adamw_is_torchs_own():
     """To the bit, also when continued from its state."""
     def train(optimizer_of):
         torch.manual_seed(0)

@@ -70,6 +70,11 @@ def test_every_file_and_picture_that_a_page_names_is_there(page):
     assert not missing, f"{page.name} names {', '.join(missing)}"
 
 
+def test_one_file_alone_runs_another():
+    assert [path.name for path in sorted(ROOT.glob("*.py")) if "runpy" in path.read_text(encoding="utf-8")] == [
+        "dataset.py"]  # as `python dataset.py` it looks at a data set; imported it runs nothing
+
+
 def test_the_map_names_every_file():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     section = page.split("## The files")[1].split("\n## ")[0]

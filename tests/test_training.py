@@ -42,7 +42,7 @@ def test_sums_over_a_split_give_the_mean_over_codes():
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.4)
     codes, labels = torch.randint(7, (5, 2, 4)), torch.tensor([0, 1, 2, 0, 1])
-    result = train_pixelcnn.metrics(training.sum_over(train_pixelcnn.terms, model, 2, codes.byte(), labels), 8)
+    result = train_pixelcnn.summarise(training.sum_over(train_pixelcnn.terms, model, 2, codes.byte(), labels), 8)
     chances = model(codes, labels).softmax(1).gather(1, codes[:, None])
     assert result["nll"] == pytest.approx(-chances.log().mean().item(), rel=1e-5)
     assert result["bits_per_image"] == pytest.approx(-chances.log2().sum().item() / 5, rel=1e-5)
@@ -124,3 +124,20 @@ def test_resume_never_and_overwrite(script, copied, data_dir):
     for name, flags in (("generate", []), ("train_pixelcnn", again)):
         outcome = script(name, *flags, "--output-dir", copied)  # the prior is that of the vqvae.pt that was replaced
         assert outcome.status == 1 and "vqvae.pt" in outcome.err and "--resume never --overwrite" in outcome.err
+
+
+def test_a_run_from_before_an_option_existed_is_held_to_what_it_had(script, copied, data_dir):
+    """Its checkpoint says nothing of the optimiser and the architecture: those were Adam and the paper's."""
+    content = torch.load(copied / "vqvae.pt", weights_only=True)
+    for name in ("OPTIMIZER", "ARCHITECTURE", "CLASSES", "VALUE_RANGE"):
+        content["training"]["constants"].pop(name)
+    content["config"].pop("architecture")
+    for name in ("classes", "value_range"):
+        content["data"]["reading"].pop(name)
+    torch.save(content, copied / "vqvae.pt")
+    outcome = continued(script, data_dir, copied)
+    assert outcome.status == 1 and "OPTIMIZER (--optimizer) is 'muon', but the run in" in outcome.err
+    content["training"]["optimizer"] = {}
+    torch.save(content, copied / "vqvae.pt")
+    outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--architecture", "paper")
+    assert outcome.status == 0, outcome.err
