@@ -447,7 +447,7 @@ def natural(name: str) -> tuple:
 
 
 def sha256(content: str | bytes) -> str:
-    return hashlib.sha256(content.encode(errors="surrogateescape") if isinstance(content, str) else content).hexsha256()
+    return hashlib.sha256(content.encode(errors="surrogateescape") if isinstance(content, str) else content).hexdigest()
 
 
 def some(names: list[str]) -> str:
