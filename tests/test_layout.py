@@ -468,7 +468,7 @@ def test_few_volumes_are_cut_with_a_gap_or_kept_apart(tmp_path, volumes):
         for other in range(one):
             for file, place in places[one]:
                 assert all(file != beside or abs(place - there) > dataset.GAP for beside, there in places[other])
-    assert bool(data.notes and "slices of it" in " ".join(data.notes)) == (volumes < 3)
+    assert bool(data.notes and "blocks of its slices" in " ".join(data.notes)) == (volumes < 3)
 
 
 def test_cut():
