@@ -75,3 +75,14 @@ def test_look_has_the_constants_of_the_training_that_it_looks_for():
     looked, trained = (cli.constants(vars(importlib.import_module(name))) for name in ("look", "train_vqvae"))
     told = {name: constant for name, constant in looked.items() if name not in ("DATASET", "OUTPUT_DIR")}
     assert told == {name: trained[name] for name in told} and len(told) > 8
+
+
+@pytest.mark.parametrize("flags, advice", [
+    ([], "a smaller --batch-size"), (["--batch-size", "1"], "a smaller --image-size or --hidden")])
+def test_advice_where_memory_runs_out_names_a_flag_that_helps(capsys, monkeypatch, flags, advice):
+    def fail(_args):
+        raise RuntimeError("CUDA out of memory")
+    monkeypatch.setattr("sys.argv", ["train_vqvae.py", *flags])
+    with pytest.raises(SystemExit):
+        cli.run(fail, vars(importlib.import_module("train_vqvae")))
+    assert capsys.readouterr().err == f"train_vqvae.py: error: out of memory: try {advice}\n"

@@ -6,11 +6,12 @@ import sys
 import faults
 import pytest
 import torch
-from conftest import ROOT, SMALL_VQVAE, continued
+from conftest import ROOT, SMALL_PIXELCNN, SMALL_VQVAE, continued
 
 import checkpoint
 import cli
 import dataset
+import figures
 import train_pixelcnn
 import train_vqvae
 import training
@@ -141,3 +142,21 @@ def test_a_run_from_before_an_option_existed_is_held_to_what_it_had(script, copi
     torch.save(content, copied / "vqvae.pt")
     outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--architecture", "paper")
     assert outcome.status == 0, outcome.err
+
+
+@pytest.mark.parametrize("stage, drawing, flags", [("vqvae", "save_pairs", SMALL_VQVAE),
+                                                   ("pixelcnn", "save_grid", ["--sample-every", "1"])])
+def test_a_picture_for_which_memory_does_not_suffice_is_a_line_and_the_epoch_is_kept(
+        script, trained, tmp_path, data_dir, monkeypatch, stage, drawing, flags):
+    def fail(*_, **__):
+        assert checkpoint.load(str(tmp_path), stage)["training"]["epoch"] == 1  # saved before anything is drawn
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes")
+    monkeypatch.setattr(figures, drawing, fail)
+    if stage == "pixelcnn":
+        shutil.copy(trained / "vqvae.pt", tmp_path)
+        flags = [*SMALL_PIXELCNN, *flags]
+    where = ["--output-dir", tmp_path, *(["--data-dir", data_dir] if stage == "vqvae" else [])]
+    outcome = script(f"train_{stage}", *flags, *where)
+    assert outcome.status == 0, outcome.err
+    assert "too little memory for the picture of epoch 1: it is left out" in outcome.err
+    assert checkpoint.load(str(tmp_path), stage)["training"]["finished"]
