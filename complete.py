@@ -30,7 +30,7 @@ from cli import UserError
 from cli import run as run_script
 from decode import Reading
 from modules import grid_size, pad
-from sampler import make_sampler, uniforms
+from sampler import draw_grids
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
 PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
@@ -101,7 +101,6 @@ def main(args: argparse.Namespace) -> None:
     prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
     model.to(device)
     args = checkpoint.fill(args, stored)
-    height, width = prior["grid"]
     side = vqvae.config.downsample
     given = read_mask(args.MASK, stored["data"]["height"], stored["data"]["width"], side)
     data = testset.load(args, stored)
@@ -122,18 +121,16 @@ def main(args: argparse.Namespace) -> None:
                        for part in chosen.split(args.BATCH_SIZE)]).masked_fill(~given, -1)
     numbers = torch.arange(args.NUM_IMAGES * args.NUM_COMPLETIONS)  # of the completions, image by image
     image = numbers // args.NUM_COMPLETIONS
-    batch_size = min(args.BATCH_SIZE, len(numbers))
-    sampler = make_sampler(model, batch_size, width, args.TEMPERATURE, args.TOP_K, args.TOP_P)
-    parts = numbers.split(batch_size)
+    parts = numbers.split(args.BATCH_SIZE)
     output = Path(args.OUTPUT_DIR)
     files.remove(output, "completion_*_*.png")  # of an earlier call
     columns = 2 + args.NUM_COMPLETIONS
     rows = min(args.NUM_IMAGES, max(1, figures.room(*images.shape[2:]) // columns))
     shown = []  # the images of the grid, row by row
-    with tqdm(desc="completing", total=len(parts) * height, unit="row", leave=False) as bar:
-        for part in parts:
-            chance = uniforms(args.SEED, int(part[0]), len(part), height, width)
-            codes = sampler(labels[image[part]], chance, known[image[part]].to(device), on_row=bar.update)
+    with tqdm(desc="completing", total=len(parts) * prior["grid"][0], unit="row", leave=False) as bar:
+        drawn = draw_grids(model, labels[image], prior["grid"], args.SEED, args.BATCH_SIZE, args.TEMPERATURE,
+                           args.TOP_K, args.TOP_P, known=known[image], on_row=bar.update)
+        for part, codes in zip(parts, drawn):
             for number, completion in zip(part.tolist(), vqvae.decode(codes, *size)):
                 i, j = divmod(number, args.NUM_COMPLETIONS)
                 figures.save_image(completion, output / f"completion_{i}_{j}.png")

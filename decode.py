@@ -5,6 +5,7 @@ are scaled to 8 bits between two values: those that the file states, or else tho
 brightness stays comparable between files. folder.py reads a folder twice where it must: `decode` with a `FirstPass`
 decodes what needs nothing else, and tells of the rest its size, and counts its values.
 """
+import argparse
 import io
 import math
 import os
@@ -47,6 +48,11 @@ class Reading(NamedTuple):
     max_unreadable: float = 0.01
     classes: str = "auto"
     value_range: str = "auto"
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Reading":
+        """What a script's constants say."""
+        return cls(*(getattr(args, name.upper()) for name in cls._fields))
 
     @property
     def size(self) -> tuple[int, int] | None:

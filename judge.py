@@ -26,7 +26,7 @@ from dataset import Data
 from files import alone
 from metrics import CHUNK, Images, Inception, frechet_distance, precision_recall, similarity
 from modules import VQVAE
-from sampler import make_sampler, uniforms
+from sampler import draw_grids
 
 FEWEST = 8            # images of a set below which no distances are reported
 SSIM_IMAGES = 1000    # test images of which SSIM, which is slow, is the mean
@@ -86,15 +86,11 @@ class Subject:
 
     def draw(self, prior: str, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
         """Codes (count, H, W) drawn from a prior as generate.py draws them, each given its class in `labels`."""
-        height, width = self.test_codes.shape[1:]
-        spans, labels, drawn = self.spans(self.count), self.labels, []
-        sampler = make_sampler(self.priors[prior], len(spans[0]), width, temperature, top_k, top_p)
-        with tqdm(desc=f"sampling {prior}", total=self.count, unit="grid", leave=False, disable=None) as bar:
-            for index in spans:
-                chance = uniforms(self.args.SEED, int(index[0]), len(index), height, width)
-                drawn.append(sampler(labels[index], chance).cpu())
-                bar.update(len(index))
-        return torch.cat(drawn)
+        rows = len(self.spans(self.count)) * self.test_codes.shape[1]
+        with tqdm(desc=f"sampling {prior}", total=rows, unit="row", leave=False, disable=None) as bar:
+            drawn = draw_grids(self.priors[prior], self.labels, self.test_codes.shape[1:], self.args.SEED,
+                               self.args.BATCH_SIZE, temperature, top_k, top_p, on_row=bar.update)
+            return torch.cat([codes.cpu() for codes in drawn])
 
     @property
     def compared(self) -> int:

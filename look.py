@@ -29,7 +29,7 @@ CLASSES = "auto"          # of a folder: by the rule in README.md; "folders": it
 
 
 def main(args: argparse.Namespace) -> None:
-    reading = Reading(*(getattr(args, name.upper()) for name in Reading._fields))
+    reading = Reading.of(args)
     data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading, args.OUTPUT_DIR)
     summary.show(args.DATASET, data, args.OUTPUT_DIR)
 

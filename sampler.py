@@ -371,13 +371,15 @@ def make_sampler(model: nn.Module, batch_size: int, width: int, temperature: flo
 
 
 def draw_grids(model: nn.Module, labels: Tensor, grid: tuple[int, int], seed: int, batch_size: int, *options: float,
-               parts: Sequence[Tensor] | None = None, on_row: Callable[[], None] = lambda: None) -> Iterator[Tensor]:
+               known: Tensor | None = None, parts: Sequence[Tensor] | None = None,
+               on_row: Callable[[], None] = lambda: None) -> Iterator[Tensor]:
     """Batches of grids of codes (B, height, width): sample i has class labels[i], and its chance depends on seed and i.
 
-    options: temperature, top_k and top_p of `draw`. parts: the numbers of the samples of every batch, neighbours and at
-    most `batch_size`; None: all samples.
+    options: temperature, top_k and top_p of `draw`. known: (N, height, width) codes to keep, -1 where one is to be
+    drawn. parts: the numbers of the samples of every batch, neighbours and at most `batch_size`; None: all samples.
     """
     height, width = grid
     sampler = make_sampler(model, min(batch_size, len(labels)), width, *options)
     for part in torch.arange(len(labels)).split(batch_size) if parts is None else parts:
-        yield sampler(labels[part], uniforms(seed, int(part[0]), len(part), height, width), on_row=on_row)
+        chance = uniforms(seed, int(part[0]), len(part), height, width)
+        yield sampler(labels[part], chance, None if known is None else known[part], on_row)

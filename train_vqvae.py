@@ -101,7 +101,7 @@ def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> Non
 
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
-    reading = Reading(*(getattr(args, name.upper()) for name in Reading._fields))
+    reading = Reading.of(args)
     lock, data = begin(args, reading)
     summary.show(args.DATASET, data, args.OUTPUT_DIR)
     devices.wait()  # the main process may have been drawing

@@ -10,6 +10,7 @@ import checkpoint
 import complete
 import dataset
 import figures
+import sampler
 
 FEW = ["--num-images", 3, "--num-completions", 2, "--device", "cpu"]
 
@@ -83,17 +84,17 @@ def test_painting_over_keeps_what_is_given_and_uses_nothing_else():
 
 def test_the_given_codes_are_kept(script, run, monkeypatch):
     decoded, known = [], []
-    make_sampler = complete.make_sampler
+    make_sampler = sampler.make_sampler
 
     def recorded(*args):
-        sampler = make_sampler(*args)
+        drawer = make_sampler(*args)
 
         def draw(labels, chance, given, on_row):
             known.append(given)
-            decoded.append(sampler(labels, chance, given, on_row=on_row))
+            decoded.append(drawer(labels, chance, given, on_row=on_row))
             return decoded[-1]
         return draw
-    monkeypatch.setattr(complete, "make_sampler", recorded)
+    monkeypatch.setattr(sampler, "make_sampler", recorded)
     assert script("complete", "--output-dir", run, *FEW, "--mask", "center").status == 0
     codes, given = torch.cat(decoded), torch.cat(known)
     assert codes.shape == (6, 7, 7) and ((given >= 0) == complete.read_mask("center", 28, 28, 4)).all()
