@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from modules import ARCHITECTURES, CODEBOOKS, DOWNSAMPLES
+from modules import ARCHITECTURES, CODEBOOKS, DOWNSAMPLES, NORMALISATIONS
 
 
 class UserError(Exception):
@@ -117,6 +117,8 @@ RULES = {
     "CODE_DIM": Rule(int, low=2, high=8192),
     "ARCHITECTURE": Rule(str, choices=ARCHITECTURES, words=("auto",)),
     "CODEBOOK": Rule(str, choices=CODEBOOKS),
+    "NORMALISE": Rule(str, choices=NORMALISATIONS),
+    "ORTHOGONAL": Rule(float, low=0, high=1e6),
     "EMA_DECAY": Rule(float, low=0, high=0.999999),
     "COMMITMENT_COST": Rule(float, low=0),
     "REVIVE_BELOW": Rule(float, low=0, high=0.5),

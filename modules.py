@@ -11,6 +11,9 @@ Papers, cited by number in the code:
 [2] van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016, arXiv:1606.05328
 [3] Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding, 2007
 [4] Zeghidour et al., SoundStream, 2021, arXiv:2107.03312 (dead codes replaced by current encoder outputs)
+[5] Yu et al., Vector-Quantized Image Modeling with Improved VQGAN, 2021, arXiv:2110.04627 (unit vectors)
+[6] Shin et al., Translation-Equivariant Image Quantizer for Bi-directional Image-Text Generation, 2021,
+    arXiv:2112.00384 (orthogonality of the codebook)
 """
 import math
 from collections.abc import Callable
@@ -24,6 +27,7 @@ from torch.nn import functional as F
 DOWNSAMPLES = (2, 4, 8, 16)    # pixels that a code may stand for along each side
 ARCHITECTURES = ("space-to-depth", "paper")  # of encoder and decoder
 CODEBOOKS = ("ema", "gradient")  # ways in which a codebook may learn
+NORMALISATIONS = ("layer", "length")  # of z_e, before it is quantized
 NEAREST_CHUNK = 2**20  # most entries of the distance matrix held at a time: 4 MiB stay in a CPU's cache
 REVIVED_USAGE = 5      # a revived code starts with this many times revive_below of an even share
 
@@ -44,6 +48,20 @@ def nearest_codes(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     codes = torch.cat([part.indices for part in parts])
     distances = torch.cat([part.values for part in parts]) + z_e.square().sum(1)
     return codes, distances.clamp_min(0)
+
+
+def to_one_length(vectors: Tensor) -> Tensor:
+    """Vectors (..., D) scaled to length sqrt(D), so that their elements have mean square 1, as after layer norm."""
+    return F.normalize(vectors, dim=-1) * vectors.shape[-1] ** 0.5
+
+
+def orthogonality(vectors: Tensor) -> Tensor:
+    """How far vectors (K, D) are from orthogonal: ||E E^T - I||_F^2 / K^2, where the rows of E are the unit vectors in
+    their directions ([6], the regularisation of the codebook). A scalar in [0, 1).
+    """
+    unit = F.normalize(vectors, dim=-1)
+    # the diagonal of E E^T is 1, and it has the norm of E^T E, which is D x D and not K x K
+    return ((unit.T @ unit).square().sum() - len(unit)) / len(unit) ** 2
 
 
 def cumulative(weights: Tensor) -> Tensor:
@@ -72,8 +90,8 @@ class VectorQuantizer(nn.Module):
     """Nearest-code quantizer with straight-through gradients ([1], section 3.1) and a codebook that stays in use.
 
     Three measures against codebook collapse:
-    - Every `z_e` is normalised over its channels (layer norm, no parameters), so that the encoder cannot answer the
-      commitment loss by shrinking towards zero.
+    - Every `z_e` is normalised over its channels, so that the encoder cannot answer the commitment loss by shrinking
+      towards zero.
     - The codebook starts on encoder outputs (`start`).
     - In training, a code whose moving usage falls below `revive_below` of an even share moves onto a current encoder
       output [4], drawn in proportion to its squared distance from its code, as in k-means++ [3]: uniform draws would
@@ -81,13 +99,16 @@ class VectorQuantizer(nn.Module):
       are soon replaced again.
 
     num_codes: K. code_dim: D. codebook: "ema" moves each code to the moving average of the vectors that chose it ([1],
-    appendix A.1), "gradient" leaves it to the optimiser and the codebook loss.
+    appendix A.1), "gradient" leaves it to the optimiser and the codebook loss. normalise: "layer" is layer norm without
+    parameters; "length" brings z_e and the codes to one length, so that the nearest code is that of the smallest angle
+    [5].
     """
 
     def __init__(self, num_codes: int, code_dim: int, codebook: str = "ema", ema_decay: float = 0.97,
-                 revive_below: float = 0.02):
+                 revive_below: float = 0.02, normalise: str = "layer"):
         super().__init__()
         self.ema = codebook == "ema"
+        self.one_length = normalise == "length"
         self.ema_decay = ema_decay
         self.revive_below = revive_below
         self.codebook = nn.Parameter(torch.randn(num_codes, code_dim), requires_grad=not self.ema)
@@ -99,24 +120,29 @@ class VectorQuantizer(nn.Module):
         self.draw_rows = draw_rows
 
     def normalise(self, z_e: Tensor) -> Tensor:
-        """Layer norm over the channels: (B, D, H, W) to (B, H, W, D), every vector of mean 0, variance 1."""
+        """(B, D, H, W) to (B, H, W, D), every vector of mean 0 and variance 1, or of mean square 1 alone ("length")."""
         z_e = z_e.permute(0, 2, 3, 1)
-        return F.layer_norm(z_e, z_e.shape[-1:])
+        return to_one_length(z_e) if self.one_length else F.layer_norm(z_e, z_e.shape[-1:])
+
+    def vectors(self) -> Tensor:
+        """The vectors (K, D) that the codes stand for: the rows of the codebook, or ("length") their directions."""
+        # a copy: a revival writes into the codebook between the forward and the backward pass
+        return to_one_length(self.codebook.clone()) if self.one_length else self.codebook
 
     def look_up(self, codes: Tensor) -> Tensor:
-        """The codebook rows of codes (B, H, W), as the decoder takes them: (B, D, H, W)."""
-        return F.embedding(codes, self.codebook).permute(0, 3, 1, 2)
+        """The vectors of codes (B, H, W), as the decoder takes them: (B, D, H, W)."""
+        return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)
 
     def forward(self, z_e: Tensor) -> Quantized:
         """Quantize z_e (B, D, H, W) as the encoder put it out; in training mode, move the codebook too."""
-        z_e = self.normalise(z_e.float())
+        z_e, vectors = self.normalise(z_e.float()), self.vectors()
         flat = z_e.detach().flatten(0, 2)
         # float32 also under autocast: in bfloat16 one code in a hundred would not be the one that `encode` gives
         with torch.no_grad(), torch.autocast(z_e.device.type, enabled=False):
-            codes, distances = nearest_codes(flat, self.codebook)
+            codes, distances = nearest_codes(flat, vectors)
             # not bincount: its result's size depends on the data, which would break a compiled graph in two
             counts = torch.zeros_like(self.usage, dtype=torch.int64).index_add_(0, codes, torch.ones_like(codes))
-        z_q = F.embedding(codes.view(z_e.shape[:3]), self.codebook)
+        z_q = F.embedding(codes.view(z_e.shape[:3]), vectors)
         codebook_loss = F.mse_loss(z_q, z_e.detach())
         commitment_loss = F.mse_loss(z_e, z_q.detach())
         straight_through = z_e + (z_q - z_e).detach()
@@ -266,6 +292,7 @@ class VQVAEConfig:
     ema_decay: float = 0.97      # of the moving averages, per step
     revive_below: float = 0.02   # share of an even usage below which a code is revived; 0: never
     architecture: str = "paper"  # of encoder and decoder
+    normalise: str = "layer"     # how z_e is normalised before it is quantized
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -274,6 +301,8 @@ class VQVAEConfig:
             raise ValueError(f"downsample must be one of {', '.join(map(str, DOWNSAMPLES))}, not {self.downsample}")
         if self.codebook not in CODEBOOKS:
             raise ValueError(f"codebook must be one of {', '.join(CODEBOOKS)}, not {self.codebook!r}")
+        if self.normalise not in NORMALISATIONS:
+            raise ValueError(f"normalise must be one of {', '.join(NORMALISATIONS)}, not {self.normalise!r}")
 
 
 class VQVAE(nn.Module):
@@ -289,7 +318,7 @@ class VQVAE(nn.Module):
         self.config = config
         self.encoder = make_encoder(config)
         self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.codebook, config.ema_decay,
-                                         config.revive_below)
+                                         config.revive_below, config.normalise)
         self.decoder = make_decoder(config)
 
     def latents(self, images: Tensor) -> Tensor:
@@ -299,7 +328,7 @@ class VQVAE(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to codes (B, grid height, grid width) int64."""
         z_e = self.quantizer.normalise(self.latents(images))
-        return nearest_codes(z_e.flatten(0, 2), self.quantizer.codebook)[0].view(z_e.shape[:3])
+        return nearest_codes(z_e.flatten(0, 2), self.quantizer.vectors())[0].view(z_e.shape[:3])
 
     def decode(self, codes: Tensor, height: int, width: int) -> Tensor:
         """Codes (B, grid height, grid width) to images (B, C, height, width) clipped to [0, 1]."""

@@ -32,7 +32,7 @@ def draw_codes(vqvae: VQVAE, shape: tuple[int, int, int], source: str, generator
     # one by one: torch.randn gives a batch other numbers than its parts, unless these are multiples of 16 numbers
     z_e = torch.stack([torch.randn(vqvae.config.code_dim, height, width, generator=generator) for _ in range(batch)])
     z_e = vqvae.quantizer.normalise(z_e)
-    return nearest_codes(z_e.flatten(0, 2), vqvae.quantizer.codebook.cpu())[0].view(shape)
+    return nearest_codes(z_e.flatten(0, 2), vqvae.quantizer.vectors().cpu())[0].view(shape)
 
 
 @torch.no_grad()

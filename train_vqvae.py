@@ -18,10 +18,11 @@ from torch.nn import functional as F
 import dataset
 import devices
 import summary
+from cli import UserError
 from cli import run as run_script
 from codes import PIXELS, perplexity, psnr
 from decode import Reading
-from modules import VQVAE, VQVAEConfig
+from modules import VQVAE, VQVAEConfig, orthogonality
 from optimizers import AdamW, Muon
 from training import Run, auto_epochs, begin, configure, means, over_processes, save_reconstructions, sum_over
 
@@ -51,10 +52,12 @@ RESIDUAL_BLOCKS = 2       # in the encoder, and as many in the decoder
 RESIDUAL_HIDDEN = 32      # channels inside a residual block of the "paper"
 NUM_CODES = "auto"        # K, entries in the codebook; "auto": 128 for images of up to 48x48 pixels, 512 above
 CODE_DIM = 32             # D, size of a codebook entry
+NORMALISE = "layer"       # z_e, before it is quantized: "layer" norm, or "length": one length, so cosine distance
 CODEBOOK = "ema"          # how it learns: "ema" (moving averages) or "gradient" (the codebook loss)
 EMA_DECAY = 0.97          # of the moving averages, per step; nearer to 1 is slower and smoother
 REVIVE_BELOW = 0.02       # a code used less than this share of the average is put onto a current z_e; 0: never
 COMMITMENT_COST = 1.0     # beta in [1], eq. 3: how strongly z_e is held to its code
+ORTHOGONAL = 0.0          # weight of a loss for an orthogonal codebook, with CODEBOOK "gradient"; 0: none
 SAVE_EVERY = 600          # seconds between checkpoints within an epoch; there is one after each epoch anyway
 RESUME = "auto"           # "auto" continues an unfinished run; "never" starts over
 OVERWRITE = False         # let RESUME = "never" replace a finished run
@@ -108,6 +111,9 @@ def main(args: argparse.Namespace) -> None:
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
     fit_to(args, len(train.images), height, width)
+    if args.ORTHOGONAL and args.CODEBOOK != "gradient":
+        raise UserError(f"ORTHOGONAL (--orthogonal) of {args.ORTHOGONAL} needs a codebook learnt by gradient: add "
+                        f"--codebook gradient")
     model = VQVAE(configure(VQVAEConfig, args, channels=channels))
     model.to(device, memory_format=torch.channels_last)
     devices.join(model.quantizer)
@@ -131,6 +137,8 @@ def main(args: argparse.Namespace) -> None:
             loss = batch["mse"] / variance + args.COMMITMENT_COST * batch["commitment_loss"]
             if args.CODEBOOK == "gradient":
                 loss = loss + batch["codebook_loss"]
+            if args.ORTHOGONAL:
+                loss = loss + args.ORTHOGONAL * orthogonality(model.quantizer.codebook)
             run.step(loss, len(images), batch)
         path = Path(args.OUTPUT_DIR) / "reconstructions" / f"epoch_{run.epoch + 1:03d}.png"
         run.end_epoch(summarise(over_processes(run.totals)),

@@ -75,6 +75,31 @@ def test_quantized_vectors_are_the_nearest_codes():
     torch.testing.assert_close(normal.var(3, correction=0), torch.ones(2, 3, 5), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_of_vectors_of_one_length_the_nearest_code_is_that_of_the_smallest_angle(codebook):
+    quantizer = VectorQuantizer(7, 4, codebook, normalise="length")
+    with torch.no_grad():
+        quantizer.codebook.mul_(torch.linspace(0.1, 9, 7)[:, None])  # lengths do not matter
+    z_e = torch.randn(2, 4, 3, 5)
+    out = quantizer.eval()(z_e)
+    angles = F.cosine_similarity(z_e.permute(0, 2, 3, 1)[..., None, :], quantizer.codebook, dim=-1)
+    assert torch.equal(out.codes, angles.argmax(-1))
+    for vectors in (quantizer.normalise(z_e).permute(0, 3, 1, 2), out.z_q, quantizer.look_up(out.codes)):
+        torch.testing.assert_close(vectors.norm(dim=1), torch.full((2, 3, 5), 2.0))
+    torch.testing.assert_close(out.z_q, quantizer.look_up(out.codes))
+    torch.testing.assert_close(out.commitment_loss, 2 - 2 * angles.amax(-1).mean())
+
+
+def test_orthogonality_is_that_of_the_whole_matrix():
+    vectors = torch.randn(9, 4, requires_grad=True)
+    unit = vectors / vectors.norm(dim=1, keepdim=True)
+    plain = (unit @ unit.T - torch.eye(9)).square().sum() / 81
+    torch.testing.assert_close(modules.orthogonality(vectors), plain)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, vectors)[0] for loss in
+                                 (modules.orthogonality(vectors), plain)))
+    assert modules.orthogonality(torch.eye(4)[:3]).abs() < 1e-7
+
+
 def test_ema_update_by_hand():
     quantizer = VectorQuantizer(2, 2, ema_decay=0.9, revive_below=0.0)
     quantizer.normalise = lambda z_e: z_e.permute(0, 2, 3, 1)
@@ -132,9 +157,10 @@ def test_the_codebook_starts_from_encoder_outputs():
     assert len(quantizer.codebook.unique(dim=0)) > 15  # a draw may come twice; such a code is revived later
 
 
+@pytest.mark.parametrize("normalise", ["layer", "length"])
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_dead_codes_are_revived_from_current_encoder_outputs(codebook):
-    quantizer = VectorQuantizer(6, 4, codebook)
+def test_dead_codes_are_revived_from_current_encoder_outputs(codebook, normalise):
+    quantizer = VectorQuantizer(6, 4, codebook, normalise=normalise)
     z_e = torch.randn(4, 4, 5, 5)
     quantizer.start(z_e)
     with torch.no_grad():

@@ -110,7 +110,8 @@ def test_reconstruction_metrics_are_printed_per_image_and_on_average(script, tra
 def test_training_with_every_option(script, data_dir, tmp_path):
     """The other codebook, the other sizes, TensorBoard, and a single class dropout."""
     assert script("train_vqvae", *SMALL_VQVAE, "--data-dir", data_dir, "--output-dir", tmp_path,
-                  "--codebook", "gradient", "--downsample", 8, "--tensorboard", "--save-every", 0.001).status == 0
+                  "--codebook", "gradient", "--normalise", "length", "--orthogonal", 10, "--downsample", 8,
+                  "--tensorboard", "--save-every", 0.001).status == 0
     assert script("train_pixelcnn", *SMALL_PIXELCNN, "--output-dir", tmp_path, "--kernel-size", 5, "--class-dropout", 1,
                   "--limit", 200, "--tensorboard").status == 0
     assert list((tmp_path / "tensorboard" / "vqvae").glob("events*"))

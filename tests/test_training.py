@@ -130,9 +130,10 @@ def test_resume_never_and_overwrite(script, copied, data_dir):
 def test_a_run_from_before_an_option_existed_is_held_to_what_it_had(script, copied, data_dir):
     """Its checkpoint says nothing of the optimiser and the architecture: those were Adam and the paper's."""
     content = torch.load(copied / "vqvae.pt", weights_only=True)
-    for name in ("OPTIMIZER", "ARCHITECTURE", "CLASSES", "VALUE_RANGE"):
+    for name in ("OPTIMIZER", "ARCHITECTURE", "CLASSES", "VALUE_RANGE", "NORMALISE", "ORTHOGONAL"):
         content["training"]["constants"].pop(name)
-    content["config"].pop("architecture")
+    for name in ("architecture", "normalise"):
+        content["config"].pop(name)
     for name in ("classes", "value_range"):
         content["data"]["reading"].pop(name)
     torch.save(content, copied / "vqvae.pt")
@@ -140,6 +141,9 @@ def test_a_run_from_before_an_option_existed_is_held_to_what_it_had(script, copi
     assert outcome.status == 1 and "OPTIMIZER (--optimizer) is 'muon', but the run in" in outcome.err
     content["training"]["optimizer"] = {}
     torch.save(content, copied / "vqvae.pt")
+    outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--architecture", "paper",
+                        "--normalise", "length")
+    assert outcome.status == 1 and "NORMALISE (--normalise) is 'length', but the run in" in outcome.err
     outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--architecture", "paper")
     assert outcome.status == 0, outcome.err
 
