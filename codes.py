@@ -1,6 +1,6 @@
 """Grids of codes: from images and back, measures, their likelihood under a prior, and codes drawn without one."""
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,18 @@ PIXELS = 2**19  # that go through the encoder or the decoder at once
 
 
 @torch.no_grad()
-def encode(model: VQVAE, images: Tensor) -> Tensor:
-    """The codes (N, grid height, grid width) of uint8 images, on the host, in the smallest integers that hold them."""
+def encode(model: VQVAE, images: Tensor, change: Callable[[Tensor], Tensor] = lambda images: images) -> Tensor:
+    """The codes (N, grid height, grid width) of uint8 images, on the host, in the smallest integers that hold them.
+
+    change: what is done to every batch of images before it is encoded.
+    """
     dtype = torch.uint8 if model.config.num_codes <= 256 else torch.int16
     height, width = images.shape[2:]
     indices = torch.arange(len(images)).split(max(1, PIXELS // (height * width)))
     parts = dataset.batches(indices, next(model.parameters()).device, images)
     codes = torch.empty((len(images), *grid_size(height, width, model.config.downsample)), dtype=dtype)
     for index, (part,) in zip(tqdm(indices, desc="encoding", leave=False, disable=not devices.is_main()), parts):
-        codes[index] = model.encode(dataset.to_float(part)).to("cpu", dtype)
+        codes[index] = model.encode(dataset.to_float(change(part))).to("cpu", dtype)
     return codes
 
 

@@ -35,6 +35,7 @@ from layout import TEST_SHARE
 
 DEVICE_SHARE = 0.5  # of a device's free memory that one tensor of the data may take
 VALIDATION_SHARE = 0.05  # of the training images, where a data set has no validation split
+SHIFT = 16          # augmented images are shifted by up to so great a part of either side: 4 pixels of 64
 GAP = 3             # slices left out between splits that are cut from one volume
 GLYPHS = {"train": 20_000, "test": 2_000}  # images drawn for either split
 GLYPHS_VERSION = 1                         # change it with anything that changes the drawing: it names the cache
@@ -85,6 +86,22 @@ class Data(NamedTuple):
 def to_float(images: Tensor) -> Tensor:
     """uint8 images to float32 in [0, 1]."""
     return images.float().div_(255)
+
+
+def augment(images: Tensor, how: str, generator: torch.Generator) -> Tensor:
+    """Copies of uint8 images (B, C, H, W), by the words of `how`: "flip" mirrors every other one left to right, by
+    chance; "shift" moves each by a random number of pixels, its edges repeated; "none" changes nothing.
+    """
+    count, _, *sides = images.shape
+    rows, columns = (torch.arange(side).expand(count, -1) for side in sides)  # (B, side): where each pixel comes from
+    if "flip" in how:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    if "shift" in how:
+        moves = (torch.randint(-(side // SHIFT), side // SHIFT + 1, (count, 1), generator=generator) for side in sides)
+        rows, columns = ((part + move).clamp(0, part.shape[1] - 1) for part, move in zip((rows, columns), moves))
+    numbers, rows, columns = (index.to(images.device) for index in (torch.arange(count), rows, columns))
+    return images.permute(0, 2, 3, 1)[numbers[:, None, None], rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 def place(tensor: Tensor, device: torch.device) -> Tensor:

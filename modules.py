@@ -17,7 +17,7 @@ Papers, cited by number in the code:
 """
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -387,9 +387,10 @@ def gate(x: Tensor) -> Tensor:
 class GatedBlock(nn.Module):
     """One layer of both stacks ([2], figure 2): the horizontal stack is fed from the vertical, never back."""
 
-    def __init__(self, hidden: int, kernel_size: int, mask: str):
+    def __init__(self, hidden: int, kernel_size: int, mask: str, dropout: float = 0.0):
         super().__init__()
         self.residual = mask == "B"
+        self.dropout = dropout
         self.gate = gate  # training takes the same function with a faster backward pass, fast.gate
         self.vertical = CausalConv2d(hidden, 2 * hidden, kernel_size, "vertical", mask)
         self.horizontal = CausalConv2d(hidden, 2 * hidden, kernel_size, "horizontal", mask)
@@ -402,7 +403,8 @@ class GatedBlock(nn.Module):
         # sums are in place and in the condition's float32: under autocast convolutions return bfloat16
         v_features = self.vertical(v).to(condition.dtype).add_(v_condition)
         h_features = self.horizontal(h).to(condition.dtype).add_(self.across(v_features)).add_(h_condition)
-        v_new, h_new = self.gate(v_features), self.out(self.gate(h_features)).to(condition.dtype)
+        v_new, h_new = (F.dropout(self.gate(x), self.dropout, self.training) for x in (v_features, h_features))
+        h_new = self.out(h_new).to(condition.dtype)
         return (v_new.add_(v), h_new.add_(h)) if self.residual else (v_new, h_new)
 
 
@@ -415,6 +417,7 @@ class PixelCNNConfig:
     hidden: int        # channels of either stack
     layers: int
     kernel_size: int   # of the masked convolutions, odd
+    dropout: float = field(default=0.0, kw_only=True)  # share of the gates' outputs that a training step sets to 0
 
     def __post_init__(self) -> None:
         if self.kernel_size % 2 == 0 or self.kernel_size < 3:
@@ -434,7 +437,8 @@ class PixelCNN(nn.Module):
         num_codes, hidden, layers, kernel_size = config.num_codes, config.hidden, config.layers, config.kernel_size
         self.num_classes = config.num_classes
         self.embedding = nn.Embedding(num_codes, hidden)
-        self.blocks = nn.ModuleList(GatedBlock(hidden, kernel_size, "A" if i == 0 else "B") for i in range(layers))
+        self.blocks = nn.ModuleList(GatedBlock(hidden, kernel_size, "B" if i else "A", config.dropout)
+                                    for i in range(layers))
         self.condition = nn.Embedding(self.num_classes + 1, layers * 4 * hidden)
         nn.init.zeros_(self.condition.weight)
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(hidden, 2 * hidden, 1), nn.ReLU(),

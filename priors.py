@@ -117,9 +117,9 @@ class PixelSNAIL(PixelCNN):
 class TransformerBlock(nn.Module):
     """Attention to this position and all before it, then an MLP for each position, with the norms first [3]."""
 
-    def __init__(self, hidden: int, heads: int):
+    def __init__(self, hidden: int, heads: int, dropout: float):
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         self.sizes = [hidden, hidden // heads, hidden // heads]
         self.norm_1 = nn.LayerNorm(hidden)
         self.query_key_value = nn.Linear(hidden, sum(self.sizes))
@@ -129,8 +129,9 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, N, C). Returns (B, N, C)."""
-        x = x + self.out(attend(*self.query_key_value(self.norm_1(x)).split(self.sizes, 2), self.heads))
-        return x + self.mlp(self.norm_2(x))
+        attended = attend(*self.query_key_value(self.norm_1(x)).split(self.sizes, 2), self.heads)
+        x = x + F.dropout(self.out(attended), self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training)
 
 
 @dataclass
@@ -142,6 +143,7 @@ class TransformerConfig:
     hidden: int        # channels
     layers: int        # blocks
     heads: int         # they share the `hidden` channels
+    dropout: float = 0.0  # share of the inputs and of every residual that a training step sets to 0
 
     def __post_init__(self) -> None:
         check_heads(self.hidden, self.heads)
@@ -163,7 +165,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.num_codes, hidden)
         self.condition = nn.Embedding(config.num_classes + 1, hidden)
         self.place = nn.Linear(4 * FREQUENCIES, hidden)
-        self.blocks = nn.ModuleList(TransformerBlock(hidden, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(TransformerBlock(hidden, heads, config.dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(hidden, config.num_codes)
         for module in self.modules():
@@ -180,6 +182,7 @@ class Transformer(nn.Module):
         height, width = codes.shape[1:]
         before = torch.cat([self.condition(labels)[:, None], self.embedding(codes.flatten(1)[:, :-1])], 1)
         x = before + self.place(fourier(height, width, codes.device))
+        x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x)).transpose(1, 2).unflatten(2, (height, width))

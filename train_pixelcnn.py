@@ -41,6 +41,8 @@ LAYERS = 6                # gated layers, each of which sees KERNEL_SIZE // 2 co
 KERNEL_SIZE = 3           # of the masked convolutions, odd; a transformer has none
 HEADS = 4                 # of the attention, which share HIDDEN; a PixelCNN has none
 ATTENTION_EVERY = 3       # gated layers of a PixelSNAIL between one attention and the next
+DROPOUT = 0.0             # share of activations set to 0 in a training step, against overfitting
+AUGMENT = "none"          # against overfitting: "flip", "shift" or "flip shift" of the images, encoded anew every epoch
 CLASS_DROPOUT = 0.1       # share of labels hidden in training, so that the model can draw without a class too
 SAMPLE_EVERY = 2          # epochs between grids of samples; 0: none
 SAVE_EVERY = 600          # seconds between checkpoints within an epoch; there is one after each epoch anyway
@@ -97,6 +99,8 @@ def main(args: argparse.Namespace) -> None:
     stepped = run.prepare()
 
     while run.epoch < args.EPOCHS:
+        if args.AUGMENT != "none":
+            train = dataset.place(augmented_codes(vqvae, data.train.images, args.AUGMENT, args.SEED, run.epoch), device)
         for codes, labels in run.batches(train, train_labels):
             hidden = devices.share(torch.rand(run.batch) < args.CLASS_DROPOUT).to(device)
             with run.autocast():
@@ -112,6 +116,12 @@ def main(args: argparse.Namespace) -> None:
     sums = sum_over(terms, model, args.BATCH_SIZE, test, test_labels)
     run.finish(summarise(sums, positions), f"; uniform codes: {positions * math.log2(num_codes):.1f}")
     lock.release()
+
+
+def augmented_codes(vqvae: VQVAE, images: Tensor, how: str, seed: int, epoch: int) -> Tensor:
+    """The codes (N, H, W) of uint8 images as `dataset.augment` changes them, by a chance of seed and epoch alone."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return encode(vqvae, images, lambda batch: dataset.augment(batch, how, generator))
 
 
 @torch.no_grad()

@@ -21,7 +21,8 @@ FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_
                               "train_pixelcnn", "train_vae", "generate"])
 STAGES = ["vqvae", "pixelcnn"]  # vae goes the same ways but for its draws of z: it is stopped, shared and continued
 SIZES = {"vqvae": ["--hidden", "32", "--residual-hidden", "16", "--num-codes", "16", "--code-dim", "16",
-                   "--revive-below", "0.4"], "pixelcnn": ["--hidden", "16", "--layers", "2"],
+                   "--revive-below", "0.4"],
+         "pixelcnn": ["--hidden", "16", "--layers", "2", "--augment", "shift"],
          "vae": ["--latent-dim", "8"]}
 EPOCHS = 3  # of a case
 

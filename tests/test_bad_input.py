@@ -211,6 +211,8 @@ TABLE = [
     (V, ["--normalise", "batch"], None, 2, "NORMALISE (--normalise) must be one of layer, length"),
     (V, ["--orthogonal", "-1"], None, 2, "ORTHOGONAL (--orthogonal) must be at least 0"),
     (V, ["--orthogonal", "10"], None, 1, "ORTHOGONAL (--orthogonal) of 10.0 needs a codebook learnt by gradient"),
+    (P, ["--dropout", "1"], None, 2, "DROPOUT (--dropout) must be at most 0.9"),
+    (P, ["--augment", "shift flip"], None, 2, "AUGMENT (--augment) must be one of none, flip, shift, flip shift"),
     (V, ["--architecture", "unet"], None, 2, "ARCHITECTURE (--architecture) must be one of space-to-depth, paper"),
     (V, ["--num-codes", "lots"], None, 2, "NUM_CODES (--num-codes) must be a whole number or auto, not 'lots'"),
     (V, ["--batch-size", "0"], None, 2, "BATCH_SIZE (--batch-size) must be at least 1, not 0"),

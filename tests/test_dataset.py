@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import dataset
 from cli import UserError
@@ -80,6 +81,21 @@ dataset.load("glyphs", sys.argv[1])
     complaints = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], complaints
     assert sorted(complaints) in (["", ""], ["", "waiting for another process that draws the glyphs\n"])
+
+
+def test_augmented_images_are_mirrored_and_shifted_copies():
+    """Against every copy that there can be, made plainly; each of them comes."""
+    image = torch.randint(256, (2, 32, 48), dtype=torch.uint8)
+    images = image.expand(400, -1, -1, -1)
+    padded = F.pad(image.float(), (3, 3, 2, 2), mode="replicate").byte()  # a 16th of either side
+    shifted = [padded[:, top:top + 32, left:left + 48] for top in range(5) for left in range(7)]
+    for how, copies in {"none": [image], "flip": [image, image.flip(2)], "shift": shifted,
+                        "flip shift": shifted + [copy.flip(2) for copy in shifted]}.items():
+        drawn = dataset.augment(images, how, torch.Generator().manual_seed(0))
+        again = dataset.augment(images, how, torch.Generator().manual_seed(0))
+        assert drawn.shape == images.shape and drawn.dtype == torch.uint8 and torch.equal(drawn, again)
+        equal = (drawn[:, None] == torch.stack(copies)[None]).flatten(2).all(2)  # (400, copies)
+        assert equal.any(1).all() and equal.any(0).float().mean() > 0.9, how
 
 
 def test_to_float_scales_to_one():

@@ -1,5 +1,6 @@
 """The priors with attention: causality at every place, what a place can see, and any size of grid."""
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -58,6 +59,19 @@ def test_gradients_reach_earlier_codes_alone(prior):
         model(codes, torch.tensor([0])).flatten(2)[0, :, place].square().sum().backward()
         reached = model.embedding.weight.grad.abs().amax(1) > 0
         assert reached.tolist() == [earlier < place for earlier in range(7)]
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@torch.no_grad()
+def test_dropout_is_of_training_alone(prior):
+    model = randomised(prior)
+    network, config = PRIORS[prior]
+    dropped = network(config(**asdict(model.config) | {"dropout": 0.5}))
+    dropped.load_state_dict(model.state_dict())
+    codes, labels = torch.randint(7, (2, 3, 4)), torch.tensor([0, 1])
+    assert torch.equal(dropped.eval()(codes, labels), model(codes, labels))
+    first, second = (dropped.train()(codes, labels) for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("prior", PRIORS)
