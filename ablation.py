@@ -4,6 +4,7 @@ Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR. Writes `ab
 `ablation.png`, a strip of images of every row. The rows, all decoded by the same VQ-VAE:
     the encoder's codes of the test images that every row is compared with, as an upper bound for any prior
     the prior sampled at several temperatures, and its likeliest code at every position (argmax)
+    where it learnt classes: sampled with guidance of several strengths s, among the likeliest codes (TOP_P)
     independent codes: by their frequency at each position, by their frequency overall, uniform
 
 The columns are those of evaluate.py, and `distinct`: the number of different grids of codes over the number of grids.
@@ -27,6 +28,8 @@ DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the training and of the test part; 0: all
 NUM_SAMPLES = 10_000      # images in every row; at most as many as the test split has
 TEMPERATURES = "0.7 1.0 1.3"  # at which the prior is sampled: they divide the logits
+GUIDANCES = "1 1.5 2 3"   # s with which the prior is sampled: GUIDANCE of generate.py, 1 is none
+TOP_P = 0.9               # of the draws with guidance; those at several temperatures are of the model as it is
 CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier behind the table
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
 SEED = 0                  # of the draws, and of the choice of test images where NUM_SAMPLES are fewer
@@ -53,6 +56,9 @@ def main(args: argparse.Namespace) -> None:
     for temperature in (*map(float, args.TEMPERATURES.split()), 0.0):
         name = f"{prior}, T = {temperature:g}" if temperature else f"{prior}, argmax"
         add(name, subject.draw(prior, temperature), asked=model.num_classes > 0)
+    for guidance in map(float, args.GUIDANCES.split()) if model.num_classes else ():
+        codes = subject.draw(prior, 1.0, 0, args.TOP_P, guidance)
+        add(f"{prior}, top p {args.TOP_P:g}, s = {guidance:g}", codes, asked=True)
     for name, probabilities in subject.independent.items():
         add(name, draw_independent(probabilities, subject.count, args.SEED), asked=False)
     write_report(rows, subject.shown, subject.args, "ablation", "Is the prior needed, and what does sampling do?",

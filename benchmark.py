@@ -2,8 +2,8 @@
 
 Every figure is the median over repeats, after a warm-up, with the smallest and the largest value beside it. Functions
 that are compared run in turn in one process, and a ratio is the median of the ratios of each turn. Sampling is compared
-with one forward pass over the same grids, which has all the multiplications that a sampler needs. Training is compared
-with the rate of a large matrix product.
+with one forward pass over the same grids, which has all the multiplications that a sampler needs, and sampling with
+guidance with sampling without. Training is compared with the rate of a large matrix product.
 """
 import argparse
 import copy
@@ -127,6 +127,21 @@ def race(model: nn.Module, what: str, batch: int, size: int, device: torch.devic
     print(f"{what:24} {show(row['seconds'], ' s'):28} {show(row['over_forward'], 'x a forward pass'):42} "
           f"{show(row['times_faster_than_plain_loop'], 'x the plain loop')}", flush=True)
     return row
+
+
+def guidance(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What sampling takes with guidance, over sampling without, for each prior: the network sees every grid twice."""
+    rows = []
+    for name, sizes in MNIST_PRIORS.items():
+        network, config = PRIORS[name]
+        model = network(config(**sizes, num_codes=128, num_classes=10)).to(device).eval()
+        labels, uniform = torch.arange(64) % 10, uniforms(args.SEED, 0, 64, 7, 7)
+        without, guided = (make_sampler(model, 64, 7, guidance=s) for s in (1.0, 1.5))
+        turns = Turns(device, args.REPEATS, without=lambda: without(labels, uniform),
+                      guided=lambda: guided(labels, uniform))
+        rows.append({"what": f"{name}, 64 x 7x7, guidance", "over_no_guidance": turns.ratio("guided", "without")})
+        print(f"{rows[-1]['what']:34} {show(rows[-1]['over_no_guidance'], 'x a draw without')}", flush=True)
+    return rows
 
 
 def cost_per_code(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -274,7 +289,8 @@ def main(args: argparse.Namespace) -> None:
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     machine = f"{platform.machine()} {platform.system()}, {device}, {place}, torch {torch.__version__}"
     print(f"{machine}; medians of {args.REPEATS} (smallest to largest)")
-    rows = [*sampling(device, args), *cost_per_code(device, args), *training(device, args), *the_rest(device, args)]
+    rows = [*sampling(device, args), *guidance(device, args), *cost_per_code(device, args), *training(device, args),
+            *the_rest(device, args)]
     path = Path(args.OUTPUT_DIR) / "benchmark.json"
     with atomic(path) as file:
         file.write(json.dumps({"machine": machine, "repeats": args.REPEATS, "rows": rows}, indent=1).encode())

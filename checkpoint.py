@@ -256,3 +256,26 @@ def choose_classes(asked: str, prior: dict[str, Any]) -> tuple[list[int], str]:
         there = f"0 to {len(names) - 1} ({', '.join(names)})" if names else "none"
         raise UserError(f"CLASS_LABEL (--class-label): there is no class {asked}; there are {there}")
     return [number], f"of class {number} ({names[number]})"
+
+
+def check_guidance(guidance: float, prior: dict[str, Any], given: bool = True, remedy: str = "") -> None:
+    """UserError if GUIDANCE is not 1 and cannot be done: it compares logits given a class with logits given none.
+
+    prior: its checkpoint, which must have learnt both. given: whether the draws are given a class; remedy: how to give
+    one.
+    """
+    if guidance == 1:
+        return
+    try:
+        dropout = float(prior["training"]["constants"]["CLASS_DROPOUT"])
+    except (LookupError, TypeError, ValueError, OverflowError):  # it does not say
+        dropout = 0.5
+    if not prior["data"]["class_names"]:
+        needs = f"classes, and {prior['stage']}.pt learnt none: leave it at 1"
+    elif not 0 < dropout < 1:
+        needs = f"a prior trained with CLASS_DROPOUT above 0 and below 1, and {prior['stage']}.pt had {dropout:g}"
+    elif not given:
+        needs = f"a class: {remedy}"
+    else:
+        return
+    raise UserError(f"GUIDANCE (--guidance) of {guidance:g} needs {needs}")

@@ -145,6 +145,8 @@ RULES = {
     "TEMPERATURES": Rule(str, pattern=r"\d+(\.\d+)?( \d+(\.\d+)?)*"),
     "TOP_K": Rule(int, low=0),
     "TOP_P": Rule(float, above=0, high=1),
+    "GUIDANCE": Rule(float, low=0, high=100),
+    "GUIDANCES": Rule(str, pattern=r"\d{1,2}(\.\d+)?( \d{1,2}(\.\d+)?)*"),
     "LATENT_CHANNEL": Rule(int, low=0),
     "CLASS_LABEL": Rule(str, pattern=".+", old={"-1": "all", "-2": "none"}),
     "REPEATS": Rule(int, low=1),

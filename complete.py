@@ -44,6 +44,7 @@ NUM_COMPLETIONS = 6       # completions of each
 TEMPERATURE = 1.0         # divides the logits: below 1 plays safe, above 1 is bolder; 0: always the likeliest code
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
 TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
+GUIDANCE = 1.0            # with CLASS_GIVEN, above 1: the rest shows its class more clearly, at twice the time; 1: none
 SEED = 0                  # of the choice of images and of the draws: the same seed gives the same completions
 BATCH_SIZE = 64           # grids drawn, and images encoded, at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
@@ -108,6 +109,7 @@ def main(args: argparse.Namespace) -> None:
     testset.check_enough(images, args.NUM_IMAGES)
     if args.CLASS_GIVEN and data.class_names != prior["data"]["class_names"]:
         raise UserError("CLASS_GIVEN (--class-given): the classes of DATASET are not those that the prior learnt")
+    checkpoint.check_guidance(args.GUIDANCE, prior, args.CLASS_GIVEN, "give it by CLASS_GIVEN (--class-given)")
     chosen = testset.choose(images, args.NUM_IMAGES, args.SEED)
     labels = data.test.labels[chosen] if args.CLASS_GIVEN and model.num_classes \
         else torch.full_like(chosen, model.num_classes)
@@ -129,7 +131,7 @@ def main(args: argparse.Namespace) -> None:
     shown = []  # the images of the grid, row by row
     with tqdm(desc="completing", total=len(parts) * prior["grid"][0], unit="row", leave=False) as bar:
         drawn = draw_grids(model, labels[image], prior["grid"], args.SEED, args.BATCH_SIZE, args.TEMPERATURE,
-                           args.TOP_K, args.TOP_P, known=known[image], on_row=bar.update)
+                           args.TOP_K, args.TOP_P, args.GUIDANCE, known=known[image], on_row=bar.update)
         for part, codes in zip(parts, drawn):
             for number, completion in zip(part.tolist(), vqvae.decode(codes, *size)):
                 i, j = divmod(number, args.NUM_COMPLETIONS)

@@ -28,6 +28,7 @@ NUM_SAMPLES = 100         # images to make
 TEMPERATURE = 1.0         # divides the logits: below 1 plays safe, above 1 is bolder; 0: always the likeliest code
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
 TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
+GUIDANCE = 1.0            # above 1: a draw shows its class more clearly, and varies less, at twice the time; 1: none
 CLASS_LABEL = "all"       # the class to draw, by name or number; "all": all in turn; "none": no class given
 SEED = 0                  # of the draws: the same seed gives the same images
 BATCH_SIZE = 64           # grids drawn at once
@@ -44,6 +45,8 @@ def keep_samples_of(settings: dict, output: Path, count: int) -> None:
         before = json.loads(path.read_text())
     except (OSError, ValueError):
         before = None
+    if isinstance(before, dict):
+        before = {"GUIDANCE": 1.0} | before  # an older file does not say it
     ours = isinstance(before, dict) and before.keys() == settings.keys()
     if (found or path.exists()) and not ours and not checkpoint.path_of(output, "vqvae").exists():
         raise UserError(f"SAMPLES_DIR (--samples-dir): {output} holds {(found or [path])[0].name}, not written by this "
@@ -64,9 +67,12 @@ def main(args: argparse.Namespace) -> None:
     prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
     model.to(device)
     classes, told = checkpoint.choose_classes(args.CLASS_LABEL, prior)
+    checkpoint.check_guidance(args.GUIDANCE, prior, classes != [model.num_classes],
+                              "choose one by CLASS_LABEL (--class-label)")
     labels = torch.tensor(classes)[torch.arange(args.NUM_SAMPLES) % len(classes)]
     output = Path(args.SAMPLES_DIR or args.OUTPUT_DIR)
-    settings = {name: getattr(args, name) for name in ("TEMPERATURE", "TOP_K", "TOP_P", "CLASS_LABEL", "SEED")}
+    settings = {name: getattr(args, name)
+                for name in ("TEMPERATURE", "TOP_K", "TOP_P", "GUIDANCE", "CLASS_LABEL", "SEED")}
     settings |= {"prior": prior["stage"], "weights": checkpoint.fingerprint(prior["model"])}
     if devices.is_main():
         keep_samples_of(settings, output, args.NUM_SAMPLES)
@@ -78,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
         with tqdm(desc="sampling", total=len(numbers) * prior["grid"][0], unit="row", leave=False,
                   disable=not devices.is_main()) as bar:
             drawn = draw_grids(model, labels, prior["grid"], args.SEED, args.BATCH_SIZE, args.TEMPERATURE, args.TOP_K,
-                               args.TOP_P, parts=numbers, on_row=bar.update)
+                               args.TOP_P, args.GUIDANCE, parts=numbers, on_row=bar.update)
             for part, codes in zip(numbers, drawn):
                 for i, image in zip(part, to_images(vqvae, codes, *size)):
                     figures.save_image(image, output / f"sample_{i}.png")

@@ -84,12 +84,15 @@ class Subject:
         size = self.stored["data"]["height"], self.stored["data"]["width"]
         return lambda index: self.vqvae.decode(codes[index].to(self.device).long(), *size)
 
-    def draw(self, prior: str, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-        """Codes (count, H, W) drawn from a prior as generate.py draws them, each given its class in `labels`."""
+    def draw(self, prior: str, *options: float) -> Tensor:
+        """Codes (count, H, W) drawn from a prior as generate.py draws them, each given its class in `labels`.
+
+        options: temperature, top_k, top_p and guidance of `make_sampler`.
+        """
         rows = len(self.spans(self.count)) * self.test_codes.shape[1]
         with tqdm(desc=f"sampling {prior}", total=rows, unit="row", leave=False, disable=None) as bar:
             drawn = draw_grids(self.priors[prior], self.labels, self.test_codes.shape[1:], self.args.SEED,
-                               self.args.BATCH_SIZE, temperature, top_k, top_p, on_row=bar.update)
+                               self.args.BATCH_SIZE, *options, on_row=bar.update)
             return torch.cat([codes.cpu() for codes in drawn])
 
     @property
@@ -105,10 +108,11 @@ class Subject:
         return class_by_class(self.labels[:self.compared])[:SHOWN]
 
 
-def load_subject(args: argparse.Namespace, device: torch.device, every: bool = False) -> Subject:
+def load_subject(args: argparse.Namespace, device: torch.device, every: bool = False, guidance: float = 1.0) -> Subject:
     """Load a run from OUTPUT_DIR and encode its images. every: load every prior of the run, or else PRIOR alone.
 
-    UserError if the networks and the data do not fit each other, or if fewer than FEWEST images are left to compare.
+    UserError if the networks and the data do not fit each other, if a prior cannot be drawn from with this guidance, or
+    if fewer than FEWEST images are left to compare.
     """
     torch.set_float32_matmul_precision("highest")  # the distances are small differences, which TF32 would blur
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
@@ -118,6 +122,7 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
         [checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)]
     data = testset.load(args, stored)
     for prior, _ in priors:
+        checkpoint.check_guidance(guidance, prior)
         if prior["data"]["class_names"] != data.class_names:
             raise UserError(f"DATASET (--dataset): its classes are not those that {prior['stage']}.pt learnt")
     test = data.test.images

@@ -14,6 +14,7 @@ Papers, cited by number in the code:
 [5] Yu et al., Vector-Quantized Image Modeling with Improved VQGAN, 2021, arXiv:2110.04627 (unit vectors)
 [6] Shin et al., Translation-Equivariant Image Quantizer for Bi-directional Image-Text Generation, 2021,
     arXiv:2112.00384 (orthogonality of the codebook)
+[7] Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598
 """
 import math
 from collections.abc import Callable
@@ -467,18 +468,33 @@ def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
 
 
+def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance, s = 1 + w of [7], eq. 6: logits u + s (c - u).
+
+    conditional: c, logits (B, K) given the class; unconditional: u, given none. Codes then have probabilities in
+    proportion to p(code | class)^s p(code)^(1 - s): with s above 1, what tells the class from the others counts more.
+    """
+    return unconditional + guidance * (conditional - unconditional)
+
+
 @torch.no_grad()
 def sample(model: nn.Module, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
-           draw: Callable = lambda logits, uniform: invert(logits.softmax(1), uniform)) -> Tensor:
+           draw: Callable = lambda logits, uniform: invert(logits.softmax(1), uniform),
+           guidance: float = 1.0) -> Tensor:
     """Grids of codes (B, H, W) drawn from a prior in raster order, with a whole forward pass for every code.
 
     labels: (B,) classes, `num_classes` for none. uniform: (B, H, W) in [0, 1), the chance. known: (B, H, W) codes to
     keep, -1 where one is to be drawn. draw: the rule that chooses codes (B,) from logits (B, K) and chance (B,).
+    guidance: s of `guide`, which takes a second pass, without a class; 1: none.
     """
     codes = torch.zeros(uniform.shape, dtype=torch.int64, device=uniform.device)
     for row in range(uniform.shape[1]):
         for column in range(uniform.shape[2]):
-            drawn = draw(model(codes, labels)[:, :, row, column], uniform[:, row, column])
+            logits = model(codes, labels)[:, :, row, column]
+            if guidance != 1:
+                no_class = torch.full_like(labels, model.num_classes)
+                logits = guide(logits, model(codes, no_class)[:, :, row, column], guidance)
+            drawn = draw(logits, uniform[:, row, column])
             given = drawn if known is None else known[:, row, column]
             codes[:, row, column] = torch.where(given >= 0, given, drawn)
     return codes

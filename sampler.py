@@ -10,6 +10,9 @@ A row of a PixelCNN is a function of static buffers. On a GPU it is captured onc
 every row, so that the time of launching kernels does not count. Attention looks back further with every code and is
 not captured.
 
+Guidance needs the logits of the same grids without a class. The network then sees the batch twice, the second time
+without a class, and the codes drawn from both halves' logits go into both.
+
 [1] Ramachandran et al., Fast Generation for Convolutional Autoregressive Models, 2017, arXiv:1704.06001
 [2] Holtzman et al., The Curious Case of Neural Text Degeneration, 2019, arXiv:1904.09751
 """
@@ -19,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modules import PixelCNN, invert
+from modules import PixelCNN, guide, invert
 from priors import PixelSNAIL, Transformer, fourier
 
 
@@ -58,16 +61,19 @@ class Sampler:
     A subclass computes the logits, code by code.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int, width: int, temperature: float, top_k: int, top_p: float):
+    def __init__(self, model: nn.Module, batch_size: int, width: int, temperature: float, top_k: int, top_p: float,
+                 guidance: float):
         self.model = model
         self.batch_size, self.width = batch_size, width
         self.options = (temperature, top_k, top_p)
+        self.guidance = guidance
+        self.inputs = batch_size if guidance == 1 else 2 * batch_size  # the batch that the network sees
         device = next(model.parameters()).device
-        self.labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.labels = torch.full((self.inputs,), model.num_classes, device=device)
         self.uniform = torch.zeros(batch_size, width, device=device)
         self.known = torch.full((batch_size, width), -1, device=device)
         self.codes = torch.zeros(batch_size, width, dtype=torch.int64, device=device)
-        self.logits = torch.zeros(batch_size, model.config.num_codes, device=device)  # of the codes drawn last
+        self.logits = torch.zeros(self.inputs, model.config.num_codes, device=device)  # of the codes drawn last
 
     @torch.inference_mode()
     def __call__(self, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
@@ -104,11 +110,12 @@ class Sampler:
         raise NotImplementedError
 
     def _draw(self, column: int) -> Tensor:
-        """The codes (B,) of one column of the row: the known ones, the others drawn from `logits`."""
-        drawn = draw(self.logits, self.uniform[:, column], *self.options)
+        """The codes (inputs,) of one column of the row: the known ones, the others drawn from `logits`."""
+        logits = self.logits if self.guidance == 1 else guide(*self.logits.chunk(2), self.guidance)
+        drawn = draw(logits, self.uniform[:, column], *self.options)
         codes = torch.where(self.known[:, column] >= 0, self.known[:, column], drawn)
         self.codes[:, column] = codes
-        return codes
+        return codes if self.guidance == 1 else codes.repeat(2)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -141,7 +148,7 @@ class PixelCNNSampler(Sampler):
         self.head = [(conv.bias, conv.weight[:, :, 0, 0].T.contiguous()) for conv in (model.head[1], model.head[3])]
 
         def zeros(*shape: int) -> list[Tensor]:
-            return [torch.zeros(batch_size, *shape, device=device) for _ in model.blocks]
+            return [torch.zeros(self.inputs, *shape, device=device) for _ in model.blocks]
 
         # The inputs of each layer for one row, with `reach` zero columns at either side; v[0] and h[0] are embeddings.
         padded = (width + 2 * reach, self.hidden)
@@ -149,16 +156,16 @@ class PixelCNNSampler(Sampler):
         self.h = zeros(*padded)
         self.v[0] = self.h[0]
         self.h_features = zeros(width, 2 * self.hidden)  # input of the horizontal stack from the vertical and the class
-        rows = (batch_size * width, 2 * self.hidden)
+        rows = (self.inputs * width, 2 * self.hidden)
         self.v_bias = [torch.zeros(rows, device=device) for _ in model.blocks]
         self.h_bias = [torch.zeros(rows, device=device) for _ in model.blocks]
         # v_features[l][j]: the sum over the rows so far of what they add to the row j below the one to be drawn
         self.v_features = [[torch.zeros(rows, device=device) for _ in range(reach)] for _ in model.blocks]
-        self.gates = torch.zeros(batch_size, 2 * self.hidden, device=device)  # of the code being drawn
+        self.gates = torch.zeros(self.inputs, 2 * self.hidden, device=device)  # of the code being drawn
         self.signal, self.valve = self.gates.chunk(2, 1)
         self.half = torch.tensor(0.5, device=device)  # a Python number would become a new tensor for every code
-        self.gated = torch.zeros(batch_size, self.hidden, device=device)
-        self.last = torch.zeros(batch_size, self.hidden, device=device)  # the horizontal stack's output
+        self.gated = torch.zeros(self.inputs, self.hidden, device=device)
+        self.last = torch.zeros(self.inputs, self.hidden, device=device)  # the horizontal stack's output
         self.places = [self._places(column) for column in range(width)]
         self.graph = self._capture() if device.type == "cuda" and type(model) is PixelCNN else None
 
@@ -170,7 +177,7 @@ class PixelCNNSampler(Sampler):
         places = []
         for i, block in enumerate(self.model.blocks):
             end = column + self.reach + block.residual
-            window = self.h[i].view(self.batch_size, -1)[:, column * self.hidden:end * self.hidden]
+            window = self.h[i].view(self.inputs, -1)[:, column * self.hidden:end * self.hidden]
             target = self.h[i + 1][:, column + self.reach] if i + 1 < len(self.h) else self.last
             h = self.h[i][:, column + self.reach] if block.residual else None
             places.append((self.h_features[i][:, column], window, h, target))
@@ -205,7 +212,7 @@ class PixelCNNSampler(Sampler):
                 self._carry(i, window, rows_below)
             torch.addmm(self.h_bias[i], features, self.across[i], out=self.h_features[i].view_as(features))
             if i + 1 < len(self.model.blocks):
-                gated = self._gate(features, *features.chunk(2, 1)).view(self.batch_size, self.width, -1)
+                gated = self._gate(features, *features.chunk(2, 1)).view(self.inputs, self.width, -1)
                 before = self.v[i][:, inside] if i else torch.zeros_like(gated)
                 torch.add(before, gated, alpha=2, out=self.v[i + 1][:, inside])
         for column in range(self.width):
@@ -216,7 +223,7 @@ class PixelCNNSampler(Sampler):
     def _window(self, row: Tensor) -> Tensor:
         """The 2 * reach + 1 columns around every position of a padded row, as (B * width, columns * C)."""
         columns = [row[:, j:j + self.width] for j in range(2 * self.reach + 1)]
-        return torch.cat(columns, 2).view(self.batch_size * self.width, -1)
+        return torch.cat(columns, 2).view(self.inputs * self.width, -1)
 
     def _carry(self, i: int, window: Tensor, rows_below: int) -> None:
         """Add to the vertical features of layer i in the rows below this one."""
@@ -300,7 +307,7 @@ class PixelSNAILSampler(PixelCNNSampler):
             self.height, device = height, self.codes.device
             table = fourier(height, self.width, device)
             self.places_embedded = {i: layer.place(table) for i, layer in self.attention.items()}
-            self.memories = {i: Memory(self.batch_size, 1 + height * self.width, self.hidden // layer.heads, device)
+            self.memories = {i: Memory(self.inputs, 1 + height * self.width, self.hidden // layer.heads, device)
                              for i, layer in self.attention.items()}
         self.seen = 0  # codes so far
         self.asked: dict[int, Tensor] = {}  # features behind each layer's last query
@@ -329,14 +336,14 @@ class TransformerSampler(Sampler):
         self.matrices = [[(layer.bias, layer.weight.T.contiguous()) for layer in
                           (block.query_key_value, block.out, block.mlp[0], block.mlp[2])] for block in model.blocks]
         # a buffer for the widest result: allocating it for every code takes longer than filling it
-        self.wide = torch.zeros(batch_size, 4 * model.config.hidden, device=self.codes.device)
+        self.wide = torch.zeros(self.inputs, 4 * model.config.hidden, device=self.codes.device)
         self.height = 0
 
     def _start(self, height: int) -> None:
         if height != self.height:
             self.height, device = height, self.codes.device
             self.places = self.model.place(fourier(height, self.width, device))
-            self.memories = [Memory(self.batch_size, height * self.width, block.sizes[1], device)
+            self.memories = [Memory(self.inputs, height * self.width, block.sizes[1], device)
                              for block in self.model.blocks]
         self.before = self.model.condition(self.labels)
 
@@ -361,13 +368,13 @@ SAMPLERS = {PixelCNN: PixelCNNSampler, PixelSNAIL: PixelSNAILSampler, Transforme
 
 
 def make_sampler(model: nn.Module, batch_size: int, width: int, temperature: float = 1.0, top_k: int = 0,
-                 top_p: float = 1.0) -> Sampler:
+                 top_p: float = 1.0, guidance: float = 1.0) -> Sampler:
     """A sampler of a prior.
 
     model: in eval mode. batch_size: grids at once. width: of the grids, whose height is free.
-    temperature, top_k, top_p: as in `draw`.
+    temperature, top_k, top_p: as in `draw`. guidance: s of `modules.guide`, at twice the cost; 1: none.
     """
-    return SAMPLERS[type(model)](model, batch_size, width, temperature, top_k, top_p)
+    return SAMPLERS[type(model)](model, batch_size, width, temperature, top_k, top_p, guidance)
 
 
 def draw_grids(model: nn.Module, labels: Tensor, grid: tuple[int, int], seed: int, batch_size: int, *options: float,
@@ -375,8 +382,9 @@ def draw_grids(model: nn.Module, labels: Tensor, grid: tuple[int, int], seed: in
                on_row: Callable[[], None] = lambda: None) -> Iterator[Tensor]:
     """Batches of grids of codes (B, height, width): sample i has class labels[i], and its chance depends on seed and i.
 
-    options: temperature, top_k and top_p of `draw`. known: (N, height, width) codes to keep, -1 where one is to be
-    drawn. parts: the numbers of the samples of every batch, neighbours and at most `batch_size`; None: all samples.
+    options: temperature, top_k, top_p and guidance of `make_sampler`. known: (N, height, width) codes to keep, -1 where
+    one is to be drawn. parts: the numbers of the samples of every batch, neighbours and at most `batch_size`; None: all
+    samples.
     """
     height, width = grid
     sampler = make_sampler(model, min(batch_size, len(labels)), width, *options)

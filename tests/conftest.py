@@ -85,6 +85,14 @@ def copied(trained, tmp_path, monkeypatch):
     return shutil.copytree(trained, tmp_path / "copied")
 
 
+def let_classes_matter(run: Path) -> None:
+    """Give the PixelCNN of a run a large condition on the class, which changes every draw: it is hardly trained."""
+    content = torch.load(run / "pixelcnn.pt", weights_only=True)
+    weight = content["model"]["condition.weight"]
+    weight.copy_(10 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    torch.save(content, run / "pixelcnn.pt")
+
+
 def continued(script, data_dir, output, *flags) -> Outcome:
     """Train the small finished run for an epoch more."""
     return script("train_vqvae", *SMALL_AGAIN, "--data-dir", data_dir, "--output-dir", output, *flags)

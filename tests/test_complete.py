@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import let_classes_matter
 from PIL import Image
 
 import checkpoint
@@ -138,16 +139,21 @@ def test_hidden_pixels_have_no_say(script, run, monkeypatch):
     assert outputs[0] == outputs[1]
 
 
-def test_the_class_can_be_given(script, run):
-    content = torch.load(run / "pixelcnn.pt", weights_only=True)
-    weight = content["model"]["condition.weight"]  # hardly trained; so large a condition changes every draw
-    weight.copy_(10 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-    torch.save(content, run / "pixelcnn.pt")
-    flags = ["--output-dir", run, *FEW, "--temperature", 2]
-    assert script("complete", *flags).status == 0
-    without = completions(run)
-    assert script("complete", *flags, "--class-given").status == 0
-    assert completions(run) != without
+def test_the_class_can_be_given_with_or_without_guidance(script, run):
+    """s = 0 is the draw without a class, s = 1 the draw with it, and another s differs from both."""
+    let_classes_matter(run)
+
+    def drawn(*more):
+        assert script("complete", "--output-dir", run, *FEW, "--temperature", 2, *more).status == 0
+        return completions(run)
+
+    without, given = drawn(), drawn("--class-given")
+    assert given != without
+    assert drawn("--class-given", "--guidance", 0) == without
+    assert drawn("--class-given", "--guidance", 1) == given
+    guided = drawn("--class-given", "--guidance", 3)
+    assert drawn("--class-given", "--guidance", 3, "--batch-size", 4) == guided
+    assert guided not in (without, given)
 
 
 def test_a_grid_shows_the_first_images_and_says_so(script, run, monkeypatch):

@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from conftest import SMALL, SMALL_VQVAE
+from conftest import SMALL, SMALL_VQVAE, let_classes_matter
 from PIL import Image
 
 import checkpoint
@@ -101,15 +101,19 @@ def test_the_same_again(script, run):
 
 
 def test_ablation_argmax_collapses_to_one_image_a_class(script, run):
-    outcome = script("ablation", "--output-dir", run, *FEW, "--prior", "pixelcnn", "--temperatures", "0.5 2")
+    outcome = script("ablation", "--output-dir", run, *FEW, "--prior", "pixelcnn", "--temperatures", "0.5 2",
+                     "--guidances", "1 2.5", "--top-p", 1)
     assert outcome.status == 0, outcome.err
     rows = json.loads((run / "ablation.json").read_text())["rows"]
     assert list(rows) == ["real images", "the encoder's codes", "pixelcnn, T = 0.5", "pixelcnn, T = 2",
-                          "pixelcnn, argmax", "per-position marginal", "marginal", "uniform codes"]
+                          "pixelcnn, argmax", "pixelcnn, top p 1, s = 1", "pixelcnn, top p 1, s = 2.5",
+                          "per-position marginal", "marginal", "uniform codes"]
     assert rows["pixelcnn, argmax"]["distinct"] * 60 <= 10
     assert rows["uniform codes"]["distinct"] == 1
     assert rows["pixelcnn, argmax"]["distinct"] < rows["pixelcnn, T = 0.5"]["distinct"] <= 1
     assert "class_accuracy" in rows["pixelcnn, argmax"] and "class_accuracy" not in rows["marginal"]
+    assert "class_accuracy" in rows["pixelcnn, top p 1, s = 2.5"]
+    assert rows["pixelcnn, top p 1, s = 2.5"] != rows["pixelcnn, top p 1, s = 1"]
     Image.open(run / "ablation.png").verify()
 
 
@@ -135,9 +139,30 @@ def test_without_classes_there_is_no_classifier(script, folder_run):
         assert "the data set has no classes to train a classifier on" in outcome.out
         rows = json.loads((folder_run / f"{stem}.json").read_text())["rows"]
         assert "pixelcnn, argmax" in rows or rows["pixelcnn"]["bits_per_image"] > 0
+        assert not any("s = " in name for name in rows)
         assert not any({"frechet", "class_accuracy"} & set(row) for row in rows.values())
         Image.open(folder_run / f"{stem}.png").verify()
     assert not (folder_run / "classifier.pt").exists()
+
+
+def test_without_classes_there_is_no_guidance(script, folder_run):
+    for name in ("generate", "complete", "evaluate"):
+        outcome = script(name, "--output-dir", folder_run, "--guidance", 1.5)
+        assert outcome.status == 1 and outcome.err.endswith(
+            "GUIDANCE (--guidance) of 1.5 needs classes, and pixelcnn.pt learnt none: leave it at 1\n")
+    assert script("generate", "--output-dir", folder_run, "--num-samples", 1).status == 0
+
+
+def test_evaluate_draws_with_guidance(script, trained, tmp_path):
+    for name in ("vqvae.pt", "pixelcnn.pt"):
+        shutil.copy(trained / name, tmp_path)
+    let_classes_matter(tmp_path)
+    rows = []
+    for flags in ([], ["--guidance", 1], ["--guidance", 3]):
+        assert script("evaluate", "--output-dir", tmp_path, *FEW, *flags).status == 0
+        rows.append(json.loads((tmp_path / "evaluation.json").read_text())["rows"])
+    assert rows[0] == rows[1]
+    assert [name for name in rows[0] if rows[0][name] != rows[2][name]] == ["pixelcnn"]
 
 
 def test_a_run_of_a_vqvae_alone(script, trained, tmp_path):

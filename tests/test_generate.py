@@ -1,10 +1,12 @@
 """generate.py: which classes it draws, what it leaves in its directory, and how it continues."""
+import json
 import os
 import shutil
 import signal
 
 import pytest
 import torch
+from conftest import let_classes_matter
 from PIL import Image
 
 import checkpoint
@@ -97,6 +99,39 @@ def test_no_sample_of_another_call_stays(script, run):
     (run / "samples.json").write_text("{")
     assert script("generate", *flags, "--num-samples", 1).status == 0
     assert samples(run) == {"sample_0.png": first["sample_0.png"]}
+
+
+def test_guidance_is_one_of_the_settings(script, run, tmp_path):
+    """The samples of another s are removed; with the same one, they depend on seed and number, not on the batch."""
+    let_classes_matter(run)
+
+    def drawn(guidance, *more):
+        assert script("generate", "--output-dir", run, "--num-samples", 4, "--guidance", guidance, *more).status == 0
+        return samples(run)
+
+    found = {guidance: drawn(guidance) for guidance in (1, 2, 0)}
+    assert all(len(set(names.values())) == 4 for names in found.values())
+    assert not set(found[1].items()) & set(found[2].items()) and not set(found[0].items()) & set(found[1].items())
+    assert json.loads((run / "samples.json").read_text())["GUIDANCE"] == 0
+    assert drawn(0) == drawn(1, "--class-label", "none") == found[0]
+    assert drawn(2, "--batch-size", 3, "--samples-dir", tmp_path / "there") == found[0]
+    assert samples(tmp_path / "there") == found[2]
+
+
+@pytest.mark.parametrize("guidance, again", [(1, 0), (2, 3)])
+def test_samples_of_before_there_was_guidance_had_none(script, run, tmp_path, monkeypatch, guidance, again):
+    """In a directory of their own, where only samples.json says whose they are."""
+    flags = ["--output-dir", run, "--samples-dir", tmp_path / "there", "--num-samples", 3]
+    assert script("generate", *flags, "--guidance", 1).status == 0
+    path = tmp_path / "there" / "samples.json"
+    settings = json.loads(path.read_text())
+    del settings["GUIDANCE"]
+    path.write_text(json.dumps(settings))
+    save, drawn = figures.save_image, []
+    monkeypatch.setattr(figures, "save_image", lambda image, path: (save(image, path), drawn.append(path)))
+    outcome = script("generate", *flags, "--guidance", guidance)
+    assert outcome.status == 0, outcome.err
+    assert len(drawn) == again and json.loads(path.read_text()) == settings | {"GUIDANCE": guidance}
 
 
 def test_another_directory_for_the_samples_leaves_the_run_untouched(script, run, tmp_path):

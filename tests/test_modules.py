@@ -18,7 +18,9 @@ from modules import (
     PixelCNNConfig,
     VectorQuantizer,
     VQVAEConfig,
+    guide,
     nearest_codes,
+    sample,
 )
 
 
@@ -313,6 +315,27 @@ def test_the_class_matters_once_it_is_learnt():
     codes = torch.randint(7, (1, 3, 3))
     outputs = [model(codes, torch.tensor([label])) for label in range(3)]  # the last one: no class
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(outputs, outputs[1:]))
+
+
+def test_guidance_weighs_what_the_class_tells():
+    """p(code | class)^s p(code)^(1 - s), normalised: 0 is no class, 1 the class, and 3 goes beyond it."""
+    given, free = torch.randn(2, 5, 7, dtype=torch.float64) * 3
+    for s in (0, 1, 1.5, 3):
+        expected = given.softmax(1) ** s * free.softmax(1) ** (1 - s)
+        torch.testing.assert_close(guide(given, free, s).softmax(1), expected / expected.sum(1, keepdim=True))
+
+
+def test_a_guided_draw_is_that_of_a_network_with_guided_logits():
+    torch.manual_seed(0)
+    model = PixelCNN(PixelCNNConfig(12, 3, 8, 2, 3)).eval()
+    nn.init.normal_(model.condition.weight)
+    labels, uniform = torch.arange(6) % 3, torch.rand(6, 3, 4)
+
+    def guided(codes, labels):
+        return 3 * model(codes, labels) - 2 * model(codes, torch.full_like(labels, 3))
+    codes = sample(model, labels, uniform, guidance=3)
+    assert torch.equal(codes, sample(guided, labels, uniform))
+    assert not torch.equal(codes, sample(model, labels, uniform))
 
 
 def test_the_vqvae_is_laid_out_as_ever():

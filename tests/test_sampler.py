@@ -4,9 +4,10 @@ import random
 import pytest
 import torch
 
+import sampler as sampler_module
 from modules import PixelCNN, PixelCNNConfig, sample
 from priors import PixelSNAIL, PixelSNAILConfig, Transformer, TransformerConfig
-from sampler import draw, make_sampler, uniforms
+from sampler import draw, draw_grids, make_sampler, uniforms
 
 PRIORS = ["pixelcnn", "pixelsnail", "transformer"]
 
@@ -24,32 +25,32 @@ def random_model(num_codes, num_classes, hidden, layers, kernel_size, seed=0, pr
 
 
 @torch.no_grad()
-def plain(model, labels, uniform, known=None, **options):
-    """Codes of `modules.sample`, and their logits (B, K, H, W)."""
+def plain(model, labels, uniform, known=None, guidance=1.0, **options):
+    """Codes of `modules.sample`, and the logits (B, K, H, W) that they were drawn from."""
     seen = []
 
     def record(logits, chance):
         seen.append(logits)
         return draw(logits, chance, **options)
-    codes = sample(model, labels, uniform, known, record)
+    codes = sample(model, labels, uniform, known, record, guidance)
     return codes, torch.stack(seen, 2).unflatten(2, uniform.shape[1:])
 
 
-def with_logits(model, batch_size, width, **options):
-    """A sampler, and the list to which it adds the logits of every code that it draws."""
-    sampler, kept = make_sampler(model, batch_size, width, **options), []
-    step = sampler._code
+@pytest.fixture
+def kept(monkeypatch):
+    """The list to which samplers add the logits (batch_size, K) that they draw each code from."""
+    seen = []
 
-    def recorded(*place):
-        step(*place)
-        kept.append(sampler.logits.clone())
-    sampler._code = recorded
-    return sampler, kept
+    def record(logits, *options):
+        seen.append(logits.clone())
+        return draw(logits, *options)
+    monkeypatch.setattr(sampler_module, "draw", record)
+    return seen
 
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("seed", range(16))
-def test_same_codes_and_logits_as_the_plain_loop(seed, prior):
+def test_same_codes_and_logits_as_the_plain_loop(seed, prior, kept):
     pick = random.Random(seed)
     num_codes, num_classes = pick.randint(2, 40), pick.choice([0, 1, 5])
     hidden, layers, kernel_size = pick.choice([4, 10, 16]), pick.randint(1, 5), pick.choice([3, 5, 7])
@@ -61,8 +62,9 @@ def test_same_codes_and_logits_as_the_plain_loop(seed, prior):
     uniform = uniforms(seed, 0, count, height, width)
     known = torch.where(torch.rand(uniform.shape) < 0.3, torch.randint(num_codes, uniform.shape), -1) \
         if pick.random() < 0.5 else None
+    options["guidance"] = [1.0, 0.0, 1.5, 3.0][seed % 4]
     codes, logits = plain(model, labels, uniform, known, **options)
-    sampler, kept = with_logits(model, count + pick.randint(0, 2), width, **options)
+    sampler = make_sampler(model, count + pick.randint(0, 2), width, **options)
     for _ in range(2):  # twice: nothing of one call may be left for the next
         kept.clear()
         assert torch.equal(sampler(labels, uniform, known), codes)
@@ -81,15 +83,26 @@ def test_known_codes_are_kept_and_the_rest_follows_them(prior):
     assert not torch.equal(codes[:, 2:], make_sampler(model, 40, 4)(labels, uniform)[:, 2:])
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("prior", PRIORS)
-def test_a_sample_depends_on_its_number_alone(prior):
+def test_a_sample_depends_on_its_number_alone(prior, guidance):
     model = random_model(9, 3, 8, 3, 3, prior=prior)
     labels = torch.arange(7) % 3
-    together = make_sampler(model, 7, 4)(labels, uniforms(5, 0, 7, 4, 4))
-    apart = [make_sampler(model, 2, 4)(labels[i:i + 2], uniforms(5, i, len(labels[i:i + 2]), 4, 4))
-             for i in range(0, 7, 2)]
-    assert torch.equal(torch.cat(apart), together)
-    assert not torch.equal(make_sampler(model, 7, 4)(labels, uniforms(6, 0, 7, 4, 4)), together)
+    drawn = {size: torch.cat(list(draw_grids(model, labels, (4, 4), 5, size, 1.0, 0, 1.0, guidance)))
+             for size in (7, 2, 3)}
+    assert torch.equal(drawn[2], drawn[7]) and torch.equal(drawn[3], drawn[7])
+    [other] = draw_grids(model, labels, (4, 4), 6, 7, 1.0, 0, 1.0, guidance)
+    assert not torch.equal(other, drawn[7])
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_the_network_sees_the_batch_twice_only_under_guidance(prior):
+    model, seen = random_model(9, 3, 8, 3, 3, prior=prior), []
+    model.embedding.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    for guidance, batch in ((1.0, 5), (2.0, 10)):
+        seen.clear()
+        make_sampler(model, 5, 2, guidance=guidance)(torch.zeros(5, dtype=torch.int64), uniforms(0, 0, 5, 2, 2))
+        assert seen == [batch] * 4
 
 
 @pytest.mark.parametrize("prior", PRIORS)
