@@ -271,7 +271,7 @@ class Run:
         """Say what the weights that were kept attain on the test split."""
         if self.respelt:
             self.save()  # for the later stages
-        kept = "the last"
+        kept = f"epoch {self.epoch}, the last: the validation split chose none"
         if self.monitor:
             values = [row[self.monitor] for row in self.history]
             kept = f"epoch {len(values) - values[::-1].index(min(values))}, the best on the validation split"
