@@ -18,11 +18,12 @@ from torch.nn import functional as F
 import dataset
 import devices
 import summary
+from adversarial import Sharpness
 from cli import UserError
 from cli import run as run_script
 from codes import PIXELS, perplexity, psnr
 from decode import Reading
-from modules import VQVAE, VQVAEConfig, orthogonality
+from modules import VQVAE, Reconstruction, VQVAEConfig, orthogonality
 from optimizers import AdamW, Muon
 from training import Run, auto_epochs, begin, configure, means, over_processes, save_reconstructions, sum_over
 
@@ -58,6 +59,9 @@ EMA_DECAY = 0.97          # of the moving averages, per step; nearer to 1 is slo
 REVIVE_BELOW = 0.02       # a code used less than this share of the average is put onto a current z_e; 0: never
 COMMITMENT_COST = 1.0     # beta in [1], eq. 3: how strongly z_e is held to its code
 ORTHOGONAL = 0.0          # weight of a loss for an orthogonal codebook, with CODEBOOK "gradient"; 0: none
+ADVERSARIAL = 0.0         # pull of a discriminator, 1: as strong as that of the error; sharper, of lower PSNR; 0: off
+PERCEPTUAL = 0.0          # pull of LPIPS, whose weights are downloaded, or of the discriminator's features; 0: off
+ADVERSARIAL_START = 0.5   # share of the training after which either counts
 SAVE_EVERY = 600          # seconds between checkpoints within an epoch; there is one after each epoch anyway
 RESUME = "auto"           # "auto" continues an unfinished run; "never" starts over
 OVERWRITE = False         # let RESUME = "never" replace a finished run
@@ -70,11 +74,15 @@ PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["
 
 
 def terms(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What a batch of uint8 images adds to the losses and metrics: MSE over pixels in [0, 1], the two latent losses,
-    and the counts of the codes.
-    """
+    """What a batch of uint8 images adds to the losses and metrics."""
     images = dataset.to_float(images)
-    output = model(images)
+    return compare(images, model(images))
+
+
+def compare(images: Tensor, output: Reconstruction) -> dict[str, Tensor]:
+    """The terms of images and what the model makes of them: MSE over pixels in [0, 1], the two latent losses, and the
+    counts of the codes.
+    """
     quantized = output.quantized
     return {"mse": F.mse_loss(output.images.float(), images), "codebook_loss": quantized.codebook_loss,
             "commitment_loss": quantized.commitment_loss, "counts": quantized.counts}
@@ -119,12 +127,16 @@ def main(args: argparse.Namespace) -> None:
     devices.join(model.quantizer)
     optimizer = {"muon": Muon, "adam": AdamW}[args.OPTIMIZER](
         (weight for weight in model.parameters() if weight.requires_grad), args.LEARNING_RATE)
-    run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS,
+    monitor, panels, more = "validation_mse", PANELS, {}
+    sharpness = Sharpness(args, model, height, width) if args.ADVERSARIAL or args.PERCEPTUAL else None
+    if sharpness:  # sharp images are not those of least error: the last weights are kept
+        monitor, panels, more = None, PANELS | sharpness.panels, sharpness.kept
+    run = Run(args, "vqvae", model, optimizer, len(train.images), monitor, panels,
               line="MSE {mse:.5f}, PSNR {psnr:.2f} dB, perplexity {perplexity:.1f}, codes used {codes_used:.1%}",
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT,
                     "class_names": data.class_names, "reading": reading._asdict(), "value_range": data.value_range,
                     "channels": channels, "height": height, "width": width},
-              images=dataset.digest(data.train))
+              images=dataset.digest(data.train), **more)
     variance = max(dataset.pixel_variance(train.images), 1e-6)  # puts the error on the scale of the latent losses
     if not run.resumed:
         start_codebook(model, train.images, args.BATCH_SIZE)
@@ -132,13 +144,20 @@ def main(args: argparse.Namespace) -> None:
 
     while run.epoch < args.EPOCHS:
         for (images,) in run.batches(train.images):
+            images = dataset.to_float(images)
             with run.autocast():
-                batch = terms(stepped, images)
-            loss = batch["mse"] / variance + args.COMMITMENT_COST * batch["commitment_loss"]
+                output = stepped(images)
+                batch = compare(images, output)
+            error = batch["mse"] / variance
+            loss = error + args.COMMITMENT_COST * batch["commitment_loss"]
             if args.CODEBOOK == "gradient":
                 loss = loss + batch["codebook_loss"]
             if args.ORTHOGONAL:
                 loss = loss + args.ORTHOGONAL * orthogonality(model.quantizer.codebook)
+            if sharpness:
+                with run.autocast():
+                    added, sharp = sharpness(error, images, output.images, run.progress, len(images) / run.batch)
+                loss, batch = loss + added, batch | sharp
             run.step(loss, len(images), batch)
         path = Path(args.OUTPUT_DIR) / "reconstructions" / f"epoch_{run.epoch + 1:03d}.png"
         run.end_epoch(summarise(over_processes(run.totals)),

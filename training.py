@@ -35,12 +35,13 @@ from files import atomic, lock_run
 FREE = {"DATASET", "DATA_DIR", "OUTPUT_DIR", "EPOCHS", "LEARNING_RATE", "DEVICE", "COMPILE", "TENSORBOARD",
         "SAVE_EVERY", "SAMPLE_EVERY", "RESUME", "OVERWRITE"}
 # What runs had before the constant existed
-BEFORE = {"OPTIMIZER": "adam", "ARCHITECTURE": "paper", "NORMALISE": "layer", "ORTHOGONAL": 0.0, "DROPOUT": 0.0,
-          "AUGMENT": "none"}
+BEFORE = {"OPTIMIZER": "adam", "ARCHITECTURE": "paper", "NORMALISE": "layer", "ORTHOGONAL": 0.0, "ADVERSARIAL": 0.0,
+          "PERCEPTUAL": 0.0, "DROPOUT": 0.0, "AUGMENT": "none"}
 # What a message calls the content of a checkpoint that a run cannot do without
 CONTENT = {"vqvae": "vqvae.pt", "sizes": "the sizes of the encoder and decoder of vqvae.pt",
            "images": "DATASET (--dataset): the training images or their labels",
-           "class_names": "DATASET (--dataset): the classes", "grid": "the size of the grids of codes"}
+           "class_names": "DATASET (--dataset): the classes", "grid": "the size of the grids of codes",
+           "perceptual": "PERCEPTUAL (--perceptual): whether LPIPS can be had"}
 WARMUP = 0.03      # share of the steps over which the learning rate rises; it then falls to 0 along a cosine
 CHECK_EVERY = 10   # steps between looks at the loss: each look waits for the device
 PICTURED = 32      # validation images in the picture of an epoch
@@ -128,17 +129,22 @@ class Run:
         run.finish(metrics of the test split)
 
     network, optimizer: what is trained; both continue where an earlier start left off. count: training images.
-    monitor: the column of the history, lower is better, that chooses the best weights. panels: the curves to plot.
-    line: what is said of a split's metrics, a format string. content: what the checkpoint shall hold for the later
-    stages; a run is not continued if it differs.
+    monitor: the column of the history, lower is better, that chooses the best weights; None: the last are kept.
+    panels: the curves to plot. line: what is said of a split's metrics, a format string. companions: by name, further
+    networks and their optimisers. Their part of the loss is in that of `step`; they are saved and continued with the
+    run, but no later stage gets them. content: what the checkpoint shall hold for the later stages; a run is not
+    continued if it differs.
     """
 
     def __init__(self, args: argparse.Namespace, stage: str, network: nn.Module, optimizer: torch.optim.Optimizer,
-                 count: int, monitor: str, panels: dict[str, list[str]], line: str, **content: Any):
+                 count: int, monitor: str | None, panels: dict[str, list[str]], line: str,
+                 companions: dict[str, tuple[nn.Module, torch.optim.Optimizer]] | None = None, **content: Any):
         if args.BATCH_SIZE > count:
             raise UserError(f"BATCH_SIZE (--batch-size) of {args.BATCH_SIZE} is more than the {count} training images")
         self.args, self.stage, self.network, self.optimizer = args, stage, network, optimizer
         self.count, self.monitor, self.panels, self.line, self.content = count, monitor, panels, line, content
+        self.companions = companions or {}
+        self.optimizers = [optimizer, *(other for _, other in self.companions.values())]
         self.steps = math.ceil(count / args.BATCH_SIZE)  # an epoch
         if count // self.steps < devices.world():
             raise UserError(f"BATCH_SIZE (--batch-size) of {args.BATCH_SIZE} leaves some of the {devices.world()} "
@@ -167,6 +173,11 @@ class Run:
     @property
     def path(self) -> Path:
         return checkpoint.path_of(self.args.OUTPUT_DIR, self.stage)
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done when the present step is."""
+        return (self.epoch * self.steps + self.done + 1) / (self.args.EPOCHS * self.steps)
 
     # ---- the loop
 
@@ -213,10 +224,14 @@ class Run:
         """An optimiser step. loss: the mean over this process's `count` items. terms: what to keep of it, as for
         `add_to`. UserError at the first loss that is not finite, at the latest after CHECK_EVERY steps.
         """
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         # every item counts the same, also where the processes' shares differ by one
         (loss * count * devices.world() / self.batch).backward()
-        self.optimizer.step()
+        for network, _ in self.companions.values():
+            devices.average_gradients(network.parameters())
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.losses.append(loss.detach())
         add_to(self.totals, count, terms)
         self.bar.update()
@@ -234,7 +249,7 @@ class Run:
         row = {"epoch": self.epoch + 1, **{f"train_{name}": value for name, value in train.items()},
                **{f"validation_{name}": value for name, value in validation.items()}}
         self.history.append(row)
-        if row[self.monitor] <= min(past[self.monitor] for past in self.history):
+        if self.monitor is None or row[self.monitor] <= min(past[self.monitor] for past in self.history):
             self.best = self._weights()
         self.epoch, self.done, self.totals = self.epoch + 1, 0, {}
         if devices.is_main():
@@ -254,23 +269,26 @@ class Run:
             signal.signal(number, handler)
 
     def finish(self, test: dict[str, float], more: str = "") -> None:
-        """Say what the best weights attain on the test split."""
+        """Say what the weights that were kept attain on the test split."""
         if self.respelt:
             self.save()  # for the later stages
-        values = [row[self.monitor] for row in self.history]
-        epoch = len(values) - values[::-1].index(min(values))
+        kept = f"epoch {self.epoch}, the last: the validation split chose none"
+        if self.monitor:
+            values = [row[self.monitor] for row in self.history]
+            kept = f"epoch {len(values) - values[::-1].index(min(values))}, the best on the validation split"
         if devices.is_main():
-            print(f"test: {self.line.format_map(test)}{more} (weights of epoch {epoch}, the best on the validation "
-                  f"split)")
+            print(f"test: {self.line.format_map(test)}{more} (weights of {kept})")
             print(f"wrote {self.path}, and its history, curves and pictures beside it")
 
     # ---- parts of it
 
     def _set_learning_rate(self) -> None:
-        progress = (self.epoch * self.steps + self.done + 1) / (self.args.EPOCHS * self.steps)
-        rising = min(1.0, progress / WARMUP)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.args.LEARNING_RATE * rising * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        """To its place on the schedule; each optimiser was made with its highest."""
+        rising = min(1.0, self.progress / WARMUP)
+        falling = 1 + math.cos(math.pi * min(1.0, self.progress))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * rising * 0.5 * falling
 
     def _check_losses(self, last: int) -> None:
         finite = torch.stack(self.losses).isfinite()
@@ -325,7 +343,8 @@ class Run:
         """Write the checkpoint: the best weights so far for the later stages, and all that continuing needs."""
         if self.losses:
             self._check_losses(last=self.done - 1)
-        if not all(weight.isfinite().all() for weight in self.network.state_dict().values()):
+        networks = [self.network, *(network for network, _ in self.companions.values())]
+        if not all(weight.isfinite().all() for network in networks for weight in network.state_dict().values()):
             raise UserError(f"the weights are not finite after step {self.epoch * self.steps + self.done}: "
                             f"try a lower {flag('LEARNING_RATE')}; {self.path} was not overwritten")
         totals = over_processes(self.totals)
@@ -340,6 +359,8 @@ class Run:
             random["cuda"] = torch.cuda.get_rng_state()
         state = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()["state"],
                  "epoch": self.epoch, "step": self.done, "totals": totals, "history": self.history, "random": random,
+                 "companions": {name: {"model": network.state_dict(), "optimizer": optimizer.state_dict()["state"]}
+                                for name, (network, optimizer) in self.companions.items()},
                  "constants": vars(self.args), "count": self.count, "finished": self.epoch >= self.args.EPOCHS}
         best = self.best if self.history else self._weights()  # before an epoch has ended, the present ones
         checkpoint.save(self.args.OUTPUT_DIR, self.stage, asdict(self.network.config), best, training=state,
@@ -380,7 +401,10 @@ class Run:
             checkpoint.build(stored)
             checkpoint.build({**stored, "model": state["model"]})
             self.network.load_state_dict(state["model"])
-            self._continue_optimizer(state["optimizer"])
+            continue_optimizer(self.optimizer, state["optimizer"])
+            for name, (network, optimizer) in self.companions.items():
+                network.load_state_dict(state["companions"][name]["model"])
+                continue_optimizer(optimizer, state["companions"][name]["optimizer"])
             self.best = {name: tensor.to(self.device) for name, tensor in stored["model"].items()}
             self.respelt = any(stored["data"][name] != self.content["data"][name] for name in ("dataset", "data_dir"))
             self.epoch, self.done, self.history = state["epoch"], state["step"], state["history"]
@@ -398,12 +422,14 @@ class Run:
                   f"{self.path} is finished, {self.epoch} epochs: raise EPOCHS to train on, or {again}")
         return True
 
-    def _continue_optimizer(self, state: dict[int, dict[str, Tensor]]) -> None:
-        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        for number, moments in state.items():
-            if any(moment.dim() and moment.shape != weights[number].shape for moment in moments.values()):
-                raise ValueError("the optimiser's state is of other weights")
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+def continue_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
+    """Give an optimiser the state that it was saved with. ValueError or IndexError if that is of other weights."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, moments in state.items():
+        if any(moment.dim() and moment.shape != weights[number].shape for moment in moments.values()):
+            raise ValueError("the optimiser's state is of other weights")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def write_tensorboard(directory: Path, row: dict[str, Any]) -> None:

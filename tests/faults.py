@@ -20,6 +20,8 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo", "train_vqvae",
                               "train_pixelcnn", "train_vae", "generate"])
 STAGES = ["vqvae", "pixelcnn"]  # vae goes the same ways but for its draws of z: it is stopped, shared and continued
+CASES = [*STAGES, "adversarial"]  # a vqvae with a discriminator, whose features stand in for those of LPIPS
+SHARP = ["--adversarial", "0.5", "--perceptual", "0.5", "--adversarial-start", "0.4"]
 SIZES = {"vqvae": ["--hidden", "32", "--residual-hidden", "16", "--num-codes", "16", "--code-dim", "16",
                    "--revive-below", "0.4"],
          "pixelcnn": ["--hidden", "16", "--layers", "2", "--augment", "shift"],
@@ -35,8 +37,10 @@ def _child(script: str, flags: list[str], log: Path, number: int, after: float |
     os.environ.update(environment)
     torch.set_num_threads(1)
     figures.save_curves = lambda *_: None  # seconds of each run, and nothing that a later one reads
+    import adversarial
     import cli
     import training
+    adversarial.load_lpips = lambda _: None  # nothing is downloaded
     module = importlib.import_module(script)
     fsync, start, step_on, write = os.fsync, training.Run.__init__, training.Run.step, checkpoint.save
     taken = {"steps": 0, "saves": 0}
@@ -149,10 +153,11 @@ def compare(first: Path, second: Path, stage: str, tolerance: float = 0.0) -> li
 class Case:
     """A training of one stage that has run undisturbed, and the same one to disturb, as often as one likes."""
 
-    def __init__(self, stage: str, base: Path, trained: Path, data_dir: Path):
+    def __init__(self, stage: str, base: Path, trained: Path, data_dir: Path, *more: str):
         self.stage, self.script, self.base, self.trained = stage, f"train_{stage}", base, trained
         where = ["--data-dir", data_dir] if stage == "vqvae" else []
-        self.flags = ["--limit", 200, "--batch-size", 19, "--epochs", EPOCHS, "--device", "cpu", *where, *SIZES[stage]]
+        self.flags = ["--limit", 200, "--batch-size", 19, "--epochs", EPOCHS, "--device", "cpu", *where, *SIZES[stage],
+                      *more]
         self.whole, self.made = self.directory("whole"), 0
         assert run(self.script, self.of(self.whole), base / "whole.log") == 0, (base / "whole.log").read_text()
 

@@ -214,6 +214,9 @@ TABLE = [
     (P, ["--dropout", "1"], None, 2, "DROPOUT (--dropout) must be at most 0.9"),
     (P, ["--augment", "shift flip"], None, 2, "AUGMENT (--augment) must be one of none, flip, shift, flip shift"),
     (V, ["--architecture", "unet"], None, 2, "ARCHITECTURE (--architecture) must be one of space-to-depth, paper"),
+    (V, ["--adversarial", "-1"], None, 2, "ADVERSARIAL (--adversarial) must be at least 0, not -1.0"),
+    (V, ["--perceptual", "lpips"], None, 2, "PERCEPTUAL (--perceptual) must be a number, not 'lpips'"),
+    (V, ["--adversarial-start", "1"], None, 2, "ADVERSARIAL_START (--adversarial-start) must be at most 0.99, not 1.0"),
     (V, ["--num-codes", "lots"], None, 2, "NUM_CODES (--num-codes) must be a whole number or auto, not 'lots'"),
     (V, ["--batch-size", "0"], None, 2, "BATCH_SIZE (--batch-size) must be at least 1, not 0"),
     (V, ["--classes", "maybe"], None, 2, "CLASSES (--classes) must be one of auto, folders, none, not 'maybe'"),
@@ -264,6 +267,7 @@ TABLE = [
     (S, ["--source", "noise"], None, 2, "SOURCE (--source) must be one of uniform, gaussian"),
     # what a run cannot be continued with
     (V, [*AGAIN, "--num-codes", "32"], None, 1, "NUM_CODES (--num-codes) is 32, but the run in"),
+    (V, [*AGAIN, "--adversarial", "0.5"], None, 1, "ADVERSARIAL (--adversarial) is 0.5, but the run in"),
     (P, [*PRIOR, "--kernel-size", "5"], None, 1, "KERNEL_SIZE (--kernel-size) is 5, but the run in"),
     (V, [*AGAIN, "--resume", "never"], None, 1, "is a finished run: choose another --output-dir, or add --overwrite"),
     (V, AGAIN, changed("vqvae.pt", put("training", "optimizer", 0, "exp_avg", torch.zeros(3))), 1,

@@ -14,16 +14,17 @@ from faults import EPOCHS
 import checkpoint
 
 
-@pytest.mark.parametrize("stage, tolerance, more", [
+@pytest.mark.parametrize("name, tolerance, more", [
     ("vqvae", 1e-4, ["--optimizer", "adam"]), ("vqvae", 1e-2, ["--revive-below", 0]), ("pixelcnn", 1e-4, []),
-    ("vae", 1e-4, [])])
-def test_two_processes_are_one_and_others_continue_what_two_began(cases, stage, tolerance, more):
+    ("vae", 1e-4, []), ("adversarial", 1e-4, ["--optimizer", "adam"])])
+def test_two_processes_are_one_and_others_continue_what_two_began(cases, name, tolerance, more):
     """20 steps of a batch of 19 or 20 images, split 10 to 9; the second time stopped at step 10.
 
     Under Adam codes are revived. Muon scales all directions of a gradient to one size, those of rounding errors too, so
     that these grow with every step.
     """
-    case = cases[stage]
+    case = cases[name]
+    stage = case.stage
     # a seed with which no vector lies halfway between two codes to within rounding: it would choose either of them
     flags = [*case.flags, "--limit", 410, "--batch-size", 20, "--epochs", 1, "--seed", 4, *more]
     (alone, log), (shared, _), (stopped, _) = case.new(), case.new(), case.new()

@@ -16,7 +16,7 @@ import faults
 import pytest
 import torch
 from conftest import SMALL_AGAIN, SMALL_PIXELCNN
-from faults import STAGES, Case
+from faults import CASES, Case
 
 import checkpoint
 import dataset
@@ -54,16 +54,16 @@ def kill_at_random_moments(case: Case, kills: int, seed: int) -> int:
     return inside
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_random_moments(cases, stage):
-    kill_at_random_moments(cases[stage], kills=2, seed=1)
+@pytest.mark.parametrize("name", CASES)
+def test_killed_at_random_moments(cases, name):
+    kill_at_random_moments(cases[name], kills=2, seed=1)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_twenty_random_moments(cases, stage):
-    inside = kill_at_random_moments(cases[stage], kills=20, seed=2)
-    print(f"{stage}: survived 20 of 20 kills, {inside} of them inside a save")
+@pytest.mark.parametrize("name", CASES)
+def test_killed_at_twenty_random_moments(cases, name):
+    inside = kill_at_random_moments(cases[name], kills=20, seed=2)
+    print(f"{name}: survived 20 of 20 kills, {inside} of them inside a save")
     assert inside > 0
 
 

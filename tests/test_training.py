@@ -128,10 +128,14 @@ def test_resume_never_and_overwrite(script, copied, data_dir):
 
 
 def test_a_run_from_before_an_option_existed_is_held_to_what_it_had(script, copied, data_dir):
-    """Its checkpoint says nothing of the optimiser and the architecture: those were Adam and the paper's."""
+    """Its checkpoint says nothing of the optimiser and the architecture, which were Adam and the paper's, and nothing
+    of a discriminator: there was none.
+    """
     content = torch.load(copied / "vqvae.pt", weights_only=True)
-    for name in ("OPTIMIZER", "ARCHITECTURE", "CLASSES", "VALUE_RANGE", "NORMALISE", "ORTHOGONAL"):
+    for name in ("OPTIMIZER", "ARCHITECTURE", "CLASSES", "VALUE_RANGE", "NORMALISE", "ORTHOGONAL", "ADVERSARIAL",
+                 "PERCEPTUAL", "ADVERSARIAL_START"):
         content["training"]["constants"].pop(name)
+    content["training"].pop("companions")
     for name in ("architecture", "normalise"):
         content["config"].pop(name)
     for name in ("classes", "value_range"):
@@ -139,6 +143,8 @@ def test_a_run_from_before_an_option_existed_is_held_to_what_it_had(script, copi
     torch.save(content, copied / "vqvae.pt")
     outcome = continued(script, data_dir, copied)
     assert outcome.status == 1 and "OPTIMIZER (--optimizer) is 'muon', but the run in" in outcome.err
+    outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--adversarial", 0.5)
+    assert outcome.status == 1 and "ADVERSARIAL (--adversarial) is 0.5, but the run in" in outcome.err
     content["training"]["optimizer"] = {}
     torch.save(content, copied / "vqvae.pt")
     outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--architecture", "paper",
