@@ -9,6 +9,7 @@ Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR. Writes `ab
 The columns are those of evaluate.py, and `distinct`: the number of different grids of codes over the number of grids.
 """
 import argparse
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from cli import run as run_script
 from codes import distinct, draw_independent
 from judge import load_judge, load_subject
 from metrics import Inception
-from report import Row, write_report
+from report import Row, make_rows, write_report
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
 PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
@@ -27,7 +28,8 @@ DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the training and of the test part; 0: all
 NUM_SAMPLES = 10_000      # images in every row; at most as many as the test split has
 TEMPERATURES = "0.7 1.0 1.3"  # at which the prior is sampled: they divide the logits
-CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier behind the table
+FEATURES = "auto"         # learnt from "classes", or without them: "self"; "auto": from classes if there are any
+CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier that learns the classes
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
 SEED = 0                  # of the draws, and of the choice of test images where NUM_SAMPLES are fewer
 BATCH_SIZE = 250          # images and grids at once
@@ -43,18 +45,24 @@ def main(args: argparse.Namespace) -> None:
     subject = load_subject(args, device)
     judge = load_judge(subject, inception)
     [(prior, model)] = subject.priors.items()
-    rows = {"real images": Row(subject.originals, judge.baseline)}
+    temperatures = {f"{prior}, T = {t:g}" if t else f"{prior}, argmax": t
+                    for t in (*map(float, args.TEMPERATURES.split()), 0.0)}
 
-    def add(name: str, codes: Tensor, asked: bool) -> None:
+    def decoded(codes: Tensor, asked: bool) -> Row:
         images = subject.decoded(codes)
-        rows[name] = Row(images, judge.measure(images, asked) | {"distinct": distinct(codes)})
+        return Row(images, judge.measure(images, asked) | {"distinct": distinct(codes)})
 
-    add("the encoder's codes", subject.test_codes[subject.chosen], asked=True)
-    for temperature in (*map(float, args.TEMPERATURES.split()), 0.0):
-        name = f"{prior}, T = {temperature:g}" if temperature else f"{prior}, argmax"
-        add(name, subject.draw(prior, temperature), asked=model.num_classes > 0)
-    for name, probabilities in subject.independent.items():
-        add(name, draw_independent(probabilities, subject.count, args.SEED), asked=False)
+    def drawn(temperature: float) -> Row:
+        return decoded(subject.draw(prior, temperature), asked=model.num_classes > 0)
+
+    def independent(probabilities: Tensor) -> Row:
+        return decoded(draw_independent(probabilities, subject.count, args.SEED), asked=False)
+
+    rows = make_rows({
+        "real images": lambda: Row(subject.originals, judge.baseline),
+        "the encoder's codes": lambda: decoded(subject.test_codes[subject.chosen], asked=True),
+        **{name: partial(drawn, temperature) for name, temperature in temperatures.items()},
+        **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}})
     write_report(rows, subject.shown, subject.args, "ablation", "Is the prior needed, and what does sampling do?",
                  images_per_row=subject.count, classifier_accuracy=judge.accuracy)
 
