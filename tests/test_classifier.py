@@ -58,7 +58,8 @@ def test_large_images_are_reduced_and_old_sizes_are_as_they_were():
 @torch.no_grad()
 def test_without_classes_the_distance_rises_with_the_damage(data_dir, monkeypatch):
     """Blur, noise and mixing of glyphs that it was not trained on, in the features of a short training."""
-    monkeypatch.setattr(classifier, "STEPS", 25)
+    monkeypatch.setattr(classifier, "STEPS", 60)
+    monkeypatch.setattr(classifier, "BATCH_SIZE", 32)
     data = dataset.load("glyphs", str(data_dir), 2000)
     network = classifier.train_self(data.train.images, torch.device("cpu"))
     assert not network.training and network.config.num_classes == 16
