@@ -10,6 +10,7 @@ Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR. Writes `ab
 The columns are those of evaluate.py, and `distinct`: the number of different grids of codes over the number of grids.
 """
 import argparse
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from cli import run as run_script
 from codes import distinct, draw_independent
 from judge import load_judge, load_subject
 from metrics import Inception
-from report import Row, write_report
+from report import Row, make_rows, write_report
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
 PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
@@ -30,7 +31,8 @@ NUM_SAMPLES = 10_000      # images in every row; at most as many as the test spl
 TEMPERATURES = "0.7 1.0 1.3"  # at which the prior is sampled: they divide the logits
 GUIDANCES = "1 1.5 2 3"   # s with which the prior is sampled: GUIDANCE of generate.py, 1 is none
 TOP_P = 0.9               # of the draws with guidance; those at several temperatures are of the model as it is
-CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier behind the table
+FEATURES = "auto"         # learnt from "classes", or without them: "self"; "auto": from classes if there are any
+CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier that learns the classes
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
 SEED = 0                  # of the draws, and of the choice of test images where NUM_SAMPLES are fewer
 BATCH_SIZE = 250          # images and grids at once
@@ -46,21 +48,26 @@ def main(args: argparse.Namespace) -> None:
     subject = load_subject(args, device)
     judge = load_judge(subject, inception)
     [(prior, model)] = subject.priors.items()
-    rows = {"real images": Row(subject.originals, judge.baseline)}
+    temperatures = {f"{prior}, T = {t:g}" if t else f"{prior}, argmax": t
+                    for t in (*map(float, args.TEMPERATURES.split()), 0.0)}
 
-    def add(name: str, codes: Tensor, asked: bool) -> None:
+    def decoded(codes: Tensor, asked: bool) -> Row:
         images = subject.decoded(codes)
-        rows[name] = Row(images, judge.measure(images, asked) | {"distinct": distinct(codes)})
+        return Row(images, judge.measure(images, asked) | {"distinct": distinct(codes)})
 
-    add("the encoder's codes", subject.test_codes[subject.chosen], asked=True)
-    for temperature in (*map(float, args.TEMPERATURES.split()), 0.0):
-        name = f"{prior}, T = {temperature:g}" if temperature else f"{prior}, argmax"
-        add(name, subject.draw(prior, temperature), asked=model.num_classes > 0)
-    for guidance in map(float, args.GUIDANCES.split()) if model.num_classes else ():
-        codes = subject.draw(prior, 1.0, 0, args.TOP_P, guidance)
-        add(f"{prior}, top p {args.TOP_P:g}, s = {guidance:g}", codes, asked=True)
-    for name, probabilities in subject.independent.items():
-        add(name, draw_independent(probabilities, subject.count, args.SEED), asked=False)
+    def drawn(temperature: float, top_p: float = 1.0, guidance: float = 1.0) -> Row:
+        return decoded(subject.draw(prior, temperature, 0, top_p, guidance), asked=model.num_classes > 0)
+
+    def independent(probabilities: Tensor) -> Row:
+        return decoded(draw_independent(probabilities, subject.count, args.SEED), asked=False)
+
+    guided = {f"{prior}, top p {args.TOP_P:g}, s = {s:g}": s for s in map(float, args.GUIDANCES.split())}
+    rows = make_rows({
+        "real images": lambda: Row(subject.originals, judge.baseline),
+        "the encoder's codes": lambda: decoded(subject.test_codes[subject.chosen], asked=True),
+        **{name: partial(drawn, temperature) for name, temperature in temperatures.items()},
+        **{name: partial(drawn, 1.0, args.TOP_P, s) for name, s in guided.items() if model.num_classes},
+        **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}})
     write_report(rows, subject.shown, subject.args, "ablation", "Is the prior needed, and what does sampling do?",
                  images_per_row=subject.count, classifier_accuracy=judge.accuracy)
 

@@ -141,6 +141,7 @@ RULES = {
     "SAMPLE_EVERY": Rule(int, low=0),
     "NUM_SAMPLES": Rule(int, low=1, high=10_000_000),
     "NUM_IMAGES": Rule(int, low=1),
+    "FEATURES": Rule(str, choices=("auto", "classes", "self")),
     "CLASSIFIER_EPOCHS": Rule(int, low=1),
     "NUM_COMPLETIONS": Rule(int, low=1),
     "MASK": Rule(str, pattern=".+"),

@@ -2,17 +2,19 @@
 
 Reads `vqvae.pt` and whichever of `pixelcnn.pt`, `pixelsnail.pt`, `transformer.pt` and `vae.pt` OUTPUT_DIR holds.
 Writes `evaluation.json`, the table; `evaluation.png`, a strip of images of every row; `nearest.png`, samples over
-their nearest training images; and `classifier.pt`, trained once for a run's images.
+their nearest training images; and `classifier.pt`, trained once for a run's images and FEATURES.
 
 The columns of the table:
     bits/image   of the test split's codes under the prior, given the class where it learnt classes; of a VAE, the
                  divergence of its posterior from its prior
     MSE, PSNR    over the whole test split, of pixels clipped to [0, 1]; PSNR is that of the mean MSE
     SSIM         as reconstruct.py measures it, mean over the first 1,000 test images
-    Frechet      distance to the test images, in the features of a small classifier: comparable within a data set
+    Frechet      distance to the test images, in the features of a small network that was trained on the training
+                 images (FEATURES): comparable within a data set and the same FEATURES
     precision    share of the samples that lie on the manifold of the test images, in the same features
     recall       share of the test images that lie on the manifold of the samples
-    class        share of the samples that the classifier gives the class that was asked for
+    class        share of the samples that the classifier gives the class that was asked for; not where FEATURES are
+                 "self"
     nearest      mean distance of the first 1,000 to the nearest training image; a distance far below that of the
                  reconstructions of test images means memorised samples
 The row of the real images is the baseline: one half of the test set against the other. It is pessimistic: the Frechet
@@ -22,7 +24,9 @@ compared with their own originals, so that only precision and recall near 1 are 
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +40,7 @@ from cli import run as run_script
 from codes import bits_per_image, draw_independent, nll_sums, perplexity
 from judge import SSIM_IMAGES, Judge, Subject, errors, load_judge, load_subject, nearest_training_images
 from metrics import Images, Inception
-from report import Row, write_report
+from report import Row, make_rows, write_report
 from vae import VAE, kl
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and any priors and vae.pt
@@ -48,7 +52,8 @@ TEMPERATURE = 1.0         # divides the priors' logits: below 1 plays safe, abov
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
 TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
 GUIDANCE = 1.0            # above 1: a draw shows its class more clearly, and varies less, at twice the time; 1: none
-CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier behind the table
+FEATURES = "auto"         # learnt from "classes", or without them: "self"; "auto": from classes if there are any
+CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier that learns the classes
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
 SEED = 0                  # of the draws, and of the choice of test images where NUM_SAMPLES are fewer
 BATCH_SIZE = 250          # images and grids at once
@@ -98,11 +103,10 @@ def use_vae(vae: VAE, subject: Subject) -> tuple[Images, Images, float]:
     return decoded(posterior), decoded(prior), nats / len(test) / math.log(2)
 
 
-def collect(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Row]:
-    """The rows that the run's directory allows; vae: its VAE."""
+def plan(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Callable[[], Row]]:
+    """How to make the rows that the run's directory allows, in the order of the table; vae: its VAE."""
     args = subject.args
     vae_copies, vae_samples, rate = use_vae(vae, subject) if vae else (None, None, None)
-    rows = {"real images": Row(subject.originals, judge.baseline)}
 
     def reconstructed(copies: Images) -> Row:
         def images(index: Tensor) -> Tensor:
@@ -112,20 +116,23 @@ def collect(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Row]:
     def sampled(images: Images, bits: float, asked: bool = False) -> Row:
         return Row(images, {"bits_per_image": bits} | judge.measure(images, asked))
 
-    rows["VQ-VAE reconstructions"] = reconstructed(subject.decoded(subject.test_codes))
-    if vae:
-        rows["VAE reconstructions"] = reconstructed(vae_copies)
-    for name, model in subject.priors.items():
-        codes, labels = subject.test_codes, subject.data.test.labels
+    def drawn(name: str) -> Row:
+        model, codes, labels = subject.priors[name], subject.test_codes, subject.data.test.labels
         nats = nll_sums(model, codes, labels, subject.spans(len(codes)))["nll"].item() / len(codes) * codes[0].numel()
         images = subject.decoded(subject.draw(name, args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE))
-        rows[name] = sampled(images, nats / math.log(2), asked=model.num_classes > 0)
-    if vae:
-        rows["VAE samples"] = sampled(vae_samples, rate)
-    for name, probabilities in subject.independent.items():
+        return sampled(images, nats / math.log(2), asked=model.num_classes > 0)
+
+    def independent(name: str) -> Row:
+        probabilities = subject.independent[name]
         images = subject.decoded(draw_independent(probabilities, subject.count, args.SEED))
-        rows[name] = sampled(images, bits_per_image(probabilities, subject.test_codes))
-    return rows
+        return sampled(images, bits_per_image(probabilities, subject.test_codes))
+
+    return {"real images": lambda: Row(subject.originals, judge.baseline),
+            "VQ-VAE reconstructions": lambda: reconstructed(subject.decoded(subject.test_codes)),
+            **({"VAE reconstructions": lambda: reconstructed(vae_copies)} if vae else {}),
+            **{name: partial(drawn, name) for name in subject.priors},
+            **({"VAE samples": lambda: sampled(vae_samples, rate)} if vae else {}),
+            **{name: partial(independent, name) for name in subject.independent}}
 
 
 def save_nearest(subject: Subject, name: str, images: Images, nearest: Tensor, path: Path) -> None:
@@ -143,7 +150,7 @@ def main(args: argparse.Namespace) -> None:
     inception = Inception(device) if args.INCEPTION else None  # first, as it may fail
     subject = load_subject(args, device, every=True, guidance=args.GUIDANCE)
     judge = load_judge(subject, inception)
-    rows = collect(subject, judge, find_vae(args.OUTPUT_DIR, subject.stored))
+    rows = make_rows(plan(subject, judge, find_vae(args.OUTPUT_DIR, subject.stored)))
     compared = {name: torch.cat([row.images(index) for index in subject.spans(subject.compared)])
                 for name, row in rows.items()}
     nearest = nearest_training_images(compared, subject.data.train.images, args.BATCH_SIZE)

@@ -2,6 +2,7 @@
 
 A `Subject` is a run to be measured: its networks, its data, and the test images that every set of images is compared
 with. A `Judge` compares sets of images with these, in the features of a classifier or of an Inception network.
+Without classes the classifier learns to tell the images themselves apart: see classifier.py.
 `nearest_training_images` looks for copies of the training images in all sets at once.
 """
 import argparse
@@ -19,7 +20,7 @@ import checkpoint
 import dataset
 import folder
 import testset
-from classifier import Classifier, train_classifier
+from classifier import SELF_VERSION, Classifier, train_classifier, train_self
 from cli import UserError
 from codes import encode, marginals, psnr
 from dataset import Data
@@ -111,8 +112,9 @@ class Subject:
 def load_subject(args: argparse.Namespace, device: torch.device, every: bool = False, guidance: float = 1.0) -> Subject:
     """Load a run from OUTPUT_DIR and encode its images. every: load every prior of the run, or else PRIOR alone.
 
-    UserError if the networks and the data do not fit each other, if a prior cannot be drawn from with this guidance, or
-    if fewer than FEWEST images are left to compare.
+    FEATURES of "auto" is replaced by what it means for these data.
+    UserError if the networks and the data do not fit each other, if a prior cannot be drawn from with this guidance, if
+    fewer than FEWEST images are left to compare, or if there are no classes for FEATURES.
     """
     torch.set_float32_matmul_precision("highest")  # the distances are small differences, which TF32 would blur
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
@@ -125,6 +127,10 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
         checkpoint.check_guidance(guidance, prior)
         if prior["data"]["class_names"] != data.class_names:
             raise UserError(f"DATASET (--dataset): its classes are not those that {prior['stage']}.pt learnt")
+    if args.FEATURES == "classes" and len(data.class_names) < 2:
+        raise UserError('FEATURES (--features) is "classes", but the data set has no two classes: use "self"')
+    if args.FEATURES == "auto":
+        args.FEATURES = "classes" if len(data.class_names) > 1 else "self"
     test = data.test.images
     chosen = testset.choose(test, args.NUM_SAMPLES, args.SEED)
     if len(chosen) < FEWEST:
@@ -149,28 +155,24 @@ def class_by_class(labels: Tensor) -> Tensor:
 
 @dataclass
 class Judge:
-    """Compares sets of images with the chosen test images of a run.
-
-    Where the data have no classes there is no classifier, and so no accuracy and no features.
-    """
+    """Compares sets of images with the chosen test images of a run."""
 
     subject: Subject
-    classifier: Classifier | None
-    accuracy: float | None           # the classifier's, on the whole test split
-    real: Tensor | None              # (count, F) features of the chosen test images
+    classifier: Classifier
+    accuracy: float | None           # on the whole test split, of a classifier that learnt the classes; or None
+    real: Tensor                     # (count, F) features of the chosen test images
     inception: Inception | None
     baseline: dict[str, float]       # measures of one half of the chosen test images against the other
 
     def measure(self, images: Images, asked: bool = False) -> dict[str, float]:
-        """With a classifier: Frechet distance, precision and recall of a set. With an Inception network: FID and
-        Inception score. asked: also the share of images that the classifier gives the class asked for, `labels`.
+        """Frechet distance, precision and recall of a set. With an Inception network: also FID and Inception score.
+        asked: also the share of images that the classifier gives the class asked for, `labels`, if it learnt classes.
         """
-        spans, result = self.subject.spans(self.subject.count), {}
-        if self.classifier:
-            features = extract(self.classifier.features, images, spans)
-            result = compare(self.real, features)
-            if asked:
-                result["class_accuracy"] = accuracy(self.classifier, features, self.subject.labels)
+        spans = self.subject.spans(self.subject.count)
+        features = extract(self.classifier.features, images, spans)
+        result = compare(self.real, features)
+        if asked and self.accuracy is not None:
+            result["class_accuracy"] = accuracy(self.classifier, features, self.subject.labels)
         if self.inception:
             result |= self.inception.measure(images, spans)
         return result
@@ -178,19 +180,16 @@ class Judge:
 
 def load_judge(subject: Subject, inception: Inception | None) -> Judge:
     """A judge of a run's images. It trains the classifier if the run has none, and prints its accuracy."""
-    args, data, count, half = subject.args, subject.data, subject.count, subject.count // 2
-    classifier, right, real, baseline = None, None, None, {}
-    if len(data.class_names) > 1:
-        classifier = load_classifier(args.OUTPUT_DIR, subject.stored, data, args.CLASSIFIER_EPOCHS, subject.device)
+    args, data, count, half, right = subject.args, subject.data, subject.count, subject.count // 2, None
+    classifier = load_classifier(args.OUTPUT_DIR, subject.stored, data, args.FEATURES, args.CLASSIFIER_EPOCHS,
+                                 subject.device)
+    real = extract(classifier.features, subject.originals, subject.spans(count))
+    baseline = compare(real[:half], real[half:])
+    if args.FEATURES == "classes":
         test = data.test.images
         features = extract(classifier.features, lambda index: subject.read(test, index), subject.spans(len(test)))
-        right = accuracy(classifier, features, data.test.labels)
+        right = baseline["class_accuracy"] = accuracy(classifier, features, data.test.labels)
         print(f"classifier: names {right:.2%} of the test images right", flush=True)
-        real = extract(classifier.features, subject.originals, subject.spans(count))
-        baseline = compare(real[:half], real[half:]) | {"class_accuracy": right}
-    elif not inception:
-        print("the data set has no classes to train a classifier on: sets of images are compared by evaluate.py "
-              "--inception only")
     if inception:
         inception.add_real(subject.originals, subject.spans(half))
         baseline |= inception.measure(subject.originals, subject.spans(count, half))
@@ -198,13 +197,15 @@ def load_judge(subject: Subject, inception: Inception | None) -> Judge:
     return Judge(subject, classifier, right, real, inception, baseline)
 
 
-def load_classifier(output_dir: str, stored: dict, data: Data, epochs: int, device: torch.device) -> Classifier:
-    """The classifier of a run's images, in eval mode.
+def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs: int,
+                    device: torch.device) -> Classifier:
+    """The classifier of a run's images, in eval mode. kind: it learns the "classes", or without them, "self".
 
-    It is read from `classifier.pt` if that was trained on these images and labels for as many epochs. Otherwise it is
-    trained and saved there. stored: the VQ-VAE's checkpoint.
+    It is read from `classifier.pt` if that was trained in the same way on these images and labels: with classes, for
+    as many epochs. Otherwise it is trained and saved there. stored: the VQ-VAE's checkpoint.
     """
-    basis = {"images": dataset.digest(data.train), "epochs": epochs}
+    basis = {"images": dataset.digest(data.train)}
+    basis |= {"epochs": epochs} if kind == "classes" else {"self": SELF_VERSION}
     path = checkpoint.path_of(output_dir, "classifier")
     with alone(path.with_name(".classifier.lock"), "trains the classifier"):
         if path.is_file():
@@ -214,7 +215,7 @@ def load_classifier(output_dir: str, stored: dict, data: Data, epochs: int, devi
                     return checkpoint.build(saved).to(device)
             except UserError:  # it is only a cache
                 print("classifier.pt cannot be read: training it anew")
-        model = train_classifier(data, epochs, device)
+        model = train_classifier(data, epochs, device) if kind == "classes" else train_self(data.train.images, device)
         checkpoint.save(output_dir, "classifier", asdict(model.config), model.state_dict(), data=stored["data"],
                         basis=basis)
     return model
@@ -269,7 +270,8 @@ def nearest_training_images(sets: dict[str, Tensor], train: Tensor, batch_size: 
                            torch.zeros(len(images), dtype=torch.int64, device=images.device))
              for name, images in sets.items()}
     spans, device = torch.arange(len(train)).split(batch_size), next(iter(sets.values())).device
-    for span, (part,) in zip(spans, dataset.batches(spans, device, train)):
+    bar = tqdm(spans, desc="nearest training images", leave=False, disable=None)
+    for span, (part,) in zip(bar, dataset.batches(spans, device, train)):
         part, first = dataset.to_float(part).flatten(1), int(span[0])
         for name, images in sets.items():
             distances, rows = torch.cdist(images, part).min(1)

@@ -1,10 +1,12 @@
 """What evaluate.py and ablation.py report: rows of measures as a table, as JSON, and as a figure of strips."""
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from tqdm import tqdm
 
 import figures
 from files import atomic
@@ -23,6 +25,16 @@ class Row(NamedTuple):
 
     images: Images
     measures: dict[str, float]
+
+
+def make_rows(plan: dict[str, Callable[[], Row]]) -> dict[str, Row]:
+    """The rows of a plan, made one after the other. A progress line names the row and estimates the time of all."""
+    with tqdm(plan.items(), unit="row", leave=False, disable=None) as bar:
+        rows = {}
+        for name, make in bar:
+            bar.set_description(name)
+            rows[name] = make()
+    return rows
 
 
 def write_report(rows: dict[str, Row], shown: Tensor, args: argparse.Namespace, stem: str, title: str,

@@ -262,6 +262,7 @@ TABLE = [
       for script in (R, C)],
     (E, ["--num-samples", "7"], None, 1, "images leave 7 to compare: at least 8 are needed"),
     (E, ["--classifier-epochs", "0"], None, 2, "CLASSIFIER_EPOCHS (--classifier-epochs) must be at least 1"),
+    (E, ["--features", "none"], None, 2, "FEATURES (--features) must be one of auto, classes, self, not 'none'"),
     (B, ["--temperatures", "0.7 warm"], None, 2, "TEMPERATURES (--temperatures) must match"),
     (B, ["--guidances", "1 100"], None, 2, "GUIDANCES (--guidances) must match"),
     (S, ["--source", "noise"], None, 2, "SOURCE (--source) must be one of uniform, gaussian"),

@@ -1,9 +1,77 @@
-"""The classifier behind the tables: images of any size, and shifts that lose nothing."""
+"""The classifier behind the tables: images of any size, shifts that lose nothing, and learning without classes."""
+import math
+
 import pytest
 import torch
 
 import classifier
+import dataset
+import metrics
 from classifier import Classifier, ClassifierConfig
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 30), (1, 3, 2), (3, 1, 1)])
+@pytest.mark.parametrize("count", [1, 2, 5, 16])
+def test_any_batch_is_altered_in_all_ways_in_turn(shape, count):
+    images, ways = classifier._altered(torch.rand(count, *shape))
+    assert images.shape == (count, *shape) and images.isfinite().all()
+    turns = 4 if shape[1] == shape[2] else 2
+    assert (ways % turns).tolist() == [i % turns for i in range(count)]
+    assert ways.max() < 4 * turns and (count < 16 or len(set(ways.tolist())) == 4 * turns)
+
+
+def test_an_undamaged_image_is_turned_by_as_many_quarters_as_its_class_says():
+    torch.manual_seed(0)
+    images = torch.rand(16, 3, 8, 8)
+    altered, ways = classifier._altered(images)
+    for i in range(4):
+        assert ways[i] == i and torch.equal(altered[i], torch.rot90(images[i], i, (1, 2)))
+    flat, ways = classifier._altered(torch.rand(8, 1, 4, 6))
+    assert ways.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_mixed_tiles_are_of_the_images_or_of_another_at_the_same_place():
+    torch.manual_seed(0)
+    images = torch.rand(6, 3, 16, 16)
+    mixed = classifier._mixed(images)
+    own, other = (mixed == images).all(1), (mixed == images.roll(1, 0)).all(1)
+    assert (own ^ other).all() and 0.2 < own.float().mean() < 0.8
+
+
+def test_blur_against_the_sum_over_neighbours():
+    image = torch.rand(1, 2, 9, 7)
+    rows, columns = torch.meshgrid(torch.arange(-6, 7), torch.arange(-6, 7), indexing="ij")
+    weights = torch.exp(-(rows**2 + columns**2) / (2 * 2.0**2))
+    expected = sum(weights[y + 6, x + 6] * image[:, :, min(max(4 + y, 0), 8), min(max(3 + x, 0), 6)]
+                   for y in range(-6, 7) for x in range(-6, 7)) / weights.sum()
+    torch.testing.assert_close(classifier.blur(image, 2.0)[:, :, 4, 3], expected)
+
+
+def test_large_images_are_reduced_and_old_sizes_are_as_they_were():
+    sizes = {side: classifier._new(torch.zeros(1, 3, side, 40, dtype=torch.uint8), 4, torch.device("cpu")).config.reduce
+             for side in (1, 28, 96, 97, 256)}
+    assert sizes == {1: 1, 28: 1, 96: 1, 97: 2, 256: 3}
+    network = Classifier(ClassifierConfig(3, 256, 40, 4, reduce=3)).eval()
+    assert network(torch.rand(2, 3, 256, 40)).shape == (2, 4)
+
+
+@torch.no_grad()
+def test_without_classes_the_distance_rises_with_the_damage(data_dir, monkeypatch):
+    """Blur, noise and mixing of glyphs that it was not trained on, in the features of a short training."""
+    monkeypatch.setattr(classifier, "STEPS", 60)
+    monkeypatch.setattr(classifier, "BATCH_SIZE", 32)
+    data = dataset.load("glyphs", str(data_dir), 2000)
+    network = classifier.train_self(data.train.images, torch.device("cpu"))
+    assert not network.training and network.config.num_classes == 16
+    images = dataset.to_float(data.test.images[:300])
+    real = network.features(images)
+    torch.manual_seed(0)
+    for damages in ([classifier.blur(images, deviation) for deviation in (0.5, 1, 2, 4)],
+                    [images + strength * torch.randn_like(images) for strength in (0.05, 0.1, 0.3)],
+                    [torch.where(torch.rand(300, 1, 1, 1) < share, images.rot90(1, (2, 3)), images)
+                     for share in (0.1, 0.3, 1)]):
+        distances = [metrics.frechet_distance(real, network.features(damaged)) for damaged in damages]
+        assert distances == sorted(distances) and math.isfinite(distances[-1])
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 30), (1, 3, 2)])

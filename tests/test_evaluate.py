@@ -132,17 +132,48 @@ def folder_run(tmp_path_factory):
     return place / "run"
 
 
-def test_without_classes_there_is_no_classifier(script, folder_run):
+def test_without_classes_all_columns_but_the_class_are_there(script, folder_run, monkeypatch):
+    monkeypatch.setattr("classifier.STEPS", 20)
+    saved = []
     for name, stem in (("evaluate", "evaluation"), ("ablation", "ablation")):
         outcome = script(name, "--output-dir", folder_run, *FEW)
         assert outcome.status == 0, outcome.err
-        assert "the data set has no classes to train a classifier on" in outcome.out
-        rows = json.loads((folder_run / f"{stem}.json").read_text())["rows"]
+        assert "names" not in outcome.out
+        content = json.loads((folder_run / f"{stem}.json").read_text())
+        assert content["constants"]["FEATURES"] == "self" and content["classifier_accuracy"] is None
+        rows = content["rows"]
         assert "pixelcnn, argmax" in rows or rows["pixelcnn"]["bits_per_image"] > 0
         assert not any("s = " in name for name in rows)
-        assert not any({"frechet", "class_accuracy"} & set(row) for row in rows.values())
+        assert all({"frechet", "precision", "recall"} <= set(row) for row in rows.values())
+        assert not any("class_accuracy" in row for row in rows.values())
         Image.open(folder_run / f"{stem}.png").verify()
-    assert not (folder_run / "classifier.pt").exists()
+        saved.append((folder_run / "classifier.pt").read_bytes())
+    assert saved[0] == saved[1]
+    outcome = script("evaluate", "--output-dir", folder_run, *FEW, "--features", "classes")
+    assert outcome.status == 1 and outcome.err.count("\n") == 1
+    assert 'FEATURES (--features) is "classes", but the data set has no two classes' in outcome.err
+
+
+def test_features_without_classes_where_there_are_some(script, run, tmp_path, monkeypatch):
+    """Each kind of features is trained anew in the place of the other; a file from before there were two is read."""
+    monkeypatch.setattr("classifier.STEPS", 20)
+    output = shutil.copytree(run, tmp_path / "run")
+    saved, rows = [], []
+    for features in ("auto", "self", "self", "classes"):
+        outcome = script("ablation", "--output-dir", output, *FEW, "--features", features)
+        assert outcome.status == 0 and "cannot be read" not in outcome.out, outcome.err
+        saved.append((output / "classifier.pt").read_bytes())
+        rows.append(json.loads((output / "ablation.json").read_text())["rows"])
+    assert saved[0] != saved[1] == saved[2]
+    assert rows[0] == rows[3] and rows[1] == rows[2]
+    assert "class_accuracy" in rows[0]["real images"] and "class_accuracy" not in rows[1]["real images"]
+    content = torch.load(output / "classifier.pt", weights_only=True)
+    assert set(content["basis"]) == {"images", "epochs"}
+    del content["config"]["reduce"]
+    torch.save(content, output / "classifier.pt")
+    before = (output / "classifier.pt").read_bytes()
+    assert script("ablation", "--output-dir", output, *FEW).status == 0
+    assert (output / "classifier.pt").read_bytes() == before
 
 
 def test_without_classes_there_is_no_guidance(script, folder_run):

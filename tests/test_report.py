@@ -13,3 +13,9 @@ def test_the_table_is_aligned_and_leaves_out_columns_without_a_figure():
 def test_a_caption_names_the_most_telling_measures():
     measures = {"mse": 0.1, "distinct": 1.0, "bits_per_image": 12.34}
     assert report.caption("a prior", measures) == "a prior\nbits/image 12.3, distinct 100.0%"
+
+
+def test_rows_are_made_in_the_order_of_the_plan_once_each():
+    made = []
+    rows = report.make_rows({name: lambda name=name: made.append(name) or name.upper() for name in ("b", "a", "c")})
+    assert made == ["b", "a", "c"] and rows == {"b": "B", "a": "A", "c": "C"}
