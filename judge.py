@@ -2,7 +2,7 @@
 
 A `Subject` is a run to be measured: its networks, its data, and the test images that every set of images is compared
 with. A `Judge` compares sets of images with these, in the features of a classifier or of an Inception network.
-Without classes the classifier learns to tell the images themselves apart: see classifier.py.
+Without classes the classifier learns what was done to an image: see classifier.py.
 `nearest_training_images` looks for copies of the training images in all sets at once.
 """
 import argparse
