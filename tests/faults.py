@@ -24,7 +24,7 @@ CASES = [*STAGES, "adversarial"]  # a vqvae with a discriminator, whose features
 SHARP = ["--adversarial", "0.5", "--perceptual", "0.5", "--adversarial-start", "0.4"]
 SIZES = {"vqvae": ["--hidden", "32", "--residual-hidden", "16", "--num-codes", "16", "--code-dim", "16",
                    "--revive-below", "0.4"],
-         "pixelcnn": ["--hidden", "16", "--layers", "2", "--augment", "shift"],
+         "pixelcnn": ["--hidden", "16", "--layers", "2"],
          "vae": ["--latent-dim", "8"]}
 EPOCHS = 3  # of a case
 
@@ -155,8 +155,8 @@ class Case:
 
     def __init__(self, stage: str, base: Path, trained: Path, data_dir: Path, *more: str):
         self.stage, self.script, self.base, self.trained = stage, f"train_{stage}", base, trained
-        where = ["--data-dir", data_dir] if stage == "vqvae" else []
-        self.flags = ["--limit", 200, "--batch-size", 19, "--epochs", EPOCHS, "--device", "cpu", *where, *SIZES[stage],
+        own = {"vqvae": ["--data-dir", data_dir], "pixelcnn": ["--augment", "shift"]}.get(stage, [])
+        self.flags = ["--limit", 200, "--batch-size", 19, "--epochs", EPOCHS, "--device", "cpu", *own, *SIZES[stage],
                       *more]
         self.whole, self.made = self.directory("whole"), 0
         assert run(self.script, self.of(self.whole), base / "whole.log") == 0, (base / "whole.log").read_text()
