@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+import checkpoint
 import devices
 from cli import run as run_script
 from codes import distinct, draw_independent
@@ -31,7 +32,7 @@ NUM_SAMPLES = 10_000      # images in every row; at most as many as the test spl
 TEMPERATURES = "0.7 1.0 1.3"  # at which the prior is sampled: they divide the logits
 GUIDANCES = "1 1.5 2 3"   # s with which the prior is sampled: GUIDANCE of generate.py, 1 is none
 TOP_P = 0.9               # of the draws with guidance; those at several temperatures are of the model as it is
-FEATURES = "auto"         # learnt from "classes", or without them: "self"; "auto": from classes if there are any
+FEATURES = "auto"         # of images: learnt from "classes", or without them: "self"; "auto": from classes if any
 CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier that learns the classes
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
 SEED = 0                  # of the draws, and of the choice of test images where NUM_SAMPLES are fewer
@@ -61,7 +62,11 @@ def main(args: argparse.Namespace) -> None:
     def independent(probabilities: Tensor) -> Row:
         return decoded(draw_independent(probabilities, subject.count, args.SEED), asked=False)
 
-    guided = {f"{prior}, top p {args.TOP_P:g}, s = {s:g}": s for s in map(float, args.GUIDANCES.split())}
+    lacks = checkpoint.lacks_for_guidance(checkpoint.load(args.OUTPUT_DIR, prior))
+    guided = {f"{prior}, top p {args.TOP_P:g}, s = {s:g}": s for s in map(float, args.GUIDANCES.split())
+              if s == 1 or not lacks}
+    if lacks and model.num_classes:
+        print(f"no rows with guidance, it needs {lacks}")
     rows = make_rows({
         "real images": lambda: Row(subject.originals, judge.baseline),
         "the encoder's codes": lambda: decoded(subject.test_codes[subject.chosen], asked=True),

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional as F
 
+import checkpoint
 import devices
 from modules import VQVAE, group_norm
 from optimizers import AdamW
@@ -97,7 +98,7 @@ def load_lpips(device: torch.device) -> Perceptual | None:
     if devices.all_sum(torch.tensor(float(network is None), device=device)):
         if devices.is_main():
             print(f"PERCEPTUAL (--perceptual): LPIPS cannot be had ({reason or 'in another process'}): features of the "
-                  f"discriminator stand in for its own", file=sys.stderr)
+                  f"discriminator are compared instead", file=sys.stderr)
         return None
 
     def lpips(images: Tensor, copies: Tensor) -> Tensor:
@@ -135,8 +136,11 @@ class Sharpness:
         if args.COMPILE != "no" and (device.type == "cuda" or args.COMPILE == "yes"):
             # compiled as one, a gradient at the last layer would take a pass through the whole network
             layer.forward = torch.compiler.disable(layer.forward)
+        continues = args.RESUME == "auto" and checkpoint.path_of(args.OUTPUT_DIR, "vqvae").exists()
+        before = checkpoint.load(args.OUTPUT_DIR, "vqvae").get("perceptual") if continues else None
         with torch.random.fork_rng(devices=[]):
-            self.lpips = load_lpips(device) if "perceptual" in self.weights else None
+            wanted = "perceptual" in self.weights and before != "features"  # a run goes on with what it began with
+            self.lpips = load_lpips(device) if wanted else None
             torch.manual_seed(args.SEED)
             self.discriminator = None
             if "adversarial" in self.weights or not self.lpips:
@@ -160,8 +164,8 @@ class Sharpness:
 
     def __call__(self, error: Tensor, images: Tensor, copies: Tensor, progress: float,
                  share: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """What to add to the loss of a step, and terms for the history: the losses and adaptive weights, 0 where they
-        are not on yet.
+        """What to add to the loss of a step, and terms for the history: the losses and adaptive weights, 0 before
+        they are computed.
 
         error: the reconstruction error, a scalar. images, copies: (B, C, H, W), the copies with their graph. progress:
         the share of the training that this step completes. share: of the batch that is this process's.
@@ -176,8 +180,9 @@ class Sharpness:
         seen = copies.detach().requires_grad_()
         if self.discriminator and progress > self.start - AHEAD:
             real, fake = self.discriminator(images), self.discriminator(seen)
-            losses = {"discriminator": hinge_loss(real[-1], fake[-1]), "adversarial": -fake[-1].mean(),
-                      "perceptual": feature_matching(real, fake)}
+            losses = {"discriminator": hinge_loss(real[-1], fake[-1]), "adversarial": -fake[-1].mean()}
+            if "perceptual" in self.weights and not self.lpips:
+                losses["perceptual"] = feature_matching(real, fake)
             added = losses["discriminator"]
         if progress > self.start:
             if self.lpips:
@@ -187,7 +192,7 @@ class Sharpness:
             pull = sum(weight * scale * gradient
                        for weight, scale, gradient in zip(self.weights.values(), scales, gradients))
             added = added + (copies * pull).sum()
-        terms = {f"{name}_loss": losses.get(name, zero) for name in self.losses}
+        terms = {f"{name}_loss": losses.get(name, zero).detach() for name in self.losses}
         return added, terms | {f"{name}_weight": scale for name, scale in zip(self.weights, scales)}
 
     def _adaptive_weights(self, error: Tensor, copies: Tensor, gradients: list[Tensor], share: float) -> Tensor:

@@ -258,24 +258,26 @@ def choose_classes(asked: str, prior: dict[str, Any]) -> tuple[list[int], str]:
     return [number], f"of class {number} ({names[number]})"
 
 
-def check_guidance(guidance: float, prior: dict[str, Any], given: bool = True, remedy: str = "") -> None:
-    """UserError if GUIDANCE is not 1 and cannot be done: it compares logits given a class with logits given none.
-
-    prior: its checkpoint, which must have learnt both. given: whether the draws are given a class; remedy: how to give
-    one.
+def lacks_for_guidance(prior: dict[str, Any]) -> str:
+    """What a prior, of which this is the checkpoint, lacks to be drawn from with guidance, which compares logits given
+    a class with logits given none; "" if it has learnt both.
     """
-    if guidance == 1:
-        return
     try:
         dropout = float(prior["training"]["constants"]["CLASS_DROPOUT"])
     except (LookupError, TypeError, ValueError, OverflowError):  # it does not say
         dropout = 0.5
     if not prior["data"]["class_names"]:
-        needs = f"classes, and {prior['stage']}.pt learnt none: leave it at 1"
-    elif not 0 < dropout < 1:
-        needs = f"a prior trained with CLASS_DROPOUT above 0 and below 1, and {prior['stage']}.pt had {dropout:g}"
-    elif not given:
-        needs = f"a class: {remedy}"
-    else:
-        return
-    raise UserError(f"GUIDANCE (--guidance) of {guidance:g} needs {needs}")
+        return f"classes, and {prior['stage']}.pt learnt none: leave it at 1"
+    if not 0 < dropout < 1:
+        return f"a prior trained with CLASS_DROPOUT above 0 and below 1, and {prior['stage']}.pt had {dropout:g}"
+    return ""
+
+
+def check_guidance(guidance: float, prior: dict[str, Any], given: bool = True, remedy: str = "") -> None:
+    """UserError if GUIDANCE is not 1 and cannot be done.
+
+    prior: its checkpoint. given: whether the draws are given a class; remedy: how to give one.
+    """
+    needs = lacks_for_guidance(prior) or ("" if given else f"a class: {remedy}")
+    if guidance != 1 and needs:
+        raise UserError(f"GUIDANCE (--guidance) of {guidance:g} needs {needs}")

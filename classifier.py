@@ -25,7 +25,7 @@ SHIFT = 14            # training images are shifted by up to a 14th of their siz
 LARGEST = 96          # pixels a side up to which images are taken as they are: larger ones are reduced first
 # Without classes:
 STEPS = 200           # of BATCH_SIZE images, however many images there are
-BLUR = 1.0, 4.0       # the least and the greatest standard deviation, in pixels
+BLUR = 1.0, 4.0       # the least and the greatest standard deviation, in pixels of the reduced image
 NOISE = 0.05, 0.3     # the same, in units of the range of pixels
 TILES = 2, 4, 8       # a side, in which an image is mixed with another
 SELF_VERSION = 1      # change it with anything that changes training without classes: it names the cache
@@ -82,18 +82,23 @@ def train_classifier(data: Data, epochs: int, device: torch.device) -> Classifie
 def train_self(images: Tensor, device: torch.device) -> Classifier:
     """A classifier that learns from uint8 images (N, C, H, W) alone what `_altered` did to an image, in eval mode."""
     model = _new(images, len(DAMAGES) * _turns(images), device)
+    reduce = model.config.reduce
     # each image once before any comes again
     rounds = [torch.randperm(len(images)) for _ in range(math.ceil(STEPS * BATCH_SIZE / len(images)))]
     order = torch.cat(rounds)[:STEPS * BATCH_SIZE].split(BATCH_SIZE)
     return _train(model, Split(images, torch.zeros(len(images), dtype=torch.int64)), order,
-                  lambda images, _: _altered(_shifted(images)))
+                  lambda images, _: _altered(_shifted(images), reduce))
 
 
 def _new(images: Tensor, num_classes: int, device: torch.device) -> Classifier:
     """An untrained classifier of such images (N, C, H, W). It does not depend on SEED, so that runs compare."""
     torch.manual_seed(0)
-    reduce = math.ceil(max(images.shape[2:]) / LARGEST)
-    return Classifier(ClassifierConfig(*images.shape[1:], num_classes, reduce=reduce)).to(device)
+    return Classifier(ClassifierConfig(*images.shape[1:], num_classes, reduce=reduction(images))).to(device)
+
+
+def reduction(images: Tensor) -> int:
+    """Pixels a side of the squares over which a classifier averages images (N, C, H, W) first."""
+    return math.ceil(max(images.shape[2:]) / LARGEST)
 
 
 @torch.enable_grad()
@@ -130,10 +135,13 @@ def _shifted(images: Tensor) -> Tensor:
 # What is done to an image, for a classifier without classes
 
 
-def _altered(images: Tensor) -> tuple[Tensor, Tensor]:
-    """A batch (B, C, H, W), each image damaged and turned, and (B,) in which of the ways: turn + turns * damage."""
+def _altered(images: Tensor, reduce: int = 1) -> tuple[Tensor, Tensor]:
+    """A batch (B, C, H, W), each image damaged and turned, and (B,) in which of the ways: turn + turns * damage.
+
+    reduce: of the classifier; damage is that much stronger, so that as much is left of it after the reduction.
+    """
     turns, parts = _turns(images), images.tensor_split(len(DAMAGES))
-    damaged = torch.cat([damage(part) for damage, part in zip(DAMAGES, parts)])
+    damaged = torch.cat([damage(part, reduce) for damage, part in zip(DAMAGES, parts)])
     damage = torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)])
     turn = torch.arange(len(images)) % turns
     turned = torch.empty_like(damaged)
@@ -147,9 +155,13 @@ def _turns(images: Tensor) -> int:
     return 4 if images.shape[2] == images.shape[3] else 2
 
 
-def _blurred(images: Tensor) -> Tensor:
+def _kept(images: Tensor, _: int) -> Tensor:
+    return images
+
+
+def _blurred(images: Tensor, reduce: int) -> Tensor:
     """Images (B, C, H, W) under a Gaussian, of a random width for either half of the batch; edges are repeated."""
-    return torch.cat([blur(half, _between(*BLUR)) for half in images.tensor_split(2)])
+    return torch.cat([blur(half, reduce * _between(*BLUR)) for half in images.tensor_split(2)])
 
 
 def blur(images: Tensor, deviation: float) -> Tensor:
@@ -161,12 +173,12 @@ def blur(images: Tensor, deviation: float) -> Tensor:
     return F.conv2d(F.pad(images, (0, 0, reach, reach), mode="replicate"), weights.mT, groups=images.shape[1])
 
 
-def _noisy(images: Tensor) -> Tensor:
+def _noisy(images: Tensor, reduce: int) -> Tensor:
     """Images with Gaussian noise of a random strength."""
-    return images + _between(*NOISE) * torch.randn_like(images)
+    return images + reduce * _between(*NOISE) * torch.randn_like(images)
 
 
-def _mixed(images: Tensor) -> Tensor:
+def _mixed(images: Tensor, _: int = 1) -> Tensor:
     """Images (B, C, H, W) of which about half of the tiles show another image of the batch, at the same place."""
     side = TILES[int(torch.randint(len(TILES), ()))]
     other = torch.rand(len(images), 1, side, side, device=images.device).lt(0.5).float()
@@ -178,4 +190,4 @@ def _between(low: float, high: float) -> float:
     return low * (high / low) ** torch.rand(()).item()
 
 
-DAMAGES = nn.Identity(), _blurred, _noisy, _mixed
+DAMAGES = _kept, _blurred, _noisy, _mixed

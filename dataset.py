@@ -89,8 +89,8 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, how: str, generator: torch.Generator) -> Tensor:
-    """Copies of uint8 images (B, C, H, W), by the words of `how`: "flip" mirrors every other one left to right, by
-    chance; "shift" moves each by a random number of pixels, its edges repeated; "none" changes nothing.
+    """Copies of uint8 images (B, C, H, W), by the words of `how`: "flip" mirrors each left to right with
+    probability 1/2; "shift" moves each by a random number of pixels, its edges repeated; "none" changes nothing.
     """
     count, _, *sides = images.shape
     rows, columns = (torch.arange(side).expand(count, -1) for side in sides)  # (B, side): where each pixel comes from
@@ -98,7 +98,8 @@ def augment(images: Tensor, how: str, generator: torch.Generator) -> Tensor:
         mirrored = torch.rand(count, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     if "shift" in how:
-        moves = (torch.randint(-(side // SHIFT), side // SHIFT + 1, (count, 1), generator=generator) for side in sides)
+        most = [max(1, side // SHIFT) for side in sides]
+        moves = (torch.randint(-part, part + 1, (count, 1), generator=generator) for part in most)
         rows, columns = ((part + move).clamp(0, part.shape[1] - 1) for part, move in zip((rows, columns), moves))
     numbers, rows, columns = (index.to(images.device) for index in (torch.arange(count), rows, columns))
     return images.permute(0, 2, 3, 1)[numbers[:, None, None], rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)

@@ -2,7 +2,7 @@
 
 Reads `vqvae.pt` and whichever of `pixelcnn.pt`, `pixelsnail.pt`, `transformer.pt` and `vae.pt` OUTPUT_DIR holds.
 Writes `evaluation.json`, the table; `evaluation.png`, a strip of images of every row; `nearest.png`, samples over
-their nearest training images; and `classifier.pt`, trained once for a run's images and FEATURES.
+their nearest training images; and `classifier.pt`, kept for the same images and FEATURES.
 
 The columns of the table:
     bits/image   of the test split's codes under the prior, given the class where it learnt classes; of a VAE, the
@@ -52,7 +52,7 @@ TEMPERATURE = 1.0         # divides the priors' logits: below 1 plays safe, abov
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
 TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
 GUIDANCE = 1.0            # above 1: a draw shows its class more clearly, and varies less, at twice the time; 1: none
-FEATURES = "auto"         # learnt from "classes", or without them: "self"; "auto": from classes if there are any
+FEATURES = "auto"         # of images: learnt from "classes", or without them: "self"; "auto": from classes if any
 CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier that learns the classes
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
 SEED = 0                  # of the draws, and of the choice of test images where NUM_SAMPLES are fewer

@@ -20,7 +20,7 @@ import checkpoint
 import dataset
 import folder
 import testset
-from classifier import SELF_VERSION, Classifier, train_classifier, train_self
+from classifier import SELF_VERSION, Classifier, reduction, train_classifier, train_self
 from cli import UserError
 from codes import encode, marginals, psnr
 from dataset import Data
@@ -202,7 +202,8 @@ def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs
     """The classifier of a run's images, in eval mode. kind: it learns the "classes", or without them, "self".
 
     It is read from `classifier.pt` if that was trained in the same way on these images and labels: with classes, for
-    as many epochs. Otherwise it is trained and saved there. stored: the VQ-VAE's checkpoint.
+    as many epochs; and reduces large images as now. Otherwise it is trained and saved there. stored: the VQ-VAE's
+    checkpoint.
     """
     basis = {"images": dataset.digest(data.train)}
     basis |= {"epochs": epochs} if kind == "classes" else {"self": SELF_VERSION}
@@ -211,8 +212,9 @@ def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs
         if path.is_file():
             try:
                 saved = checkpoint.load(output_dir, "classifier")
-                if saved.get("basis") == basis:
-                    return checkpoint.build(saved).to(device)
+                model = checkpoint.build(saved)
+                if saved.get("basis") == basis and model.config.reduce == reduction(data.train.images):
+                    return model.to(device)
             except UserError:  # it is only a cache
                 print("classifier.pt cannot be read: training it anew")
         model = train_classifier(data, epochs, device) if kind == "classes" else train_self(data.train.images, device)

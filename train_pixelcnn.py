@@ -1,7 +1,8 @@
 """Train a prior on the codes of a trained VQ-VAE: `vqvae.pt` in, `pixelcnn.pt` out, or the file of another PRIOR.
 
-The images are encoded once; training sees codes alone. After every epoch OUTPUT_DIR holds a checkpoint to
-continue from, with the weights that did best on the validation split, the history as a table, and its curves.
+The images are encoded once, or with AUGMENT anew for every epoch; training sees codes alone. After every epoch
+OUTPUT_DIR holds a checkpoint to continue from, with the weights that did best on the validation split, the history as a
+table, and its curves.
 """
 import argparse
 import math
@@ -97,10 +98,14 @@ def main(args: argparse.Namespace) -> None:
               grid=list(train.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]),
               images=dataset.digest(data.train))
     stepped = run.prepare()
+    if args.DROPOUT and devices.world() > 1:  # each process drops activations of its own
+        steps = args.SEED * 1_000_003 + run.epoch * run.steps + run.done
+        torch.manual_seed((steps * devices.world() + devices.rank()) % 2**63)
 
     while run.epoch < args.EPOCHS:
         if args.AUGMENT != "none":
             train = dataset.place(augmented_codes(vqvae, data.train.images, args.AUGMENT, args.SEED, run.epoch), device)
+            devices.wait()  # another process may take longer to encode
         for codes, labels in run.batches(train, train_labels):
             hidden = devices.share(torch.rand(run.batch) < args.CLASS_DROPOUT).to(device)
             with run.autocast():

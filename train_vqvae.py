@@ -111,6 +111,9 @@ def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> Non
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.ORTHOGONAL and args.CODEBOOK != "gradient":
+        raise UserError(f"ORTHOGONAL (--orthogonal) of {args.ORTHOGONAL} needs a codebook learnt by gradient: add "
+                        f"--codebook gradient")
     device = devices.pick(args.DEVICE)
     reading = Reading.of(args)
     lock, data = begin(args, reading)
@@ -119,9 +122,6 @@ def main(args: argparse.Namespace) -> None:
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
     fit_to(args, len(train.images), height, width)
-    if args.ORTHOGONAL and args.CODEBOOK != "gradient":
-        raise UserError(f"ORTHOGONAL (--orthogonal) of {args.ORTHOGONAL} needs a codebook learnt by gradient: add "
-                        f"--codebook gradient")
     model = VQVAE(configure(VQVAEConfig, args, channels=channels))
     model.to(device, memory_format=torch.channels_last)
     devices.join(model.quantizer)

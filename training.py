@@ -272,7 +272,7 @@ class Run:
         """Say what the weights that were kept attain on the test split."""
         if self.respelt:
             self.save()  # for the later stages
-        kept = f"epoch {self.epoch}, the last: the validation split chose none"
+        kept = f"epoch {self.epoch}, the last; with ADVERSARIAL or PERCEPTUAL none is chosen"
         if self.monitor:
             values = [row[self.monitor] for row in self.history]
             kept = f"epoch {len(values) - values[::-1].index(min(values))}, the best on the validation split"

@@ -56,7 +56,8 @@ def some_lpips(monkeypatch):
 
 
 def sharpness(model: VQVAE, size: int = 24, **constants: object) -> Sharpness:
-    defaults = {"ADVERSARIAL": 0.5, "PERCEPTUAL": 0.25, "ADVERSARIAL_START": 0.5, "COMPILE": "auto", "SEED": 0}
+    defaults = {"ADVERSARIAL": 0.5, "PERCEPTUAL": 0.25, "ADVERSARIAL_START": 0.5, "COMPILE": "auto", "SEED": 0,
+                "RESUME": "never"}
     return Sharpness(argparse.Namespace(**defaults | constants), model, size, size)
 
 
@@ -184,7 +185,7 @@ def test_up_to_its_start_a_training_is_the_one_without_it_and_the_last_weights_a
     assert train(script, data_dir, plain).status == 0
     outcome = train(script, data_dir, sharp, "--adversarial", 0.5, "--adversarial-start", 0.5)
     assert outcome.status == 0, outcome.err
-    assert "(weights of epoch 2, the last: the validation split chose none)" in outcome.out
+    assert "(weights of epoch 2, the last; with ADVERSARIAL or PERCEPTUAL none is chosen)" in outcome.out
     stored = checkpoint.load(sharp, "vqvae")
     first, second = stored["training"]["history"]
     without = checkpoint.load(plain, "vqvae")["training"]["history"]
@@ -221,6 +222,16 @@ def test_a_run_is_not_continued_with_another_perceptual_loss(script, data_dir, t
     monkeypatch.setattr(adversarial, "load_lpips", lambda _: None)
     outcome = train(script, data_dir, tmp_path, "--perceptual", 0.5, "--epochs", 4)
     assert outcome.status == 1 and "PERCEPTUAL (--perceptual): whether LPIPS can be had changed" in outcome.err
+
+
+def test_a_run_that_began_without_lpips_goes_on_without_it(script, data_dir, tmp_path, no_lpips, monkeypatch):
+    assert train(script, data_dir, tmp_path, "--perceptual", 0.5).status == 0
+
+    def fail(_):
+        raise AssertionError("LPIPS was loaded")
+    monkeypatch.setattr(adversarial, "load_lpips", fail)
+    outcome = train(script, data_dir, tmp_path, "--perceptual", 0.5, "--epochs", 3)
+    assert outcome.status == 0 and "of 3" in outcome.out, outcome.err
 
 
 def test_a_discriminator_that_is_not_finite_or_not_of_this_run_is_one_line(script, data_dir, tmp_path, no_lpips,

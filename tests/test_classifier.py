@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import classifier
 import dataset
@@ -28,6 +29,19 @@ def test_an_undamaged_image_is_turned_by_as_many_quarters_as_its_class_says():
         assert ways[i] == i and torch.equal(altered[i], torch.rot90(images[i], i, (1, 2)))
     flat, ways = classifier._altered(torch.rand(8, 1, 4, 6))
     assert ways.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+@torch.no_grad()
+def test_as_much_damage_is_left_after_a_reduction():
+    """Damage of the same chance to an image, and to its enlargement before averaging over squares of 3x3."""
+    images = torch.rand(64, 3, 32, 32)
+    large = F.interpolate(images, scale_factor=3)
+    for damage in (classifier._noisy, classifier._blurred):
+        changes = []
+        for reduce, originals in ((1, images), (3, large)):
+            torch.manual_seed(0)
+            changes.append((F.avg_pool2d(damage(originals, reduce), reduce) - images).std().item())
+        assert changes[1] == pytest.approx(changes[0], rel=0.05)
 
 
 def test_mixed_tiles_are_of_the_images_or_of_another_at_the_same_place():

@@ -85,6 +85,8 @@ dataset.load("glyphs", sys.argv[1])
 
 def test_augmented_images_are_mirrored_and_shifted_copies():
     """Against every copy that there can be, made plainly; each of them comes."""
+    tiny = torch.arange(25, dtype=torch.uint8).view(1, 1, 5, 5).expand(50, -1, -1, -1)
+    assert not torch.equal(dataset.augment(tiny, "shift", torch.Generator()), tiny)  # by a pixel, however small
     image = torch.randint(256, (2, 32, 48), dtype=torch.uint8)
     images = image.expand(400, -1, -1, -1)
     padded = F.pad(image.float(), (3, 3, 2, 2), mode="replicate").byte()  # a 16th of either side

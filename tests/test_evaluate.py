@@ -184,6 +184,18 @@ def test_without_classes_there_is_no_guidance(script, folder_run):
     assert script("generate", "--output-dir", folder_run, "--num-samples", 1).status == 0
 
 
+def test_ablation_has_no_guided_rows_of_a_prior_that_learnt_no_classless_draws(script, trained, tmp_path):
+    for name in ("vqvae.pt", "pixelcnn.pt"):
+        shutil.copy(trained / name, tmp_path)
+    content = torch.load(tmp_path / "pixelcnn.pt", weights_only=True)
+    content["training"]["constants"]["CLASS_DROPOUT"] = 0.0
+    torch.save(content, tmp_path / "pixelcnn.pt")
+    outcome = script("ablation", "--output-dir", tmp_path, *FEW)
+    assert outcome.status == 0 and "no rows with guidance, it needs a prior trained with CLASS_DROPOUT" in outcome.out
+    rows = json.loads((tmp_path / "ablation.json").read_text())["rows"]
+    assert [name for name in rows if "s = " in name] == ["pixelcnn, top p 0.9, s = 1"]
+
+
 def test_evaluate_draws_with_guidance(script, trained, tmp_path):
     for name in ("vqvae.pt", "pixelcnn.pt"):
         shutil.copy(trained / name, tmp_path)
