@@ -79,23 +79,26 @@ def main(args: argparse.Namespace) -> None:
               file=sys.stderr)
     lock, data = begin(args, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
-    train, validation, test = (dataset.place(encode(vqvae, split.images), device) for split in data[:3])
+    if args.AUGMENT == "none":
+        train = dataset.place(encode(vqvae, data.train.images), device)
+    validation, test = (dataset.place(encode(vqvae, split.images), device) for split in (data.validation, data.test))
     train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])
-    num_codes, num_classes, positions = vqvae.config.num_codes, len(data.class_names), train[0].numel()
+    num_codes, num_classes = vqvae.config.num_codes, len(data.class_names)
+    count, positions = len(data.train.images), validation[0].numel()
     if args.BATCH_SIZE == "auto":
-        args.BATCH_SIZE = min(32, len(train))
+        args.BATCH_SIZE = min(32, count)
     if args.EPOCHS == "auto":
-        args.EPOCHS = auto_epochs(4, 40 * positions, math.ceil(len(train) / args.BATCH_SIZE))
+        args.EPOCHS = auto_epochs(4, 40 * positions, math.ceil(count / args.BATCH_SIZE))
     network, config = PRIORS[args.PRIOR]
     model = network(configure(config, args, num_codes=num_codes, num_classes=num_classes))
     model.to(device, memory_format=torch.channels_last)
     fast.speed_up(model)
     optimizer = AdamW(model.parameters(), args.LEARNING_RATE, BETAS, args.WEIGHT_DECAY)
-    run = Run(args, args.PRIOR, model, optimizer, len(train), "validation_nll", PANELS,
+    run = Run(args, args.PRIOR, model, optimizer, count, "validation_nll", PANELS,
               line="nll {nll:.4f} nats per code, {bits_per_image:.1f} bits per image",
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names,
                                      "class_counts": data.train.labels.bincount(minlength=num_classes).tolist()},
-              grid=list(train.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]),
+              grid=list(validation.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]),
               images=dataset.digest(data.train))
     stepped = run.prepare()
     if args.DROPOUT and devices.world() > 1:  # each process drops activations of its own
