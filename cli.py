@@ -133,6 +133,7 @@ RULES = {
     "HEADS": Rule(int, low=1, high=1024),
     "ATTENTION_EVERY": Rule(int, low=1, high=1000),
     "DROPOUT": Rule(float, low=0, high=0.9),
+    "AVERAGE": Rule(float, low=0, high=0.9999),
     "AUGMENT": Rule(str, choices=("none", "flip", "shift", "flip shift")),
     "CLASS_DROPOUT": Rule(float, low=0, high=1),
     "SAVE_EVERY": Rule(float, above=0),

@@ -4,6 +4,7 @@ A run's state is complete: weights, optimiser, epoch and step, running sums, his
 checkpoint, so a training that was killed and started again ends as if it had never stopped.
 """
 import argparse
+import copy
 import csv
 import io
 import math
@@ -36,7 +37,7 @@ FREE = {"DATASET", "DATA_DIR", "OUTPUT_DIR", "EPOCHS", "LEARNING_RATE", "DEVICE"
         "SAVE_EVERY", "SAMPLE_EVERY", "RESUME", "OVERWRITE"}
 # What runs had before the constant existed
 BEFORE = {"OPTIMIZER": "adam", "ARCHITECTURE": "paper", "NORMALISE": "layer", "ORTHOGONAL": 0.0, "ADVERSARIAL": 0.0,
-          "PERCEPTUAL": 0.0, "DROPOUT": 0.0, "AUGMENT": "none"}
+          "PERCEPTUAL": 0.0, "DROPOUT": 0.0, "AUGMENT": "none", "AVERAGE": 0.0}
 # What a message calls the content of a checkpoint that a run cannot do without
 CONTENT = {"vqvae": "vqvae.pt", "sizes": "the sizes of the encoder and decoder of vqvae.pt",
            "images": "DATASET (--dataset): the training images or their labels",
@@ -132,18 +133,22 @@ class Run:
     monitor: the column of the history, lower is better, that chooses the best weights; None: the last are kept.
     panels: the curves to plot. line: what is said of a split's metrics, a format string. companions: by name, further
     networks and their optimisers. Their part of the loss is in that of `step`; they are saved and continued with the
-    run, but no later stage gets them. content: what the checkpoint shall hold for the later stages; a run is not
+    run, but no later stage gets them. average: the decay of a running mean of the weights, which is then validated and
+    kept in their place (`kept`); 0: none. content: what the checkpoint shall hold for the later stages; a run is not
     continued if it differs.
     """
 
     def __init__(self, args: argparse.Namespace, stage: str, network: nn.Module, optimizer: torch.optim.Optimizer,
                  count: int, monitor: str | None, panels: dict[str, list[str]], line: str,
-                 companions: dict[str, tuple[nn.Module, torch.optim.Optimizer]] | None = None, **content: Any):
+                 companions: dict[str, tuple[nn.Module, torch.optim.Optimizer]] | None = None, average: float = 0.0,
+                 **content: Any):
         if args.BATCH_SIZE > count:
             raise UserError(f"BATCH_SIZE (--batch-size) of {args.BATCH_SIZE} is more than the {count} training images")
         self.args, self.stage, self.network, self.optimizer = args, stage, network, optimizer
         self.count, self.monitor, self.panels, self.line, self.content = count, monitor, panels, line, content
         self.companions = companions or {}
+        self.average = average
+        self.kept = copy.deepcopy(network) if average else network  # what is validated, and kept for the later stages
         self.optimizers = [optimizer, *(other for _, other in self.companions.values())]
         self.steps = math.ceil(count / args.BATCH_SIZE)  # an epoch
         if count // self.steps < devices.world():
@@ -232,6 +237,8 @@ class Run:
             devices.average_gradients(network.parameters())
         for optimizer in self.optimizers:
             optimizer.step()
+        if self.average:
+            self._update_average()
         self.losses.append(loss.detach())
         add_to(self.totals, count, terms)
         self.bar.update()
@@ -281,6 +288,14 @@ class Run:
             print(f"wrote {self.path}, and its history, curves and pictures beside it")
 
     # ---- parts of it
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Move the mean of the weights towards the present ones; early on faster, as it began at the first ones."""
+        steps = self.epoch * self.steps + self.done
+        decay = min(self.average, (1 + steps) / (10 + steps))
+        for mean, weight in zip(self.kept.parameters(), self.network.parameters()):
+            mean.lerp_(weight, 1 - decay)
 
     def _set_learning_rate(self) -> None:
         """To its place on the schedule; each optimiser was made with its highest."""
@@ -361,14 +376,15 @@ class Run:
                  "epoch": self.epoch, "step": self.done, "totals": totals, "history": self.history, "random": random,
                  "companions": {name: {"model": network.state_dict(), "optimizer": optimizer.state_dict()["state"]}
                                 for name, (network, optimizer) in self.companions.items()},
-                 "constants": vars(self.args), "count": self.count, "finished": self.epoch >= self.args.EPOCHS}
+                 "constants": vars(self.args), "count": self.count, "finished": self.epoch >= self.args.EPOCHS,
+                 "average": self.kept.state_dict() if self.average else None}
         best = self.best if self.history else self._weights()  # before an epoch has ended, the present ones
         checkpoint.save(self.args.OUTPUT_DIR, self.stage, asdict(self.network.config), best, training=state,
                         **self.content)
 
     def _weights(self) -> dict[str, Tensor]:
-        """A copy of the network's present weights."""
-        return {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        """A copy of the present weights, or of their mean."""
+        return {name: tensor.clone() for name, tensor in self.kept.state_dict().items()}
 
     def _resume(self) -> bool:
         """Continue from the checkpoint, if there is one. UserError if it is of a run with other constants."""
@@ -402,6 +418,9 @@ class Run:
             checkpoint.build({**stored, "model": state["model"]})
             self.network.load_state_dict(state["model"])
             continue_optimizer(self.optimizer, state["optimizer"])
+            if self.average:
+                checkpoint.build({**stored, "model": state["average"]})
+                self.kept.load_state_dict(state["average"])
             for name, (network, optimizer) in self.companions.items():
                 network.load_state_dict(state["companions"][name]["model"])
                 continue_optimizer(optimizer, state["companions"][name]["optimizer"])

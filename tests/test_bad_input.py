@@ -211,6 +211,7 @@ TABLE = [
     (V, ["--normalise", "batch"], None, 2, "NORMALISE (--normalise) must be one of layer, length"),
     (V, ["--orthogonal", "-1"], None, 2, "ORTHOGONAL (--orthogonal) must be at least 0"),
     (V, ["--orthogonal", "10"], None, 1, "ORTHOGONAL (--orthogonal) of 10.0 needs a codebook learnt by gradient"),
+    (P, ["--average", "1"], None, 2, "AVERAGE (--average) must be at most 0.9999"),
     (P, ["--dropout", "1"], None, 2, "DROPOUT (--dropout) must be at most 0.9"),
     (P, ["--augment", "shift flip"], None, 2, "AUGMENT (--augment) must be one of none, flip, shift, flip shift"),
     (V, ["--architecture", "unet"], None, 2, "ARCHITECTURE (--architecture) must be one of space-to-depth, paper"),

@@ -70,6 +70,33 @@ print([name for name in ("torch._dynamo", "torchvision") if name in sys.modules]
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_mean_of_the_weights_is_validated_and_kept(script, trained, tmp_path, monkeypatch):
+    shutil.copy(trained / "vqvae.pt", tmp_path)
+    means, validated = [], []
+    step, end_epoch = training.Run.step, training.Run.end_epoch
+
+    def step_and_average(run, *args):
+        if not means:
+            means.append([weight.detach().clone() for weight in run.network.parameters()])
+        step(run, *args)
+        done = run.epoch * run.steps + run.done
+        decay = min(0.5, (1 + done) / (10 + done))
+        means.append([decay * mean + (1 - decay) * weight.detach()
+                      for mean, weight in zip(means[-1], run.network.parameters())])
+
+    def end_epoch_and_keep(run, *args, **more):
+        validated.append([weight.clone() for weight in run.kept.parameters()])
+        end_epoch(run, *args, **more)
+    monkeypatch.setattr(training.Run, "step", step_and_average)
+    monkeypatch.setattr(training.Run, "end_epoch", end_epoch_and_keep)
+    outcome = script("train_pixelcnn", *SMALL_PIXELCNN, "--average", 0.5, "--output-dir", tmp_path)
+    assert outcome.status == 0, outcome.err
+    kept = list(checkpoint.load(tmp_path, "pixelcnn")["model"].values())
+    for weights in (kept, validated[-1]):
+        for weight, mean in zip(weights, means[-1], strict=True):
+            torch.testing.assert_close(weight, mean)
+
+
 # ---- continuing
 
 
