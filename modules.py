@@ -409,6 +409,12 @@ class GatedBlock(nn.Module):
         return (v_new.add_(v), h_new.add_(h)) if self.residual else (v_new, h_new)
 
 
+def check_kernel_size(kernel_size: int) -> None:
+    """ValueError unless masked convolutions can have this kernel size."""
+    if kernel_size % 2 == 0 or kernel_size < 3:
+        raise ValueError(f"kernel_size must be odd and at least 3, not {kernel_size}")
+
+
 @dataclass
 class PixelCNNConfig:
     """The sizes of a PixelCNN, from which a checkpoint rebuilds it. ValueError where they make no network."""
@@ -421,8 +427,7 @@ class PixelCNNConfig:
     dropout: float = field(default=0.0, kw_only=True)  # share of the gates' outputs that a training step sets to 0
 
     def __post_init__(self) -> None:
-        if self.kernel_size % 2 == 0 or self.kernel_size < 3:
-            raise ValueError(f"kernel_size must be odd and at least 3, not {self.kernel_size}")
+        check_kernel_size(self.kernel_size)
 
 
 class PixelCNN(nn.Module):

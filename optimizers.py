@@ -62,14 +62,16 @@ class AdamW(Light, torch.optim.AdamW):
 
 
 class Muon(Light, torch.optim.Optimizer):
-    """Muon for the kernels of convolutions among the weights, Adam [3] for the others, with the same learning rate.
+    """Muon for the kernels and matrices among the weights, Adam [3] for the others, with the same learning rate.
 
-    momentum: of the kernels. betas: of Adam.
+    momentum: of the kernels. betas: of Adam. weight_decay: as in AdamW. adam: weights that Adam shall have, too: tables
+    of vectors, such as embeddings, and the matrix that makes logits, which are no maps from features to features [1].
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], lr: float, momentum: float = 0.95,
-                 betas: tuple[float, float] = BETAS):
-        super().__init__(list(weights), {"lr": lr, "momentum": momentum, "betas": betas})
+                 betas: tuple[float, float] = BETAS, weight_decay: float = 0.0, adam: Iterable[nn.Parameter] = ()):
+        super().__init__(list(weights), {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay})
+        self.adam = {id(weight) for weight in adam}
 
     @torch.no_grad()
     def step(self) -> None:
@@ -78,7 +80,9 @@ class Muon(Light, torch.optim.Optimizer):
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
-                if weight.dim() > 2 and min(weight.shape[:2]) >= NARROWEST:
+                if group["weight_decay"]:
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                if weight.dim() > 1 and min(weight.shape[:2]) >= NARROWEST and id(weight) not in self.adam:
                     self._muon(weight, state, group["lr"], group["momentum"])
                 else:
                     self._adam(weight, state, group["lr"], *group["betas"])

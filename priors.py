@@ -8,8 +8,10 @@ a fraction of the memory.
 Papers, cited by number in the code:
 [1] Chen et al., PixelSNAIL: An Improved Autoregressive Generative Model, 2017, arXiv:1712.09763
 [2] Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762
-[3] Radford et al., Language Models are Unsupervised Multitask Learners, 2019 (GPT-2: norms before, small weights)
+[3] Radford et al., Language Models are Unsupervised Multitask Learners, 2019 (GPT-2: the norms come first)
 [4] Shazeer, Fast Transformer Decoding: One Write-Head is All You Need, 2019, arXiv:1911.02150
+[5] Henry et al., Query-Key Normalization for Transformers, 2020, arXiv:2010.04245
+[6] So et al., Primer: Searching for Efficient Transformers for Language Modeling, 2021, arXiv:2109.08668
 """
 from dataclasses import dataclass
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules import PixelCNN, PixelCNNConfig
+from modules import CausalConv2d, PixelCNN, PixelCNNConfig, check_kernel_size
 
 FREQUENCIES = 8  # of the sines of a position's row and column
 
@@ -115,7 +117,11 @@ class PixelSNAIL(PixelCNN):
 
 
 class TransformerBlock(nn.Module):
-    """Attention to this position and all before it, then an MLP for each position, with the norms first [3]."""
+    """Attention to this position and all before it, then an MLP for each position, with the norms first [3].
+
+    Queries and keys have length 1 but for a factor that each head learns [5]. The MLP squares what its ReLU lets
+    through [6]. A new block changes nothing: the last matrices of both parts are zero.
+    """
 
     def __init__(self, hidden: int, heads: int, dropout: float):
         super().__init__()
@@ -123,15 +129,27 @@ class TransformerBlock(nn.Module):
         self.sizes = [hidden, hidden // heads, hidden // heads]
         self.norm_1 = nn.LayerNorm(hidden)
         self.query_key_value = nn.Linear(hidden, sum(self.sizes))
+        self.sharpness = nn.Parameter(torch.ones(heads, 1))
         self.out = nn.Linear(hidden, hidden)
         self.norm_2 = nn.LayerNorm(hidden)
-        self.mlp = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.ReLU(), nn.Linear(4 * hidden, hidden))
+        self.widen = nn.Linear(hidden, 4 * hidden)
+        self.narrow = nn.Linear(4 * hidden, hidden)
+        for layer in (self.out, self.narrow):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def split(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (..., C), key and value (..., C / heads) from what `query_key_value` returns (..., C + 2 C / heads)."""
+        query, key, value = features.split(self.sizes, -1)
+        # attention divides by the root of the head's channels: what is left of the factor here is that root
+        query = F.normalize(query.unflatten(-1, (self.heads, -1)), dim=-1) * (self.sharpness * self.sizes[1])
+        return query.flatten(-2), F.normalize(key, dim=-1), value
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, N, C). Returns (B, N, C)."""
-        attended = attend(*self.query_key_value(self.norm_1(x)).split(self.sizes, 2), self.heads)
+        attended = attend(*self.split(self.query_key_value(self.norm_1(x))), self.heads)
         x = x + F.dropout(self.out(attended), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training)
+        return x + F.dropout(self.narrow(self.widen(self.norm_2(x)).relu().square()), self.dropout, self.training)
 
 
 @dataclass
@@ -142,46 +160,49 @@ class TransformerConfig:
     num_classes: int   # 0: there are no classes
     hidden: int        # channels
     layers: int        # blocks
+    kernel_size: int   # of the masked convolutions at its start, odd
     heads: int         # they share the `hidden` channels
     dropout: float = 0.0  # share of the inputs and of every residual that a training step sets to 0
 
     def __post_init__(self) -> None:
+        check_kernel_size(self.kernel_size)
         check_heads(self.hidden, self.heads)
 
 
 class Transformer(nn.Module):
     """A decoder-only transformer [2, 3] over the codes in raster order, for grids of any height and width.
 
-    The sequence begins with a token for the class and is shifted by one position: the input at position i is code
-    i - 1, with an embedding of the row and the column of i. So position i sees the class and the codes before it.
-    Class `num_classes` means "no class", as in PixelCNN.
+    It starts from masked convolutions, as a PixelCNN does: the input at a position is made of the codes above it, of
+    those just before it, of its row and column, and of the class. So the nearest codes are at hand from the first layer
+    on, and attention sees all earlier ones. Class `num_classes` means "no class", as in PixelCNN.
     """
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
-        hidden, layers, heads = config.hidden, config.layers, config.heads
+        hidden, layers, heads, kernel_size = config.hidden, config.layers, config.heads, config.kernel_size
         self.num_classes = config.num_classes
         self.embedding = nn.Embedding(config.num_codes, hidden)
+        self.above = CausalConv2d(hidden, hidden, kernel_size, "vertical", "A")
+        self.before = CausalConv2d(hidden, hidden, kernel_size, "horizontal", "A")
         self.condition = nn.Embedding(config.num_classes + 1, hidden)
         self.place = nn.Linear(4 * FREQUENCIES, hidden)
         self.blocks = nn.ModuleList(TransformerBlock(hidden, heads, config.dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(hidden, config.num_codes)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)) and module is not self.place:
-                nn.init.normal_(module.weight, std=0.02)
-        for block in self.blocks:  # so that the sum of all residuals is as large as with one layer [3]
-            for layer in (block.out, block.mlp[2]):
-                nn.init.normal_(layer.weight, std=0.02 / (2 * layers) ** 0.5)
+        for weight in (self.condition.weight, self.head.weight):
+            nn.init.normal_(weight, std=0.02)
 
     def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Logits of every code given the codes before it: codes (B, H, W) int64, labels (B,) int64 in
         [0, num_classes]. Returns (B, K, H, W); the logits at a position depend on earlier codes only.
         """
         height, width = codes.shape[1:]
-        before = torch.cat([self.condition(labels)[:, None], self.embedding(codes.flatten(1)[:, :-1])], 1)
-        x = before + self.place(fourier(height, width, codes.device))
+        embedded = self.embedding(codes).permute(0, 3, 1, 2)
+        # raster order runs on from row to row: so the end of a row is seen from the start of the next one on
+        before = self.before(embedded.flatten(2).unsqueeze(2)).squeeze(2)
+        near = (self.above(embedded).flatten(2) + before).transpose(1, 2)
+        x = near + self.condition(labels)[:, None] + self.place(fourier(height, width, codes.device))
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from modules import PixelCNN, guide, invert
 from priors import PixelSNAIL, Transformer, fourier
@@ -333,35 +334,46 @@ class TransformerSampler(Sampler):
     @torch.no_grad()
     def __init__(self, model: Transformer, batch_size: int, width: int, *options: float):
         super().__init__(model, batch_size, width, *options)
+        hidden, self.reach, device = model.config.hidden, model.config.kernel_size // 2, self.codes.device
         self.matrices = [[(layer.bias, layer.weight.T.contiguous()) for layer in
-                          (block.query_key_value, block.out, block.mlp[0], block.mlp[2])] for block in model.blocks]
+                          (block.query_key_value, block.out, block.widen, block.narrow)] for block in model.blocks]
+        self.before = model.before.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous()  # matrix of a window
+        # the embeddings of this row and of `reach` rows above it, with as many zero columns at either side
+        self.rows = torch.zeros(self.inputs, hidden, self.reach + 1, width + 2 * self.reach, device=device)
         # a buffer for the widest result: allocating it for every code takes longer than filling it
-        self.wide = torch.zeros(self.inputs, 4 * model.config.hidden, device=self.codes.device)
+        self.wide = torch.zeros(self.inputs, 4 * hidden, device=device)
         self.height = 0
 
     def _start(self, height: int) -> None:
         if height != self.height:
             self.height, device = height, self.codes.device
-            self.places = self.model.place(fourier(height, self.width, device))
+            self.places = self.model.place(fourier(height, self.width, device)) + self.model.before.bias
             self.memories = [Memory(self.inputs, height * self.width, block.sizes[1], device)
                              for block in self.model.blocks]
-        self.before = self.model.condition(self.labels)
+        self.condition = self.model.condition(self.labels)
+        self.rows.zero_()
+        self.window = torch.zeros(self.inputs, len(self.before), device=self.codes.device)  # the last codes' embeddings
 
     def _row(self, row: int, height: int) -> None:
+        above = self.model.above
+        self.above = F.conv2d(self.rows[:, :, :-1], above.weight, above.bias)[:, :, 0]
         for column in range(self.width):
             self._code(row * self.width + column, column)
+        self.rows = self.rows.roll(-1, 2)
 
     def _code(self, place: int, column: int) -> None:
         """Draw the codes of one position in raster order, which is in this column."""
-        x = self.before + self.places[place]
+        x = torch.addmm(self.above[:, :, column] + self.condition + self.places[place], self.window, self.before)
         for block, memory, (ask, answer, widen, narrow) in zip(self.model.blocks, self.memories, self.matrices):
-            query, key, value = torch.addmm(ask[0], block.norm_1(x), ask[1]).split(block.sizes, 1)
+            query, key, value = block.split(torch.addmm(ask[0], block.norm_1(x), ask[1]))
             memory.add(place, key, value)
             x.add_(answer[0]).addmm_(memory.look_up(query, place + 1), answer[1])
-            torch.addmm(widen[0], block.norm_2(x), widen[1], out=self.wide).relu_()
+            torch.addmm(widen[0], block.norm_2(x), widen[1], out=self.wide).relu_().square_()
             x.add_(narrow[0]).addmm_(self.wide, narrow[1])
         self.logits = self.model.head(self.model.norm(x))
-        self.before = self.model.embedding(self._draw(column))
+        embedded = self.model.embedding(self._draw(column))
+        self.rows[:, :, -1, self.reach + column] = embedded
+        self.window = torch.cat([self.window[:, embedded.shape[1]:], embedded], 1)
 
 
 SAMPLERS = {PixelCNN: PixelCNNSampler, PixelSNAIL: PixelSNAILSampler, Transformer: TransformerSampler}

@@ -21,7 +21,7 @@ from cli import run as run_script
 from codes import cross_entropy, encode, to_images
 from decode import Reading
 from modules import VQVAE, grid_size
-from optimizers import AdamW
+from optimizers import AdamW, Muon
 from priors import PRIORS
 from sampler import draw_grids
 from training import Run, auto_epochs, begin, configure, means, over_processes, sum_over
@@ -31,15 +31,16 @@ DATASET = None            # the images to learn; None: those that the VQ-VAE was
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the training and of the test part; 0: all
 EPOCHS = "auto"           # passes over the training codes; "auto": 4, or more for 40 steps a position, up to 10,000
-BATCH_SIZE = "auto"       # grids of codes a step, over all processes together; "auto": 32, or all if there are fewer
-LEARNING_RATE = 3e-3      # the highest, of AdamW; it rises briefly and then falls to 0
+BATCH_SIZE = "auto"       # grids of codes a step, over all processes together; "auto": about 2,048 codes, 4 to 32 grids
+LEARNING_RATE = 3e-3      # the highest, of AdamW; it rises briefly, and at the end falls to 0
 WEIGHT_DECAY = 0.01       # of AdamW: how strongly weights are drawn towards 0
 SEED = 0                  # of the weights and the order of the grids
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
-PRIOR = "pixelcnn"        # "pixelcnn", "pixelsnail" (with attention between its layers) or "transformer"
-HIDDEN = 64               # channels (of either stack, where there are two)
-LAYERS = 6                # gated layers, each of which sees KERNEL_SIZE // 2 codes further; or blocks of a transformer
-KERNEL_SIZE = 3           # of the masked convolutions, odd; a transformer has none
+PRIOR = "transformer"     # "transformer", "pixelcnn" or "pixelsnail" (a PixelCNN with attention between its layers)
+OPTIMIZER = "auto"        # "muon": matrices by Muon, the rest by Adam; "adam"; "auto": Muon for a transformer
+HIDDEN = "auto"           # channels (of either stack, where there are two); "auto": 128 for a transformer, else 64
+LAYERS = "auto"           # blocks of a transformer, or gated layers of the others; "auto": 4 or 6
+KERNEL_SIZE = 3           # of the masked convolutions, odd; a transformer begins with them
 HEADS = 4                 # of the attention, which share HIDDEN; a PixelCNN has none
 ATTENTION_EVERY = 3       # gated layers of a PixelSNAIL between one attention and the next
 DROPOUT = 0.0             # share of activations set to 0 in a training step, against overfitting
@@ -70,6 +71,37 @@ def summarise(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
     return {"nll": nll, "bits_per_image": nll * positions / math.log(2)}
 
 
+def fit_to(args: argparse.Namespace, count: int, positions: int) -> None:
+    """Set the constants that are "auto" from PRIOR, the number of training images and the codes of an image."""
+    transformer = args.PRIOR == "transformer"
+    auto = {"BATCH_SIZE": min(count, max(4, min(32, 2048 // positions))), "HIDDEN": 128 if transformer else 64,
+            "LAYERS": 4 if transformer else 6, "OPTIMIZER": "muon" if transformer else "adam"}
+    for name, value in auto.items():
+        if getattr(args, name) == "auto":
+            setattr(args, name, value)
+    if args.EPOCHS == "auto":
+        args.EPOCHS = auto_epochs(4, 40 * positions, math.ceil(count / args.BATCH_SIZE))
+
+
+def embed_vectors(embedding: nn.Embedding, vectors: Tensor) -> None:
+    """Start the embeddings (K, C) of the codes as a random projection of their vectors (K, D): codes that decode to
+    similar patches are then similar to the prior. The scale of the embeddings stays.
+    """
+    with torch.no_grad():
+        projected = (vectors - vectors.mean(0)).cpu() @ torch.randn(vectors.shape[1], embedding.embedding_dim)
+        embedding.weight.copy_(projected * (embedding.weight.std() / projected.std().clamp_min(1e-6)))
+
+
+def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """The optimiser of a prior; under Muon, Adam has the embeddings and the layer that makes logits."""
+    if args.OPTIMIZER == "adam":
+        return AdamW(model.parameters(), args.LEARNING_RATE, BETAS, args.WEIGHT_DECAY)
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    last = [module for module in model.head.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
+    return Muon(model.parameters(), args.LEARNING_RATE, betas=BETAS, weight_decay=args.WEIGHT_DECAY,
+                adam=[*tables, last.weight])
+
+
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
@@ -86,15 +118,13 @@ def main(args: argparse.Namespace) -> None:
     train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])
     num_codes, num_classes = vqvae.config.num_codes, len(data.class_names)
     count, positions = len(data.train.images), validation[0].numel()
-    if args.BATCH_SIZE == "auto":
-        args.BATCH_SIZE = min(32, count)
-    if args.EPOCHS == "auto":
-        args.EPOCHS = auto_epochs(4, 40 * positions, math.ceil(count / args.BATCH_SIZE))
+    fit_to(args, count, positions)
     network, config = PRIORS[args.PRIOR]
     model = network(configure(config, args, num_codes=num_codes, num_classes=num_classes))
+    embed_vectors(model.embedding, vqvae.quantizer.vectors())
     model.to(device, memory_format=torch.channels_last)
     fast.speed_up(model)
-    optimizer = AdamW(model.parameters(), args.LEARNING_RATE, BETAS, args.WEIGHT_DECAY)
+    optimizer = make_optimizer(model, args)
     run = Run(args, args.PRIOR, model, optimizer, count, "validation_nll", PANELS,
               line="nll {nll:.4f} nats per code, {bits_per_image:.1f} bits per image", average=args.AVERAGE,
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names,

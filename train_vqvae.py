@@ -43,7 +43,7 @@ CLASSES = "auto"          # of a folder: by the rule in README.md; "folders": it
 EPOCHS = "auto"           # passes over the training images; "auto": 3, or more for 2 steps a pixel, up to 10,000 steps
 BATCH_SIZE = "auto"       # images a step, over all processes; "auto": 32 for up to 48x48 pixels, 16 for 96x96, 8 above
 OPTIMIZER = "muon"        # "muon": kernels by Muon, the rest by Adam; or "adam"
-LEARNING_RATE = 2e-3      # the highest; it rises briefly and then falls to 0
+LEARNING_RATE = 2e-3      # the highest; it rises briefly, and at the end falls to 0
 SEED = 0                  # of the weights, the order of the images and the revival of codes
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 DOWNSAMPLE = 4            # pixels a code stands for along each side: 2, 4, 8 or 16
@@ -125,8 +125,9 @@ def main(args: argparse.Namespace) -> None:
     model = VQVAE(configure(VQVAEConfig, args, channels=channels))
     model.to(device, memory_format=torch.channels_last)
     devices.join(model.quantizer)
-    optimizer = {"muon": Muon, "adam": AdamW}[args.OPTIMIZER](
-        (weight for weight in model.parameters() if weight.requires_grad), args.LEARNING_RATE)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = AdamW(weights, args.LEARNING_RATE) if args.OPTIMIZER == "adam" \
+        else Muon(weights, args.LEARNING_RATE, adam=[model.quantizer.codebook])
     monitor, panels, more = "validation_mse", PANELS, {}
     sharpness = Sharpness(args, model, height, width) if args.ADVERSARIAL or args.PERCEPTUAL else None
     if sharpness:  # sharp images are not those of least error: the last weights are kept

@@ -43,7 +43,8 @@ CONTENT = {"vqvae": "vqvae.pt", "sizes": "the sizes of the encoder and decoder o
            "images": "DATASET (--dataset): the training images or their labels",
            "class_names": "DATASET (--dataset): the classes", "grid": "the size of the grids of codes",
            "perceptual": "PERCEPTUAL (--perceptual): whether LPIPS can be had"}
-WARMUP = 0.03      # share of the steps over which the learning rate rises; it then falls to 0 along a cosine
+WARMUP = 0.03      # share of the steps over which the learning rate rises
+COOLDOWN = 0.4     # share of the steps at the end over which it falls to 0
 CHECK_EVERY = 10   # steps between looks at the loss: each look waits for the device
 PICTURED = 32      # validation images in the picture of an epoch
 PLOT_EVERY = 30    # seconds between plots of the curves, which take a second
@@ -299,11 +300,10 @@ class Run:
 
     def _set_learning_rate(self) -> None:
         """To its place on the schedule; each optimiser was made with its highest."""
-        rising = min(1.0, self.progress / WARMUP)
-        falling = 1 + math.cos(math.pi * min(1.0, self.progress))
+        share = min(self.progress / WARMUP, 1.0, max(0.0, 1 - self.progress) / COOLDOWN)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = optimizer.defaults["lr"] * rising * 0.5 * falling
+                group["lr"] = optimizer.defaults["lr"] * share
 
     def _check_losses(self, last: int) -> None:
         finite = torch.stack(self.losses).isfinite()

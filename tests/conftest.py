@@ -18,7 +18,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 SMALL = ["--limit", "300", "--epochs", "1", "--batch-size", "50", "--device", "cpu"]
 SMALL_VQVAE = [*SMALL, "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16", "--code-dim", "8"]
-SMALL_PIXELCNN = [*SMALL, "--hidden", "16", "--layers", "2"]
+SMALL_PIXELCNN = [*SMALL, "--prior", "pixelcnn", "--hidden", "16", "--layers", "2"]
 SMALL_AGAIN = [*SMALL_VQVAE, "--epochs", "2"]  # continues the small finished run
 
 

@@ -24,7 +24,7 @@ CASES = [*STAGES, "adversarial"]  # a vqvae with a discriminator, whose features
 SHARP = ["--adversarial", "0.5", "--perceptual", "0.5", "--adversarial-start", "0.4"]
 SIZES = {"vqvae": ["--hidden", "32", "--residual-hidden", "16", "--num-codes", "16", "--code-dim", "16",
                    "--revive-below", "0.4"],
-         "pixelcnn": ["--hidden", "16", "--layers", "2"],
+         "pixelcnn": ["--prior", "pixelcnn", "--hidden", "16", "--layers", "2"],
          "vae": ["--latent-dim", "8"]}
 EPOCHS = 3  # of a case
 

@@ -181,7 +181,7 @@ def put(*path_and_value):
 V, P, A, G, C, R, S, E, B = SCRIPTS
 AGAIN = ["--limit", "300", "--batch-size", "50", "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16",
          "--code-dim", "8", "--epochs", "2"]
-PRIOR = ["--hidden", "16", "--layers", "2", "--batch-size", "50", "--epochs", "2"]
+PRIOR = ["--prior", "pixelcnn", "--hidden", "16", "--layers", "2", "--batch-size", "50", "--epochs", "2"]
 DAMAGED = "vqvae.pt is damaged or not a checkpoint of this project: delete it and run `python train_vqvae.py"
 
 # script, flags, what is wrong with the directory or around it, exit status, fragment of the line
@@ -234,6 +234,7 @@ TABLE = [
     (V, ["--limit", "30", "--batch-size", "64", "--resume", "never", "--overwrite"], None, 1,
      "BATCH_SIZE (--batch-size) of 64 is more than the"),
     (P, ["--kernel-size", "4"], None, 2, "KERNEL_SIZE (--kernel-size) must be odd, not 4"),
+    (P, ["--optimizer", "sgd"], None, 2, "OPTIMIZER (--optimizer) must be one of muon, adam, auto, not 'sgd'"),
     (P, ["--prior", "lstm"], None, 2, "PRIOR (--prior) must be one of pixelcnn, pixelsnail, transformer, not 'lstm'"),
     (P, ["--prior", "transformer", "--heads", "3"], None, 1,
      "HIDDEN (--hidden) and HEADS (--heads): heads must divide"),

@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from conftest import SMALL, SMALL_VQVAE, let_classes_matter
+from conftest import SMALL, SMALL_PIXELCNN, SMALL_VQVAE, let_classes_matter
 from PIL import Image
 
 import checkpoint
@@ -128,7 +128,7 @@ def folder_run(tmp_path_factory):
     output = ["--output-dir", str(place / "run")]
     train_vqvae.main(cli.parse(vars(train_vqvae), [*SMALL_VQVAE, *output, "--dataset", str(place / "images"),
                                                    "--data-dir", str(place / "data")]))
-    train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*SMALL, *output, "--hidden", "8", "--layers", "2"]))
+    train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*SMALL_PIXELCNN, *output, "--hidden", "8"]))
     return place / "run"
 
 

@@ -88,11 +88,11 @@ def test_a_signal_saves_and_the_same_command_continues(cases, stage, number, sta
 def test_dropout_and_the_mean_of_the_weights_go_on_as_they_were(cases):
     case = cases["pixelcnn"]
     (whole, log), (halted, halted_log) = case.new(), case.new()
-    flags = ["--dropout", 0.3, "--average", 0.9, "--epochs", 2]
+    flags = ["--prior", "transformer", "--dropout", 0.3, "--average", 0.9, "--epochs", 2]
     assert faults.run(case.script, [*case.of(whole), *flags], log) == 0, log.read_text()
     assert faults.run(case.script, [*case.of(halted), *flags], halted_log, number=signal.SIGTERM, step=14) == 143
     assert faults.run(case.script, [*case.of(halted), *flags], halted_log) == 0, halted_log.read_text()
-    assert faults.compare(whole, halted, "pixelcnn") == []
+    assert faults.compare(whole, halted, "transformer") == []
 
 
 def test_before_an_epoch_has_ended_the_checkpoint_has_the_present_weights(cases, script):

@@ -46,7 +46,7 @@ def test_the_weights_that_are_no_kernels_move_as_under_adam():
         torch.testing.assert_close(weight, twin)
 
 
-@pytest.mark.parametrize("shape", [(32, 16, 3, 3), (16, 64, 1, 1)])
+@pytest.mark.parametrize("shape", [(32, 16, 3, 3), (16, 64, 1, 1), (48, 16)])
 def test_a_kernel_moves_by_the_orthogonalised_momentum(shape):
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(shape))
@@ -57,6 +57,21 @@ def test_a_kernel_moves_by_the_orthogonalised_momentum(shape):
     update = (0.1 * weight.grad + 0.9 * moving).flatten(1)
     expected = before - 0.01 * 0.2 * max(update.shape) ** 0.5 * orthogonalise(update).view(shape)
     torch.testing.assert_close(weight.detach(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_adam_has_the_tables_that_it_is_given_and_weights_decay_as_under_adamw():
+    torch.manual_seed(0)
+    table, matrix = (nn.Parameter(torch.randn(20, 16)) for _ in range(2))
+    twin, start = nn.Parameter(table.detach().clone()), matrix.detach().clone()
+    muon = Muon([table, matrix], 0.01, betas=(0.9, 0.99), weight_decay=0.5, adam=[table])
+    adamw = AdamW([twin], 0.01, (0.9, 0.99), weight_decay=0.5)
+    for _ in range(3):
+        table.grad, matrix.grad = torch.randn(20, 16), torch.zeros(20, 16)
+        twin.grad = table.grad.clone()
+        muon.step()
+        adamw.step()
+    torch.testing.assert_close(table, twin)
+    torch.testing.assert_close(matrix.detach(), start * (1 - 0.01 * 0.5) ** 3)
 
 
 def test_memory_format_does_not_matter():

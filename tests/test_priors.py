@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import train_pixelcnn
 from modules import PixelCNN, PixelCNNConfig
 from priors import (
     PRIORS,
@@ -21,7 +22,8 @@ MAKE = {
     "pixelcnn": lambda: PixelCNN(PixelCNNConfig(num_codes=7, num_classes=2, hidden=8, layers=6, kernel_size=3)),
     "pixelsnail": lambda: PixelSNAIL(PixelSNAILConfig(num_codes=7, num_classes=2, hidden=8, layers=2, kernel_size=3,
                                                       heads=2, attention_every=1)),
-    "transformer": lambda: Transformer(TransformerConfig(num_codes=7, num_classes=2, hidden=8, layers=2, heads=2)),
+    "transformer": lambda: Transformer(TransformerConfig(num_codes=7, num_classes=2, hidden=8, layers=2, kernel_size=3,
+                                                         heads=2)),
 }
 
 
@@ -84,6 +86,18 @@ def test_the_class_reaches_every_place(prior):
         assert ((one - other).abs().amax((0, 1)) > 1e-4).all()
 
 
+def test_embeddings_start_as_near_one_another_as_the_vectors_of_the_codes():
+    torch.manual_seed(0)
+    vectors = torch.randn(40, 32)
+    vectors[1] = vectors[0] + 0.01
+    embedding = torch.nn.Embedding(40, 64)
+    scale = embedding.weight.std().item()
+    train_pixelcnn.embed_vectors(embedding, vectors)
+    assert embedding.weight.std().item() == pytest.approx(scale, rel=1e-4)
+    near, far = torch.cdist(vectors, vectors)[0, 1:3], torch.cdist(embedding.weight, embedding.weight)[0, 1:3]
+    assert far[0] < 0.05 * far[1] and near[0] < 0.05 * near[1]
+
+
 @torch.no_grad()
 def test_attention_is_the_masked_softmax():
     """Against the definition, place by place: softmax over a zero and the keys of the earlier places."""
@@ -111,9 +125,9 @@ def test_places_are_told_apart_whatever_the_size_of_the_grid():
 
 @pytest.mark.parametrize("prior", ["pixelsnail", "transformer"])
 def test_heads_that_do_not_divide_the_channels_are_refused(prior):
-    sizes = {"num_codes": 5, "num_classes": 0, "hidden": 8, "layers": 1, "heads": 3}
+    sizes = {"num_codes": 5, "num_classes": 0, "hidden": 8, "layers": 1, "kernel_size": 3, "heads": 3}
     with pytest.raises(ValueError, match="3 does not divide 8"):
-        PRIORS[prior][1](**sizes, **({"kernel_size": 3, "attention_every": 1} if prior == "pixelsnail" else {}))
+        PRIORS[prior][1](**sizes, **({"attention_every": 1} if prior == "pixelsnail" else {}))
 
 
 @pytest.mark.parametrize("prior", PRIORS)

@@ -17,7 +17,8 @@ def random_model(num_codes, num_classes, hidden, layers, kernel_size, seed=0, pr
     model = {"pixelcnn": lambda: PixelCNN(PixelCNNConfig(num_codes, num_classes, hidden, layers, kernel_size)),
              "pixelsnail": lambda: PixelSNAIL(PixelSNAILConfig(num_codes, num_classes, hidden, layers, kernel_size, 2,
                                                               1 + seed % 2)),
-             "transformer": lambda: Transformer(TransformerConfig(num_codes, num_classes, hidden, layers, 2))}
+             "transformer": lambda: Transformer(TransformerConfig(num_codes, num_classes, hidden, layers, kernel_size,
+                                                                 2))}
     model = model[prior]().eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=1.0 if prior == "transformer" else 0.3)

@@ -39,7 +39,7 @@ def test_a_continued_epoch_gets_the_rest_of_the_batches(tmp_path):
 def test_sums_over_a_split_give_the_mean_over_codes():
     """Batches of unequal size must not weigh their grids differently."""
     torch.manual_seed(0)
-    model = Transformer(TransformerConfig(7, 3, 8, 2, 2))
+    model = Transformer(TransformerConfig(7, 3, 8, 2, 3, 2))
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.4)
     codes, labels = torch.randint(7, (5, 2, 4)), torch.tensor([0, 1, 2, 0, 1])
