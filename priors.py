@@ -190,6 +190,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(hidden, heads, config.dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(hidden, config.num_codes)
+        nn.init.normal_(self.embedding.weight, std=0.5)
         for weight in (self.condition.weight, self.head.weight):
             nn.init.normal_(weight, std=0.02)
 

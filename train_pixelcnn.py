@@ -30,7 +30,7 @@ OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the training and of the test part; 0: all
-EPOCHS = "auto"           # passes over the training codes; "auto": 4, or more for 40 steps a position, up to 10,000
+EPOCHS = "auto"           # passes over the training codes; "auto": 4, or more for 30 steps a position, up to 10,000
 BATCH_SIZE = "auto"       # grids of codes a step, over all processes together; "auto": about 2,048 codes, 4 to 32 grids
 LEARNING_RATE = 3e-3      # the highest, of AdamW; it rises briefly, and at the end falls to 0
 WEIGHT_DECAY = 0.01       # of AdamW: how strongly weights are drawn towards 0
@@ -80,16 +80,23 @@ def fit_to(args: argparse.Namespace, count: int, positions: int) -> None:
         if getattr(args, name) == "auto":
             setattr(args, name, value)
     if args.EPOCHS == "auto":
-        args.EPOCHS = auto_epochs(4, 40 * positions, math.ceil(count / args.BATCH_SIZE))
+        args.EPOCHS = auto_epochs(4, 30 * positions, math.ceil(count / args.BATCH_SIZE))
 
 
-def embed_vectors(embedding: nn.Embedding, vectors: Tensor) -> None:
-    """Start the embeddings (K, C) of the codes as a random projection of their vectors (K, D): codes that decode to
-    similar patches are then similar to the prior. The scale of the embeddings stays.
+def last_layer(model: nn.Module) -> nn.Module:
+    """The layer of a prior that makes the logits."""
+    return [module for module in model.head.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
+
+
+@torch.no_grad()
+def start_from_codebook(model: nn.Module, vectors: Tensor) -> None:
+    """Start the embeddings of the codes, and the weights of their logits, as random projections of their vectors
+    (K, D): codes that decode to similar patches are then similar to the prior. The scale of the weights stays.
     """
-    with torch.no_grad():
-        projected = (vectors - vectors.mean(0)).cpu() @ torch.randn(vectors.shape[1], embedding.embedding_dim)
-        embedding.weight.copy_(projected * (embedding.weight.std() / projected.std().clamp_min(1e-6)))
+    centred = (vectors - vectors.mean(0)).cpu()
+    for weight in (model.embedding.weight, last_layer(model).weight):
+        projected = centred @ torch.randn(centred.shape[1], weight.shape[1])
+        weight.copy_((projected * (weight.std() / projected.std().clamp_min(1e-6))).view_as(weight))
 
 
 def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
@@ -97,9 +104,8 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Op
     if args.OPTIMIZER == "adam":
         return AdamW(model.parameters(), args.LEARNING_RATE, BETAS, args.WEIGHT_DECAY)
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    last = [module for module in model.head.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
     return Muon(model.parameters(), args.LEARNING_RATE, betas=BETAS, weight_decay=args.WEIGHT_DECAY,
-                adam=[*tables, last.weight])
+                adam=[*tables, last_layer(model).weight])
 
 
 def main(args: argparse.Namespace) -> None:
@@ -121,7 +127,7 @@ def main(args: argparse.Namespace) -> None:
     fit_to(args, count, positions)
     network, config = PRIORS[args.PRIOR]
     model = network(configure(config, args, num_codes=num_codes, num_classes=num_classes))
-    embed_vectors(model.embedding, vqvae.quantizer.vectors())
+    start_from_codebook(model, vqvae.quantizer.vectors())
     model.to(device, memory_format=torch.channels_last)
     fast.speed_up(model)
     optimizer = make_optimizer(model, args)

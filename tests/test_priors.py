@@ -86,16 +86,18 @@ def test_the_class_reaches_every_place(prior):
         assert ((one - other).abs().amax((0, 1)) > 1e-4).all()
 
 
-def test_embeddings_start_as_near_one_another_as_the_vectors_of_the_codes():
+@pytest.mark.parametrize("prior", PRIORS)
+def test_codes_start_as_near_one_another_as_their_vectors(prior):
     torch.manual_seed(0)
-    vectors = torch.randn(40, 32)
+    model, vectors = MAKE[prior](), torch.randn(7, 32)
     vectors[1] = vectors[0] + 0.01
-    embedding = torch.nn.Embedding(40, 64)
-    scale = embedding.weight.std().item()
-    train_pixelcnn.embed_vectors(embedding, vectors)
-    assert embedding.weight.std().item() == pytest.approx(scale, rel=1e-4)
-    near, far = torch.cdist(vectors, vectors)[0, 1:3], torch.cdist(embedding.weight, embedding.weight)[0, 1:3]
-    assert far[0] < 0.05 * far[1] and near[0] < 0.05 * near[1]
+    weights = [model.embedding.weight, train_pixelcnn.last_layer(model).weight]
+    scales = [weight.std().item() for weight in weights]
+    train_pixelcnn.start_from_codebook(model, vectors)
+    for weight, scale in zip(weights, scales):
+        assert len(weight) == 7 and weight.std().item() == pytest.approx(scale, rel=1e-4)
+        near, far = torch.cdist(weight.flatten(1), weight.flatten(1))[0, 1:3]
+        assert near < 0.1 * far
 
 
 @torch.no_grad()
