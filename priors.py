@@ -11,7 +11,6 @@ Papers, cited by number in the code:
 [3] Radford et al., Language Models are Unsupervised Multitask Learners, 2019 (GPT-2: the norms come first)
 [4] Shazeer, Fast Transformer Decoding: One Write-Head is All You Need, 2019, arXiv:1911.02150
 [5] Henry et al., Query-Key Normalization for Transformers, 2020, arXiv:2010.04245
-[6] So et al., Primer: Searching for Efficient Transformers for Language Modeling, 2021, arXiv:2109.08668
 """
 from dataclasses import dataclass
 
@@ -119,8 +118,8 @@ class PixelSNAIL(PixelCNN):
 class TransformerBlock(nn.Module):
     """Attention to this position and all before it, then an MLP for each position, with the norms first [3].
 
-    Queries and keys have length 1 but for a factor that each head learns [5]. The MLP squares what its ReLU lets
-    through [6]. A new block changes nothing: the last matrices of both parts are zero.
+    Queries and keys have length 1, but for a factor that each head learns [5]. A new block changes nothing: the last
+    matrices of both parts are zero.
     """
 
     def __init__(self, hidden: int, heads: int, dropout: float):
@@ -132,9 +131,8 @@ class TransformerBlock(nn.Module):
         self.sharpness = nn.Parameter(torch.ones(heads, 1))
         self.out = nn.Linear(hidden, hidden)
         self.norm_2 = nn.LayerNorm(hidden)
-        self.widen = nn.Linear(hidden, 4 * hidden)
-        self.narrow = nn.Linear(4 * hidden, hidden)
-        for layer in (self.out, self.narrow):
+        self.mlp = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.ReLU(), nn.Linear(4 * hidden, hidden))
+        for layer in (self.out, self.mlp[2]):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -149,7 +147,7 @@ class TransformerBlock(nn.Module):
         """x: (B, N, C). Returns (B, N, C)."""
         attended = attend(*self.split(self.query_key_value(self.norm_1(x))), self.heads)
         x = x + F.dropout(self.out(attended), self.dropout, self.training)
-        return x + F.dropout(self.narrow(self.widen(self.norm_2(x)).relu().square()), self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training)
 
 
 @dataclass

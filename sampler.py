@@ -336,7 +336,7 @@ class TransformerSampler(Sampler):
         super().__init__(model, batch_size, width, *options)
         hidden, self.reach, device = model.config.hidden, model.config.kernel_size // 2, self.codes.device
         self.matrices = [[(layer.bias, layer.weight.T.contiguous()) for layer in
-                          (block.query_key_value, block.out, block.widen, block.narrow)] for block in model.blocks]
+                          (block.query_key_value, block.out, block.mlp[0], block.mlp[2])] for block in model.blocks]
         self.before = model.before.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous()  # matrix of a window
         # the embeddings of this row and of `reach` rows above it, with as many zero columns at either side
         self.rows = torch.zeros(self.inputs, hidden, self.reach + 1, width + 2 * self.reach, device=device)
@@ -368,7 +368,7 @@ class TransformerSampler(Sampler):
             query, key, value = block.split(torch.addmm(ask[0], block.norm_1(x), ask[1]))
             memory.add(place, key, value)
             x.add_(answer[0]).addmm_(memory.look_up(query, place + 1), answer[1])
-            torch.addmm(widen[0], block.norm_2(x), widen[1], out=self.wide).relu_().square_()
+            torch.addmm(widen[0], block.norm_2(x), widen[1], out=self.wide).relu_()
             x.add_(narrow[0]).addmm_(self.wide, narrow[1])
         self.logits = self.model.head(self.model.norm(x))
         embedded = self.model.embedding(self._draw(column))
