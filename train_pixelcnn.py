@@ -38,7 +38,7 @@ SEED = 0                  # of the weights and the order of the grids
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 PRIOR = "transformer"     # "transformer", "pixelcnn" or "pixelsnail" (a PixelCNN with attention between its layers)
 OPTIMIZER = "auto"        # "muon": matrices by Muon, the rest by Adam; "adam"; "auto": Muon for a transformer
-HIDDEN = "auto"           # channels (of either stack, where there are two); "auto": 128 for a transformer, else 64
+HIDDEN = "auto"           # channels (of either stack, where there are two); "auto": 96 for a transformer, else 64
 LAYERS = "auto"           # blocks of a transformer, or gated layers of the others; "auto": 4 or 6
 KERNEL_SIZE = 3           # of the masked convolutions, odd; a transformer begins with them
 HEADS = 4                 # of the attention, which share HIDDEN; a PixelCNN has none
@@ -74,7 +74,7 @@ def summarise(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
 def fit_to(args: argparse.Namespace, count: int, positions: int) -> None:
     """Set the constants that are "auto" from PRIOR, the number of training images and the codes of an image."""
     transformer = args.PRIOR == "transformer"
-    auto = {"BATCH_SIZE": min(count, max(4, min(32, 2048 // positions))), "HIDDEN": 128 if transformer else 64,
+    auto = {"BATCH_SIZE": min(count, max(4, min(32, 2048 // positions))), "HIDDEN": 96 if transformer else 64,
             "LAYERS": 4 if transformer else 6, "OPTIMIZER": "muon" if transformer else "adam"}
     for name, value in auto.items():
         if getattr(args, name) == "auto":
