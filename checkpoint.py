@@ -182,12 +182,15 @@ def unfinished(stored: dict[str, Any]) -> bool:
     return isinstance(state, dict) and state.get("finished") is False
 
 
-def check_images(stored: dict[str, Any], images: Tensor) -> None:
-    """UserError unless images (N, C, H, W) have the channels and size that the VQ-VAE was trained on."""
+def check_images(stored: dict[str, Any], images: Tensor, remedy: str = "") -> None:
+    """UserError unless images (N, C, H, W) have the channels and size that the VQ-VAE was trained on.
+
+    remedy: what to do about it, the end of the line.
+    """
     expected = tuple(stored["data"][name] for name in ("channels", "height", "width"))
     if tuple(images.shape[1:]) != expected:
         raise UserError("DATASET (--dataset): its images have {} channels and {}x{} pixels, the VQ-VAE was trained "
-                        "on {} channels and {}x{}".format(*images.shape[1:], *expected))
+                        "on {} channels and {}x{}{}".format(*images.shape[1:], *expected, remedy))
 
 
 def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[tuple[dict[str, Any], nn.Module]]:

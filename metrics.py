@@ -47,11 +47,12 @@ def similarity(original: np.ndarray, copy: np.ndarray) -> float:
 
 
 def ranks(values: Tensor, reference: Tensor) -> Tensor:
-    """The share of reference (M,) that is below each of values (N,), in [0, 1]; what is equal counts half. (N,)"""
+    """The share of reference (M,) that is below each of values (N,), in [0, 1]; what is equal counts half: (N,)
+    float64."""
     ordered = reference.double().sort().values
     values = values.double()
     below, up_to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
-    return (below + up_to) / (2 * len(reference))
+    return (below + up_to).double() / (2 * len(reference))
 
 
 def auroc(values: Tensor, reference: Tensor) -> float:

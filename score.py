@@ -72,7 +72,6 @@ SEED = 0                  # of the draws of restorations
 BATCH_SIZE = 64           # images at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
-SHOWN = 12                # images of a strip of scores.png
 # the scores of an image, larger for what the prior does not expect: how well each tells two sets apart is reported
 SCORES = ("bits", "window_bits", "unlikely_bits", "mse")
 
@@ -170,13 +169,10 @@ def find(args: argparse.Namespace, name: str, stored: dict) -> Found:
     """The images of the constant DATASET or AGAINST. UserError if the prior cannot score them."""
     found_in = argparse.Namespace(**vars(args) | {"DATASET": getattr(args, name), "LIMIT": 0})
     try:
-        found = testset.find(found_in, stored, args.CHANNELS)
-        found = found._replace(images=found.images[:args.LIMIT or None])
-        if not found.of_split:
-            checkpoint.check_images(stored, found.images)
+        found = testset.find(found_in, stored, args.CHANNELS, any_size=False)
     except UserError as error:
         raise UserError(str(error).replace("DATASET (--dataset)", f"{name} (--{name.lower()})")) from None
-    return found
+    return found._replace(images=found.images[:args.LIMIT or None])
 
 
 def validation_images(args: argparse.Namespace, stored: dict) -> Tensor:
@@ -204,23 +200,46 @@ def write_table(path: Path, rows: list[dict]) -> None:
         file.write(text.getvalue().encode(errors="surrogateescape"))
 
 
-def save_extremes(sets: dict[str, Found], coded: dict[str, Coded], side: int, highest: float, path: Path) -> None:
-    """Plot the most and the least likely images of each set, over the surprise of their codes up to `highest` bits."""
+def make_rows(name: str, found: Found, scores: dict[str, Tensor], first: int) -> list[dict]:
+    """The rows of the table for a set of images, called `name`, of which the first is in row `first`."""
+    columns = {key: column.tolist() for key, column in scores.items()}
+    return [{"image": first + i, "set": name, "path": found.files[i] if found.files else "",
+             **{key: f"{column[i]:.6g}" for key, column in columns.items()}} for i in range(len(found.images))]
+
+
+def draw_pictures(args: argparse.Namespace, vqvae: VQVAE, restorer: nn.Module, images: Tensor, surprises: Tensor,
+                  threshold: float, first: int) -> None:
+    """Write score_<i>.png of the least likely images of a set, i their row in the table, in which the set begins at
+    `first`. restorer: the prior that draws the codes of restorations. surprises: (N, grid height, grid width).
+    """
+    chosen = surprises.sum((1, 2)).argsort(descending=True)[:args.NUM_IMAGES]
+    images, surprises = images[chosen], surprises[chosen]
+    codes = encode(vqvae, images).to(next(vqvae.parameters()).device).long()
+    restored = restore(restorer, codes, (surprises > threshold).to(codes.device), args.SEED, args.BATCH_SIZE,
+                       args.TEMPERATURE, args.TOP_K, args.TOP_P)
+    for i, number in enumerate(chosen.tolist()):
+        copy, restoration = (vqvae.decode(grids[i:i + 1], *images.shape[2:])[0].cpu() for grids in (codes, restored))
+        figures.save_score(dataset.to_float(images[i]), copy, restoration, surprises[i], threshold,
+                           vqvae.config.downsample, Path(args.OUTPUT_DIR) / f"score_{first + number}.png")
+
+
+def save_extremes(sets: dict[str, Found], coded: dict[str, Coded], side: int, threshold: float, path: Path) -> None:
+    """Plot the most and the least likely images of each set, over the surprise of their codes."""
     strips = {}
     for name, part in coded.items():
         bits = part.surprise.sum((1, 2))
-        order = bits.argsort()
-        ends = {"the most likely": order[:SHOWN], "the least likely": order[-SHOWN:]} if len(order) > SHOWN else {
-            "all": order}
-        for end, chosen in ends.items():
+        order, count = bits.argsort(), figures.HEAT_IMAGES
+        few = len(order) <= count
+        for end, chosen in {"all": order}.items() if few else {"the most likely": order[:count],
+                                                               "the least likely": order[-count:]}.items():
             images = dataset.to_float(sets[name].images[chosen])
-            heat = figures.heat(images, part.surprise[chosen], side, highest)
-            empty = heat.new_ones(SHOWN - len(chosen), *heat.shape[1:])
+            heat = figures.heat(images, part.surprise[chosen], side, threshold)
+            empty = heat.new_ones(count - len(chosen), *heat.shape[1:])
             strips[f"{name}, {end}:\n{bits[chosen[0]]:.1f} to {bits[chosen[-1]]:.1f} bits"] = torch.cat(
                 [images.expand_as(heat), empty])
             strips[f"surprise of their codes\n({name}, {end})"] = torch.cat([heat, empty])
-    title = f"Images, from few bits to many, and the surprise of their codes: 0 dark, {highest:.1f} bits bright"
-    figures.save_strips(strips, title, path)
+    figures.save_strips(strips, "Images, from few bits to many, and the surprise of their codes: 0 dark, twice the "
+                                f"threshold of {threshold:.1f} bits and above bright", path)
 
 
 def tell_apart(scores: dict[str, dict[str, Tensor]]) -> list[dict]:
@@ -239,7 +258,8 @@ def main(args: argparse.Namespace) -> None:
     prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
     if prior["data"]["class_names"] and checkpoint.class_dropout(prior) == 0:
         again = checkpoint.command(args.OUTPUT_DIR, prior["stage"], "--resume", "never", "--overwrite")
-        raise UserError(f"{prior['stage']}.pt had a CLASS_DROPOUT of 0, so it cannot score without a class: {again}")
+        raise UserError(f"{prior['stage']}.pt had a CLASS_DROPOUT of 0, so it cannot score without a class: train one "
+                        f"that can with {again}")
     networks = Networks(vqvae, model.to(device), device, args.BATCH_SIZE)
     restorer = networks.prior  # what draws restorations: any prior that draw_grids takes
     args = checkpoint.fill(args, stored)
@@ -248,29 +268,18 @@ def main(args: argparse.Namespace) -> None:
     expected = expect(code(networks, validation_images(args, stored), "scoring validation images"), args.THRESHOLD)
     coded = {name: code(networks, found.images, f"scoring {name}") for name, found in sets.items()}
     scores = {name: score(part, expected, size, args.WINDOW, side) for name, part in coded.items()}
-    highest = max(float(part.surprise.max()) for part in coded.values())
-
     output = Path(args.OUTPUT_DIR)
     files.remove(output, "score_*.png")  # of an earlier call
+    files.remove(output, "auroc.csv")
     rows = []
     for name, found in sets.items():
-        chosen = scores[name]["bits"].argsort(descending=True)[:args.NUM_IMAGES]
-        surprises, codes = coded[name].surprise[chosen], encode(vqvae, found.images[chosen]).long()
-        restored = restore(restorer, codes, surprises > expected.threshold, args.SEED, args.BATCH_SIZE,
-                           args.TEMPERATURE, args.TOP_K, args.TOP_P).cpu()
-        for i, number in enumerate(chosen.tolist()):
-            copy, restoration = (vqvae.decode(grids[i:i + 1].to(device), *size)[0].cpu() for grids in (codes, restored))
-            figures.save_score(dataset.to_float(found.images[number]), copy, restoration, surprises[i],
-                               expected.threshold, side, highest, output / f"score_{len(rows) + number}.png")
-        columns = {key: column.tolist() for key, column in scores[name].items()}
-        rows += [{"image": len(rows) + number, "set": name, "path": found.files[number] if found.files else "",
-                  **{key: f"{column[number]:.6g}" for key, column in columns.items()}}
-                 for number in range(len(found.images))]
-        print("{}, {} images: {:.1f} bits, more than {:.0%} of the validation images take; MSE {:.5f}".format(
+        draw_pictures(args, vqvae, restorer, found.images, coded[name].surprise, expected.threshold, len(rows))
+        rows += make_rows(name, found, scores[name], len(rows))
+        print("{}, {} images: {:.1f} bits on average, a mean rank of {:.0%}, MSE {:.5f}".format(
             getattr(args, name), len(found.images), *(scores[name][key].double().mean().item()
                                                       for key in ("bits", "rank", "mse"))))
     write_table(output / "scores.csv", rows)
-    save_extremes(sets, coded, side, highest, output / "scores.png")
+    save_extremes(sets, coded, side, expected.threshold, output / "scores.png")
     print(f"unlikely codes: above {expected.threshold:.2f} bits, the quantile {args.THRESHOLD:g} of the validation "
           f"split's")
     wrote = [output / "scores.csv", output / "scores.png"]

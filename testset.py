@@ -37,17 +37,21 @@ def load(args: argparse.Namespace, stored: dict[str, Any], reading: Reading | No
     return data
 
 
-def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str) -> Found:
+def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str, any_size: bool = True) -> Found:
     """The images of DATASET: a test split, or all images of a file or of a folder that the VQ-VAE was not trained on,
-    of any size by IMAGE_SIZE, and in these channels: 1, 3 or "auto". UserError if there are none, or a split does not
-    fit.
+    brought to IMAGE_SIZE and these channels: 1, 3 or "auto". UserError if there are none, or they do not fit.
+
+    any_size: whether images of a file or such a folder fit whatever their size and channels; a test split never does.
     """
+    remedy = ": add --image-size {height}x{width} --channels {channels}".format_map(stored["data"])
     reading = Reading(**stored["data"]["reading"])._replace(image_size=args.IMAGE_SIZE)
     foreign = reading._replace(  # with the range of the training images, so that brightness is comparable
         channels=channels, value_range=stored["data"].get("value_range", "auto"))
     path = Path(args.DATASET)
     if path.is_file():
         images = decode.read(args.DATASET, foreign)
+        if not any_size:
+            checkpoint.check_images(stored, images, remedy)
         return Found(images, [args.DATASET] * len(images), of_split=False)
     learnt = Path(stored["data"]["dataset"])
     if path.is_dir() and args.DATASET not in ("glyphs", *dataset.TORCHVISION) and path.resolve() != learnt.resolve():
@@ -57,6 +61,8 @@ def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str) 
             except UserError:  # it need not have classes and splits; if there is more, this says it again
                 found = folder.load(args.DATASET, args.DATA_DIR, foreign._replace(classes="none"))
             images = found.images[:args.LIMIT or None]
+            if not any_size:
+                checkpoint.check_images(stored, images, remedy)
             print(f"DATASET (--dataset): {args.DATASET} has no test split of this run, its training images are not "
                   f"those of {learnt}: taking all {len(images)}; any that the VQ-VAE was trained on look better "
                   f"than they should", file=sys.stderr)
