@@ -385,7 +385,7 @@ def once(trained, tmp_path_factory):
     (place / "empty").mkdir()
     places = {"file": place / "file", "empty": place / "empty",
               "larger": write(place / "larger.png", noise(32, 20)),
-              "coloured": write(place / "coloured" / "0.png", noise(28, 28, 3)).parent}
+              "coloured": write(place / "coloured.png", noise(28, 28, 3))}
     return SimpleNamespace(renew=renew, places=places)
 
 
