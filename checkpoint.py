@@ -182,12 +182,15 @@ def unfinished(stored: dict[str, Any]) -> bool:
     return isinstance(state, dict) and state.get("finished") is False
 
 
-def check_images(stored: dict[str, Any], images: Tensor) -> None:
-    """UserError unless images (N, C, H, W) have the channels and size that the VQ-VAE was trained on."""
+def check_images(stored: dict[str, Any], images: Tensor, remedy: str = "") -> None:
+    """UserError unless images (N, C, H, W) have the channels and size that the VQ-VAE was trained on.
+
+    remedy: what to do about it, the end of the line.
+    """
     expected = tuple(stored["data"][name] for name in ("channels", "height", "width"))
     if tuple(images.shape[1:]) != expected:
         raise UserError("DATASET (--dataset): its images have {} channels and {}x{} pixels, the VQ-VAE was trained "
-                        "on {} channels and {}x{}".format(*images.shape[1:], *expected))
+                        "on {} channels and {}x{}{}".format(*images.shape[1:], *expected, remedy))
 
 
 def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[tuple[dict[str, Any], nn.Module]]:
@@ -258,17 +261,22 @@ def choose_classes(asked: str, prior: dict[str, Any]) -> tuple[list[int], str]:
     return [number], f"of class {number} ({names[number]})"
 
 
+def class_dropout(prior: dict[str, Any]) -> float | None:
+    """The CLASS_DROPOUT that a prior, of which this is the checkpoint, was trained with; None if it does not say."""
+    try:
+        return float(prior["training"]["constants"]["CLASS_DROPOUT"])
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
+
+
 def lacks_for_guidance(prior: dict[str, Any]) -> str:
     """What a prior, of which this is the checkpoint, lacks to be drawn from with guidance, which compares logits given
     a class with logits given none; "" if it has learnt both.
     """
-    try:
-        dropout = float(prior["training"]["constants"]["CLASS_DROPOUT"])
-    except (LookupError, TypeError, ValueError, OverflowError):  # it does not say
-        dropout = 0.5
+    dropout = class_dropout(prior)
     if not prior["data"]["class_names"]:
         return f"classes, and {prior['stage']}.pt learnt none: leave it at 1"
-    if not 0 < dropout < 1:
+    if dropout is not None and not 0 < dropout < 1:
         return f"a prior trained with CLASS_DROPOUT above 0 and below 1, and {prior['stage']}.pt had {dropout:g}"
     return ""
 

@@ -56,6 +56,16 @@ def cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def surprise(model: nn.Module, codes: Tensor, labels: Tensor) -> Tensor:
+    """-log2 p(code | codes before it, class), in bits, of every code of grids (B, H, W): float32 (B, H, W).
+
+    model: a prior in eval mode that predicts codes in raster order. labels: (B,), `num_classes` for no class.
+    """
+    codes = codes.long()
+    return F.cross_entropy(model(codes, labels).float(), codes, reduction="none") / math.log(2)
+
+
+@torch.no_grad()
 def nll_sums(model: nn.Module, codes: Tensor, labels: Tensor, indices: Sequence[Tensor]) -> dict[str, Tensor]:
     """How many of codes (N, H, W) the indices name, and their sum of negative log-likelihoods in nats per code."""
     model.eval()

@@ -76,6 +76,7 @@ class Data(NamedTuple):
     class_names: list[str]
     notes: Sequence[str] = ()  # lines: what a folder was taken for, where that is not plain
     value_range: str = "auto"  # black and white of a folder's samples wider than 8 bits, if it has any
+    test_files: Sequence[str] = ()  # the path of each test image's file within its folder; empty where there are none
 
     @property
     def class_counts(self) -> list[int]:
@@ -213,7 +214,7 @@ def from_folder(root: str, data_dir: str, limit: int, reading: Reading, output_d
         raise UserError(f"OUTPUT_DIR (--output-dir) is the folder of images itself: name another directory, such as "
                         f"{shlex.quote(str(Path(root) / 'output'))}")
     found = folder.load(root, data_dir, reading, output_dir)
-    images, labels, end, class_names, _, given, units, notes, value_range = found
+    images, labels, end, class_names, names, given, units, notes, value_range = found
     rows = {"validation": slice(0, given), "train": slice(given, end), "test": slice(end, len(images))}
     if limit and end < len(images):
         rows = {name: slice(part.start, min(part.start + limit, part.stop)) for name, part in rows.items()}
@@ -230,7 +231,8 @@ def from_folder(root: str, data_dir: str, limit: int, reading: Reading, output_d
     if len(splits["train"].images) < 2 or not all(len(split.images) for split in splits.values()):
         raise UserError(f"{root} and LIMIT (--limit) of {limit} leave {len(splits['train'].images)} images to train on "
                         f"and {len(splits['test'].images)} to test with: use at least 2 and 1")
-    return Data(splits["train"], splits["validation"], splits["test"], class_names, notes, value_range)
+    test_files = [names[i] for i in torch.arange(len(images))[rows["test"]].tolist()]
+    return Data(splits["train"], splits["validation"], splits["test"], class_names, notes, value_range, test_files)
 
 
 def hold_out(units: list[str], start: int, stop: int) -> dict[str, slice]:

@@ -30,6 +30,10 @@ LABEL_HEIGHT = 0.35     # two lines of text
 TITLE_HEIGHT = 0.3
 PICTURE_SIDE = 3        # `save_latents`: a picture with its colour bar
 HEADING_HEIGHT = 0.5    # the names of the columns
+HEAT = "inferno"        # `heat`, `save_score`: colours of surprise, from dark to bright ...
+HEAT_SHARE = 0.7        # ... how much of a pixel's colour they are ...
+HEAT_SCALE = 2          # ... and the surprise of the brightest, in units of the threshold
+HEAT_IMAGES = 12        # of a strip of scores.png
 PANEL_WIDTH = 5         # `save_curves`: a panel
 PANEL_HEIGHT = 3.4
 
@@ -161,6 +165,48 @@ def save_latents(images: Tensor, copies: Tensor, z_e: Tensor, z_q: Tensor, codes
                 axis.set_title(title)
             if title not in titles[:2]:
                 figure.colorbar(shown, ax=axis)
+    _save_figure(figure, path)
+
+
+def heat(images: Tensor, surprises: Tensor, side: int, threshold: float) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] under the colours of the surprise (N, h, w) of their codes: (N, 3, H, W).
+
+    side: pixels along a side of a code. threshold: half the surprise of the brightest colour, so that colours are
+    comparable between all images that one prior scores.
+    """
+    from matplotlib import colormaps
+    height, width = images.shape[2:]
+    shares = surprises / max(HEAT_SCALE * threshold, 1e-12)
+    colours = torch.from_numpy(colormaps[HEAT](shares.numpy())[..., :3]).float()
+    colours = colours.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :height, :width].permute(0, 3, 1, 2)
+    return (1 - HEAT_SHARE) * images + HEAT_SHARE * colours
+
+
+def save_score(image: Tensor, copy: Tensor, restoration: Tensor, surprise: Tensor, threshold: float, side: int,
+               path: Path) -> None:
+    """Plot an image, its reconstruction and its restoration, all (C, H, W) in [0, 1]; the error of the reconstruction
+    and how the restoration differs from it; and the surprise (h, w) of its codes as in `heat`, with those above the
+    threshold framed.
+    """
+    from matplotlib.patches import Rectangle
+    error, change = ((a - b).abs().mean(0, keepdim=True) for a, b in ((image, copy), (copy, restoration)))
+    surprise_title = "surprise in bits, framed: unlikely"
+    panels = {"original": image, "reconstruction": copy, "its error, absolute": error,
+              surprise_title: heat(image[None], surprise[None], side, threshold)[0],
+              "restoration": restoration, "what it changed": change}
+    figure = _figure(len(panels) * PICTURE_SIDE, HEADING_HEIGHT + PICTURE_SIDE, layout="constrained")
+    for axis, (title, picture) in zip(figure.subplots(1, len(panels)), panels.items()):
+        shown = axis.imshow(picture.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_axis_off()
+        axis.set_title(title, fontsize="medium")
+        if title == surprise_title:
+            shown.set(cmap=HEAT, clim=(0, HEAT_SCALE * threshold))  # of the bar: the picture has its colours already
+            figure.colorbar(shown, ax=axis, shrink=0.8, extend="max")
+            for row, column in (surprise > threshold).nonzero().tolist():
+                axis.add_patch(Rectangle((side * column - 0.5, side * row - 0.5), side, side, fill=False,
+                                         edgecolor="cyan", linewidth=1.2))
+        elif picture is error or picture is change:
+            figure.colorbar(shown, ax=axis, shrink=0.8)
     _save_figure(figure, path)
 
 

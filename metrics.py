@@ -43,6 +43,26 @@ def similarity(original: np.ndarray, copy: np.ndarray) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Of sets of numbers
+
+
+def ranks(values: Tensor, reference: Tensor) -> Tensor:
+    """The share of reference (M,) that is below each of values (N,), in [0, 1]; what is equal counts half: (N,)
+    float64."""
+    ordered = reference.double().sort().values
+    values = values.double()
+    below, up_to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+    return (below + up_to).double() / (2 * len(reference))
+
+
+def auroc(values: Tensor, reference: Tensor) -> float:
+    """Area under the ROC curve of telling values (N,) from reference (M,): the probability that one drawn from the
+    former is larger than one drawn from the latter (Mann-Whitney U / NM), where equal ones count half.
+    """
+    return ranks(values, reference).mean().item()
+
+
+# ---------------------------------------------------------------------------------------------------------
 # Of sets of features
 
 

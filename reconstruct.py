@@ -6,27 +6,20 @@ the grid `reconstructions.png`, originals over reconstructions, and `latents.png
 MSE, PSNR and SSIM are scikit-image's, of images in [0, 1] (data range 1).
 """
 import argparse
-import io
-import sys
-from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
 import torch
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio
-from torch import Tensor
 
 import checkpoint
 import dataset
-import decode
 import devices
 import figures
 import files
-import folder
 import testset
 from cli import UserError
 from cli import run as run_script
-from decode import Reading
 from metrics import SSIM_WINDOW, similarity
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
@@ -40,47 +33,6 @@ SEED = 0                  # of the choice of images
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
 
-def find_images(args: argparse.Namespace, stored: dict) -> Tensor:
-    """The uint8 images (N, C, H, W) of DATASET to choose from: a test split, or all images of a file or of a folder
-    that the VQ-VAE was not trained on, in its channels but of any size. UserError if they do not fit or are too few.
-    """
-    reading = Reading(**stored["data"]["reading"])._replace(image_size=args.IMAGE_SIZE)
-    path = Path(args.DATASET)
-    value_range = stored["data"].get("value_range", "auto")  # of the training images, so that brightness is comparable
-    if path.is_file():
-        return decode.read(args.DATASET, reading._replace(channels=stored["data"]["channels"], value_range=value_range))
-    learnt = Path(stored["data"]["dataset"])
-    if path.is_dir() and args.DATASET not in ("glyphs", *dataset.TORCHVISION) and path.resolve() != learnt.resolve():
-        # the channels as they were found then: for the folder of the training that changes no pixel
-        reading = reading._replace(channels=stored["data"]["channels"])
-        if not holds_training_images(args, stored):
-            reading = reading._replace(value_range=value_range)
-            try:
-                images = folder.load(args.DATASET, args.DATA_DIR, reading).images
-            except UserError:  # it need not have classes and splits; if there is more, this says it again
-                images = folder.load(args.DATASET, args.DATA_DIR, reading._replace(classes="none")).images
-            images = images[:args.LIMIT or None]
-            print(f"DATASET (--dataset): {args.DATASET} has no test split of this run, its training images are not "
-                  f"those of {learnt}: drawing from all {len(images)}; any that the VQ-VAE was trained on look better "
-                  f"than they should", file=sys.stderr)
-            return images
-        print(f"{args.DATASET} holds the training images of this run: drawing from its test split")
-    images = testset.load(args, stored, reading).test.images
-    testset.check_enough(images, args.NUM_IMAGES)
-    return images
-
-
-def holds_training_images(args: argparse.Namespace, stored: dict) -> bool:
-    """Whether a folder holds the images of the training under another path: it was moved, or is a copy."""
-    reading = Reading(**stored["data"]["reading"])._replace(channels=stored["data"]["channels"])
-    try:
-        with redirect_stderr(io.StringIO()):  # the images are loaded again for the reconstruction, which says it all
-            data = dataset.load(args.DATASET, args.DATA_DIR, stored["data"]["limit"], reading)
-    except UserError:  # not even a data set by the rules of the training
-        return False
-    return dataset.digest(data.train) == stored.get("images")
-
-
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
@@ -92,7 +44,9 @@ def main(args: argparse.Namespace) -> None:
     if args.LATENT_CHANNEL >= vqvae.config.code_dim:
         raise UserError(f"LATENT_CHANNEL (--latent-channel): there is no channel {args.LATENT_CHANNEL}, z_e has "
                         f"{vqvae.config.code_dim}")
-    images = find_images(args, stored)
+    images, _, of_split = testset.find(args, stored, stored["data"]["channels"])
+    if of_split:
+        testset.check_enough(images, args.NUM_IMAGES)
     chosen = testset.choose(images, args.NUM_IMAGES, args.SEED)
     output = Path(args.OUTPUT_DIR)
     files.remove(output, "reconstructed_image_*.png")  # of an earlier call

@@ -1,15 +1,28 @@
 """The images that a script works on after the training: loaded, checked against the VQ-VAE, and chosen."""
 import argparse
-from typing import Any
+import io
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import checkpoint
 import dataset
+import decode
+import folder
 from cli import UserError
 from dataset import Data
 from decode import Reading
+
+
+class Found(NamedTuple):
+    images: Tensor        # (N, C, H, W) uint8
+    files: Sequence[str]  # the path of each image's file; empty where images are of no files
+    of_split: bool        # whether they are a test split
 
 
 def load(args: argparse.Namespace, stored: dict[str, Any], reading: Reading | None = None) -> Data:
@@ -22,6 +35,54 @@ def load(args: argparse.Namespace, stored: dict[str, Any], reading: Reading | No
     data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading)
     checkpoint.check_images(stored, data.test.images)
     return data
+
+
+def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str, any_size: bool = True) -> Found:
+    """The images of DATASET: a test split, or all images of a file or of a folder that the VQ-VAE was not trained on,
+    brought to IMAGE_SIZE and these channels: 1, 3 or "auto". UserError if there are none, or they do not fit.
+
+    any_size: whether images of a file or such a folder fit whatever their size and channels; a test split never does.
+    """
+    remedy = ": add --image-size {height}x{width} --channels {channels}".format_map(stored["data"])
+    reading = Reading(**stored["data"]["reading"])._replace(image_size=args.IMAGE_SIZE)
+    foreign = reading._replace(  # with the range of the training images, so that brightness is comparable
+        channels=channels, value_range=stored["data"].get("value_range", "auto"))
+    path = Path(args.DATASET)
+    if path.is_file():
+        images = decode.read(args.DATASET, foreign)
+        if not any_size:
+            checkpoint.check_images(stored, images, remedy)
+        return Found(images, [args.DATASET] * len(images), of_split=False)
+    learnt = Path(stored["data"]["dataset"])
+    if path.is_dir() and args.DATASET not in ("glyphs", *dataset.TORCHVISION) and path.resolve() != learnt.resolve():
+        if not holds_training_images(args, stored):
+            try:
+                found = folder.load(args.DATASET, args.DATA_DIR, foreign)
+            except UserError:  # it need not have classes and splits; if there is more, this says it again
+                found = folder.load(args.DATASET, args.DATA_DIR, foreign._replace(classes="none"))
+            images = found.images[:args.LIMIT or None]
+            if not any_size:
+                checkpoint.check_images(stored, images, remedy)
+            print(f"DATASET (--dataset): {args.DATASET} has no test split of this run, its training images are not "
+                  f"those of {learnt}: taking all {len(images)}; any that the VQ-VAE was trained on look better "
+                  f"than they should", file=sys.stderr)
+            return Found(images, [str(path / name) for name in found.files[:len(images)]], of_split=False)
+        print(f"{args.DATASET} holds the training images of this run: taking its test split")
+        # the channels as they were found then: for the folder of the training that changes no pixel
+        reading = reading._replace(channels=stored["data"]["channels"])
+    data = load(args, stored, reading)
+    return Found(data.test.images, [str(path / name) for name in data.test_files], of_split=True)
+
+
+def holds_training_images(args: argparse.Namespace, stored: dict[str, Any]) -> bool:
+    """Whether a folder holds the images of the training under another path: it was moved, or is a copy."""
+    reading = Reading(**stored["data"]["reading"])._replace(channels=stored["data"]["channels"])
+    try:
+        with redirect_stderr(io.StringIO()):  # the images are loaded again, which says it all
+            data = dataset.load(args.DATASET, args.DATA_DIR, stored["data"]["limit"], reading)
+    except UserError:  # not even a data set by the rules of the training
+        return False
+    return dataset.digest(data.train) == stored.get("images")
 
 
 def check_enough(images: Tensor, wanted: int) -> None:

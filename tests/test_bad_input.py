@@ -11,13 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from images import noise, write
 
 import dataset
 import sampler
 from modules import VQVAE, VQVAEConfig
 
 SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
-           "evaluate", "ablation"]
+           "evaluate", "ablation", "score"]
 
 
 # ---- what can be wrong with a run's directory, a copy of that of the small finished run
@@ -178,7 +179,7 @@ def put(*path_and_value):
     return change
 
 
-V, P, A, G, C, R, S, E, B = SCRIPTS
+V, P, A, G, C, R, S, E, B, L = SCRIPTS
 AGAIN = ["--limit", "300", "--batch-size", "50", "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16",
          "--code-dim", "8", "--epochs", "2"]
 PRIOR = ["--prior", "pixelcnn", "--hidden", "16", "--layers", "2", "--batch-size", "50", "--epochs", "2"]
@@ -262,6 +263,21 @@ TABLE = [
     (C, ["--mask", "{file}"], None, 1, "cannot be decoded"),
     *[(script, ["--num-images", "100000"], None, 1, "NUM_IMAGES (--num-images) of 100000 is more than the")
       for script in (R, C)],
+    (L, ["--window", "0"], None, 2, "WINDOW (--window) must be at least 1, not 0"),
+    (L, ["--threshold", "1.5"], None, 2, "THRESHOLD (--threshold) must be at most 1, not 1.5"),
+    (L, ["--threshold", "auto"], None, 2, "THRESHOLD (--threshold) must be a number, not 'auto'"),
+    (L, ["--against", "nothing"], None, 1, "AGAINST (--against): no data set and no folder is called 'nothing'"),
+    (L, ["--against", "a\udcff"], None, 2, r"AGAINST (--against) must be text in UTF-8, not 'a\udcff'"),
+    (L, ["--num-images", "0"], None, 2, "NUM_IMAGES (--num-images) must be at least 1, not 0"),
+    (L, ["--dataset", "{file}"], None, 1, "cannot be decoded"),
+    *[(L, [flag, place], None, 1, f"{name} ({flag}): its images have {has} pixels, the VQ-VAE was trained on 1 "
+       "channels and 28x28: add --image-size 28x28 --channels 1")
+      for name, flag in (("DATASET", "--dataset"), ("AGAINST", "--against"))
+      for place, has in (("{larger}", "1 channels and 32x20"), ("{coloured}", "3 channels and 28x28"))],
+    *[(L, [flag, "{empty}"], None, 1, f"{name} ({flag}): there is no image in")
+      for name, flag in (("DATASET", "--dataset"), ("AGAINST", "--against"))],
+    (L, [], changed("pixelcnn.pt", put("training", "constants", "CLASS_DROPOUT", 0.0)), 1,
+     "pixelcnn.pt had a CLASS_DROPOUT of 0, so it cannot score without a class: train one that can with `python"),
     (E, ["--num-samples", "7"], None, 1, "images leave 7 to compare: at least 8 are needed"),
     (E, ["--classifier-epochs", "0"], None, 2, "CLASSIFIER_EPOCHS (--classifier-epochs) must be at least 1"),
     (E, ["--features", "none"], None, 2, "FEATURES (--features) must be one of auto, classes, self, not 'none'"),
@@ -279,19 +295,19 @@ TABLE = [
     (V, AGAIN, changed("vqvae.pt", put("training", "random", "cpu", torch.zeros(3))), 1, "cannot be continued from"),
     # checkpoints
     *[(script, [], lacking("vqvae.pt"), 1, "vqvae.pt does not exist: make it with `python train_vqvae.py --output-dir")
-      for script in (P, A, G, C, R, S, E, B)],
+      for script in (P, A, G, C, R, S, E, B, L)],
     *[(script, [], lacking("pixelcnn.pt"), 1, "pixelcnn.pt does not exist: make it with `python train_pixelcnn.py")
-      for script in (G, C, B)],
+      for script in (G, C, B, L)],
     *[(script, ["--prior", "transformer"], None, 1,
        "transformer.pt does not exist: make it with `python train_pixelcnn.py --prior transformer --output-dir")
-      for script in (G, C, B)],
+      for script in (G, C, B, L)],
     (G, [], changed("pixelcnn.pt", put("config", None)), 1,
      "the pixelcnn checkpoint describes no network of this code"),
     *[(script, [], cut("vqvae.pt", 0.7), 1, DAMAGED) for script in SCRIPTS],
     (V, ["--resume", "never"], cut("vqvae.pt", 0.7), 1, DAMAGED),
-    *[(script, [], cut("pixelcnn.pt", 0.99), 1, "pixelcnn.pt is damaged") for script in (G, B)],
+    *[(script, [], cut("pixelcnn.pt", 0.99), 1, "pixelcnn.pt is damaged") for script in (G, B, L)],
     *[(script, [], changed("vqvae.pt", put("config", None)), 1, "the vqvae checkpoint describes no network")
-      for script in (P, A, G, C, R, S, E, B)],
+      for script in (P, A, G, C, R, S, E, B, L)],
     (R, [], holding("vqvae.pt", b""), 1, DAMAGED),
     (R, [], holding("vqvae.pt", b"\x89PNG\r\n" + bytes(1000)), 1, DAMAGED),
     (S, [], instead("vqvae.pt", "vqvae_history.csv"), 1, DAMAGED),
@@ -322,7 +338,7 @@ TABLE = [
     (S, [], changed("vqvae.pt", put("data", "height", 10**9)), 1, "does not say what images it was trained on"),
     (R, [], changed("vqvae.pt", put("data", {})), 1, "does not say what images it was trained on"),
     *[(script, [], changed("vqvae.pt", retrained), 1, "learnt the codes of another vqvae.pt")
-      for script in (G, C, B)],
+      for script in (G, C, B, L)],
     (G, [], changed("pixelcnn.pt", put("vqvae", "0" * 64)), 1, "learnt the codes of another vqvae.pt"),
     (G, [], changed("pixelcnn.pt", put("grid", [10**6, 10**6])), 1, "learnt the codes of another vqvae.pt"),
     (P, PRIOR, changed("vqvae.pt", retrained), 1, "vqvae.pt changed since the run in"),
@@ -334,7 +350,7 @@ TABLE = [
     (P, ["--dataset", "cifar10"], no_downloads, 1, "cifar10 is not in"),
     (R, ["--dataset", "cifar10"], no_torchvision, 1, "needs a torchvision that fits"),
     *[(script, [], images_of(3, 28), 1, "its images have 3 channels and 28x28 pixels, the VQ-VAE was trained on 1")
-      for script in (R, C, A, E)],
+      for script in (R, C, A, E, L)],
     (C, ["--class-given"], images_of(1, 28), 1, "CLASS_GIVEN (--class-given): the classes of DATASET are not those"),
     *[(script, [], images_of(1, 28), 1, "DATASET (--dataset): its classes are not those that pixelcnn.pt learnt")
       for script in (E, B)],
@@ -368,7 +384,11 @@ def once(trained, tmp_path_factory):
         for name in ("vqvae.pt", "pixelcnn.pt", "vqvae_history.csv"):
             shutil.copy(trained / name, place / "run")
         return place / "run"
-    return SimpleNamespace(renew=renew, file=place / "file")
+    (place / "empty").mkdir()
+    places = {"file": place / "file", "empty": place / "empty",
+              "larger": write(place / "larger.png", noise(32, 20)),
+              "coloured": write(place / "coloured.png", noise(28, 28, 3))}
+    return SimpleNamespace(renew=renew, places=places)
 
 
 @pytest.mark.parametrize("name, change", [("vqvae.pt", put("config", "downsample", "4")),
@@ -392,7 +412,7 @@ def test_bad_input_is_one_line(script, once, data_dir, monkeypatch, row):
     if damage:
         damage(run, monkeypatch)
     before = {path.name: path.read_bytes() for path in run.glob("*.pt") if path.is_file()}
-    flags = [flag.format(file=once.file) for flag in flags]
+    flags = [flag.format(**once.places) for flag in flags]
     given = [] if "--output-dir" in flags else ["--output-dir", run]
     data = ["--data-dir", data_dir] if name == V else []
     outcome = script(name, *data, *given, *flags)

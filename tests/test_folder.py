@@ -19,7 +19,7 @@ import decode
 import figures
 import folder
 import layout
-import reconstruct
+import testset
 import train_vqvae
 from cli import UserError
 from decode import Reading
@@ -619,7 +619,7 @@ def test_reconstruct_takes_the_test_split_of_the_folder_that_was_learnt_whatever
     for path in (str(root), f"{root}/", "images", "./images/../images"):
         args = argparse.Namespace(DATASET=path, DATA_DIR=str(tmp_path / "data"), LIMIT=0, IMAGE_SIZE="auto",
                                   NUM_IMAGES=1)
-        assert len(reconstruct.find_images(args, stored)) == tests < 60
+        assert len(testset.find(args, stored, 1).images) == tests < 60
 
 
 def test_constants_may_be_numbers_where_flags_are_text():

@@ -19,8 +19,8 @@ import dataset
 import folder
 import layout
 import look
-import reconstruct
 import summary
+import testset
 from cli import UserError
 from decode import Reading
 
@@ -426,7 +426,7 @@ def test_reconstruct_finds_the_test_split_of_a_moved_folder_or_says_that_it_cann
         args = argparse.Namespace(**{"DATASET": str(path), "DATA_DIR": str(tmp_path / "data"), "LIMIT": 0,
                                      "IMAGE_SIZE": "auto", "NUM_IMAGES": 1} | more)
         capfd.readouterr()
-        return reconstruct.find_images(args, stored), capfd.readouterr()
+        return testset.find(args, stored, 1).images, capfd.readouterr()
     shutil.move(root, tmp_path / "moved" / "images")
     images, said = found(tmp_path / "moved")
     assert torch.equal(images, data.test.images) and "test split" in said.out

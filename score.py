@@ -1,0 +1,296 @@
+"""Score images: how unlikely each is under the prior, and where.
+
+Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR. Writes `scores.csv`, a row for each image;
+`scores.png`, the most and the least likely, over the surprise of their codes; `score_<i>.png` for the NUM_IMAGES least
+likely of a set, i their row in the table; and with AGAINST `auroc.csv`, how well each score tells the sets apart.
+
+The surprise of a code is -log2 p(code | codes before it), in bits and without a class. The columns of the table:
+    bits             of the image: the sum over its codes, -log2 p(codes)
+    bits_per_pixel   the same over height times width of the original
+    rank             share of the validation images that take fewer bits; 1: none takes as many
+    window_bits      the highest mean surprise of WINDOW x WINDOW codes that are neighbours
+    unlikely_bits    the sum over the codes above the threshold alone ([1], the score of a sample)
+    unlikely_codes   how many they are
+    mse              error of the reconstruction, of pixels in [0, 1]
+    row, column      the middle of the most surprising code, in pixels from the top left corner
+A prior in raster order blames the first code that does not fit what is before it: what is strange may lie below it or
+to its right.
+
+The threshold is the quantile THRESHOLD of the surprise of all codes of the validation split. A restoration is the image
+decoded from the codes with those above the threshold drawn again and the others kept [1].
+
+Few bits do not make an image one of the training's kind: simple images can take fewer than those that were learnt [2].
+
+Papers, cited by number:
+[1] Marimont, Tarroni: Anomaly Detection through Latent Space Restoration using Vector-Quantized Variational
+    Autoencoders, 2020, arXiv:2012.06765
+[2] Nalisnick et al., Do Deep Generative Models Know What They Don't Know?, 2018, arXiv:1810.09136
+"""
+import argparse
+import csv
+import io
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import checkpoint
+import dataset
+import devices
+import figures
+import files
+import testset
+from cli import UserError
+from cli import run as run_script
+from codes import encode, surprise
+from decode import Reading
+from metrics import auroc, ranks
+from modules import VQVAE
+from sampler import draw_grids
+from testset import Found
+
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
+PRIOR = None              # the prior to score by; None: the one there, or of several that of best validation loss
+DATASET = None            # a data set, a folder or one image file; None: the data set of the training, its test split
+AGAINST = ""              # a second set, to be told from the first: a data set, a folder or a file; empty: none
+DATA_DIR = None           # where data sets are kept, or downloaded to
+LIMIT = None              # score the first N images of a set; 0: all
+IMAGE_SIZE = None         # of a folder's or a file's images, as in the training; "auto": their own; 64: brought to that
+CHANNELS = "auto"         # of the same; "auto": 1 if all are grey, or else 3; 1: made grey; 3: made RGB
+WINDOW = 3                # codes a side of the window of window_bits
+THRESHOLD = 0.95          # codes are unlikely above this quantile of the surprise of the validation split's codes
+NUM_IMAGES = 8            # images of a set with a picture of their own, the least likely
+TEMPERATURE = 1.0         # of restorations: divides the logits; 0: always the likeliest code
+TOP_K = 0                 # draw among the k likeliest codes; 0: all
+TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
+SEED = 0                  # of the draws of restorations
+BATCH_SIZE = 64           # images at once
+DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
+
+# the scores of an image, larger for what the prior does not expect: how well each tells two sets apart is reported
+SCORES = ("bits", "window_bits", "unlikely_bits", "mse")
+
+
+class Networks(NamedTuple):
+    vqvae: VQVAE
+    prior: nn.Module
+    device: torch.device
+    batch_size: int
+
+
+class Coded(NamedTuple):
+    """What the networks make of N images, on the host."""
+
+    surprise: Tensor  # (N, grid height, grid width), bits
+    mse: Tensor       # (N,) error of the reconstructions, of pixels in [0, 1]
+
+
+class Expected(NamedTuple):
+    """What the validation images are like."""
+
+    bits: Tensor      # (N,)
+    threshold: float  # bits above which a code is unlikely
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Scores
+
+
+@torch.no_grad()
+def code(networks: Networks, images: Tensor, description: str) -> Coded:
+    """Surprise and error of uint8 images (N, C, H, W). description: of the progress bar."""
+    surprises, errors = [], []
+    indices = torch.arange(len(images)).split(networks.batch_size)
+    bar = tqdm(dataset.batches(indices, networks.device, images), desc=description, total=len(indices), leave=False)
+    for [part] in bar:
+        originals = dataset.to_float(part)
+        codes = networks.vqvae.encode(originals)
+        copies = networks.vqvae.decode(codes, *originals.shape[2:])
+        surprises.append(surprise(networks.prior, codes, no_class(networks.prior, codes)).cpu())
+        errors.append((copies - originals).square().mean((1, 2, 3)).cpu())
+    return Coded(torch.cat(surprises), torch.cat(errors))
+
+
+def no_class(prior: nn.Module, codes: Tensor) -> Tensor:
+    """The labels (B,) that say "no class" to a prior, for grids of codes (B, H, W)."""
+    return torch.full((len(codes),), prior.num_classes, device=codes.device)
+
+
+def window_bits(surprises: Tensor, window: int) -> Tensor:
+    """The highest mean surprise of any window of window x window codes, or as large as the grid if that is smaller:
+    surprises (N, H, W) to (N,).
+    """
+    sides = [min(window, side) for side in surprises.shape[1:]]
+    return F.avg_pool2d(surprises[:, None], sides, 1).amax((1, 2, 3))
+
+
+def expect(coded: Coded, quantile: float) -> Expected:
+    """What the validation images are like; quantile: of the surprise of all their codes, which gives the threshold."""
+    # by numpy, as torch's takes at most 2^24 numbers
+    return Expected(coded.surprise.sum((1, 2)), float(np.quantile(coded.surprise.numpy(), quantile)))
+
+
+def score(coded: Coded, expected: Expected, size: tuple[int, int], window: int, side: int) -> dict[str, Tensor]:
+    """The columns of the table for N images of size (H, W), each (N,). side: pixels along a side of a code."""
+    height, width = size
+    bits = coded.surprise.sum((1, 2))
+    unlikely = coded.surprise > expected.threshold
+    most = coded.surprise.flatten(1).argmax(1)
+    columns = coded.surprise.shape[2]
+    return {"bits": bits, "bits_per_pixel": bits / (height * width), "rank": ranks(bits, expected.bits),
+            "window_bits": window_bits(coded.surprise, window),
+            "unlikely_bits": (coded.surprise * unlikely).sum((1, 2)), "unlikely_codes": unlikely.sum((1, 2)),
+            "mse": coded.mse,
+            "row": (side * (most // columns) + side // 2).clamp_max(height - 1),
+            "column": (side * (most % columns) + side // 2).clamp_max(width - 1)}
+
+
+def restore(prior: nn.Module, codes: Tensor, unlikely: Tensor, seed: int, batch_size: int, *options: float) -> Tensor:
+    """Codes (N, H, W) with those where `unlikely` (N, H, W) drawn again from a prior, given the others that it sees.
+
+    options: temperature, top_k and top_p of `make_sampler`.
+    """
+    parts = math.ceil(len(codes) / batch_size)
+    with tqdm(desc="restoring", total=parts * codes.shape[1], unit="row", leave=False) as bar:
+        return torch.cat(list(draw_grids(prior, no_class(prior, codes), codes.shape[1:], seed, batch_size, *options,
+                                         known=codes.masked_fill(unlikely, -1), on_row=bar.update)))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The sets of images
+
+
+def find(args: argparse.Namespace, name: str, stored: dict) -> Found:
+    """The images of the constant DATASET or AGAINST. UserError if the prior cannot score them."""
+    found_in = argparse.Namespace(**vars(args) | {"DATASET": getattr(args, name), "LIMIT": 0})
+    try:
+        found = testset.find(found_in, stored, args.CHANNELS, any_size=False)
+    except UserError as error:
+        raise UserError(str(error).replace("DATASET (--dataset)", f"{name} (--{name.lower()})")) from None
+    return found._replace(images=found.images[:args.LIMIT or None])
+
+
+def validation_images(args: argparse.Namespace, stored: dict) -> Tensor:
+    """The validation split of the VQ-VAE's training, which is also its prior's: from the data set that it names, or
+    from DATASET if that is its folder in another place.
+    """
+    learnt, moved = stored["data"]["dataset"], testset.holds_training_images
+    names = {"DATASET": args.DATASET if Path(args.DATASET).is_dir() and moved(args, stored) else learnt,
+             "LIMIT": stored["data"]["limit"]}
+    reading = Reading(**stored["data"]["reading"])._replace(channels=stored["data"]["channels"])
+    return testset.load(argparse.Namespace(**vars(args) | names), stored, reading).validation.images
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is written
+
+
+def write_table(path: Path, rows: list[dict]) -> None:
+    """Write rows, at least one, as CSV."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    with files.atomic(path) as file:
+        file.write(text.getvalue().encode(errors="surrogateescape"))
+
+
+def make_rows(name: str, found: Found, scores: dict[str, Tensor], first: int) -> list[dict]:
+    """The rows of the table for a set of images, called `name`, of which the first is in row `first`."""
+    columns = {key: column.tolist() for key, column in scores.items()}
+    return [{"image": first + i, "set": name, "path": found.files[i] if found.files else "",
+             **{key: f"{column[i]:.6g}" for key, column in columns.items()}} for i in range(len(found.images))]
+
+
+def draw_pictures(args: argparse.Namespace, vqvae: VQVAE, restorer: nn.Module, images: Tensor, surprises: Tensor,
+                  threshold: float, first: int) -> None:
+    """Write score_<i>.png of the least likely images of a set, i their row in the table, in which the set begins at
+    `first`. restorer: the prior that draws the codes of restorations. surprises: (N, grid height, grid width).
+    """
+    chosen = surprises.sum((1, 2)).argsort(descending=True)[:args.NUM_IMAGES]
+    images, surprises = images[chosen], surprises[chosen]
+    codes = encode(vqvae, images).to(next(vqvae.parameters()).device).long()
+    restored = restore(restorer, codes, (surprises > threshold).to(codes.device), args.SEED, args.BATCH_SIZE,
+                       args.TEMPERATURE, args.TOP_K, args.TOP_P)
+    for i, number in enumerate(chosen.tolist()):
+        copy, restoration = (vqvae.decode(grids[i:i + 1], *images.shape[2:])[0].cpu() for grids in (codes, restored))
+        figures.save_score(dataset.to_float(images[i]), copy, restoration, surprises[i], threshold,
+                           vqvae.config.downsample, Path(args.OUTPUT_DIR) / f"score_{first + number}.png")
+
+
+def save_extremes(sets: dict[str, Found], coded: dict[str, Coded], side: int, threshold: float, path: Path) -> None:
+    """Plot the most and the least likely images of each set, over the surprise of their codes."""
+    strips = {}
+    for name, part in coded.items():
+        bits = part.surprise.sum((1, 2))
+        order, count = bits.argsort(), figures.HEAT_IMAGES
+        few = len(order) <= count
+        for end, chosen in {"all": order}.items() if few else {"the most likely": order[:count],
+                                                               "the least likely": order[-count:]}.items():
+            images = dataset.to_float(sets[name].images[chosen])
+            heat = figures.heat(images, part.surprise[chosen], side, threshold)
+            empty = heat.new_ones(count - len(chosen), *heat.shape[1:])
+            strips[f"{name}, {end}:\n{bits[chosen[0]]:.1f} to {bits[chosen[-1]]:.1f} bits"] = torch.cat(
+                [images.expand_as(heat), empty])
+            strips[f"surprise of their codes\n({name}, {end})"] = torch.cat([heat, empty])
+    figures.save_strips(strips, "Images, from few bits to many, and the surprise of their codes: 0 dark, twice the "
+                                f"threshold of {threshold:.1f} bits and above bright", path)
+
+
+def tell_apart(scores: dict[str, dict[str, Tensor]]) -> list[dict]:
+    """How well each score tells AGAINST from DATASET: rows of score and AUROC, which is 0.5 for a score of no use."""
+    return [{"score": name, "auroc": f"{auroc(scores['AGAINST'][name], scores['DATASET'][name]):.4f}"}
+            for name in SCORES]
+
+
+@torch.no_grad()
+def main(args: argparse.Namespace) -> None:
+    device = devices.pick(args.DEVICE)
+    if not devices.is_main():
+        return
+    stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
+    vqvae = checkpoint.build(stored).to(device)
+    prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
+    if prior["data"]["class_names"] and checkpoint.class_dropout(prior) == 0:
+        again = checkpoint.command(args.OUTPUT_DIR, prior["stage"], "--resume", "never", "--overwrite")
+        raise UserError(f"{prior['stage']}.pt had a CLASS_DROPOUT of 0, so it cannot score without a class: train one "
+                        f"that can with {again}")
+    networks = Networks(vqvae, model.to(device), device, args.BATCH_SIZE)
+    restorer = networks.prior  # what draws restorations: any prior that draw_grids takes
+    args = checkpoint.fill(args, stored)
+    side, size = vqvae.config.downsample, (stored["data"]["height"], stored["data"]["width"])
+    sets = {name: find(args, name, stored) for name in ("DATASET", "AGAINST") if getattr(args, name)}
+    expected = expect(code(networks, validation_images(args, stored), "scoring validation images"), args.THRESHOLD)
+    coded = {name: code(networks, found.images, f"scoring {name}") for name, found in sets.items()}
+    scores = {name: score(part, expected, size, args.WINDOW, side) for name, part in coded.items()}
+    output = Path(args.OUTPUT_DIR)
+    files.remove(output, "score_*.png")  # of an earlier call
+    files.remove(output, "auroc.csv")
+    rows = []
+    for name, found in sets.items():
+        draw_pictures(args, vqvae, restorer, found.images, coded[name].surprise, expected.threshold, len(rows))
+        rows += make_rows(name, found, scores[name], len(rows))
+        print("{}, {} images: {:.1f} bits on average, a mean rank of {:.0%}, MSE {:.5f}".format(
+            getattr(args, name), len(found.images), *(scores[name][key].double().mean().item()
+                                                      for key in ("bits", "rank", "mse"))))
+    write_table(output / "scores.csv", rows)
+    save_extremes(sets, coded, side, expected.threshold, output / "scores.png")
+    print(f"unlikely codes: above {expected.threshold:.2f} bits, the quantile {args.THRESHOLD:g} of the validation "
+          f"split's")
+    wrote = [output / "scores.csv", output / "scores.png"]
+    if "AGAINST" in sets:
+        table = tell_apart(scores)
+        write_table(output / "auroc.csv", table)
+        wrote.append(output / "auroc.csv")
+        print(f"AUROC of telling {args.AGAINST} from {args.DATASET}:")
+        print("\n".join(f"    {row['score']:<15}{row['auroc']}" for row in table))
+    print(f"wrote {', '.join(map(str, wrote))}, and score_<i>.png of the least likely, i: their row in the table")
+
+
+if __name__ == "__main__":
+    run_script(main, globals())

@@ -1,0 +1,164 @@
+"""score.py: surprise, ranks and AUROC against the obvious sums, what is drawn again, and what the script writes."""
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_PIXELCNN, SMALL_VQVAE
+from images import noise, write, write_many
+from PIL import Image
+
+import checkpoint
+import codes
+import dataset
+import metrics
+import score
+
+FEW = ["--num-images", 2, "--limit", 20, "--device", "cpu"]
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    for name in ("vqvae.pt", "pixelcnn.pt"):
+        shutil.copy(trained / name, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def networks(trained):
+    stored = checkpoint.load(str(trained), "vqvae")
+    vqvae = checkpoint.build(stored)
+    return score.Networks(vqvae, checkpoint.load_prior(str(trained), stored)[1], torch.device("cpu"), 7)
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- numbers
+
+
+def test_auroc_and_ranks_count_pairs():
+    generator = torch.Generator().manual_seed(0)
+    values, reference = (torch.randint(0, 9, (count,), generator=generator) for count in (37, 52))  # many are equal
+    below = (values[:, None] > reference).double() + (values[:, None] == reference).double() / 2
+    torch.testing.assert_close(metrics.ranks(values, reference), below.mean(1))
+    assert metrics.auroc(values, reference) == pytest.approx(below.mean().item())
+    assert metrics.auroc(torch.tensor([2.0, 3.0]), torch.tensor([0.0, 1.0])) == 1
+    assert metrics.auroc(reference, reference) == pytest.approx(0.5)
+
+
+def test_surprise_is_minus_log2_of_the_probability_and_sums_to_the_likelihood(networks):
+    grids = torch.randint(0, 16, (3, 7, 7), generator=torch.Generator().manual_seed(0))
+    labels = score.no_class(networks.prior, grids)
+    bits = codes.surprise(networks.prior, grids, labels)
+    with torch.no_grad():
+        probabilities = networks.prior(grids, labels).softmax(1)
+    for i, row, column in ((0, 0, 0), (1, 3, 6), (2, 6, 2)):
+        expected = -probabilities[i, grids[i, row, column], row, column].log2()
+        assert bits[i, row, column].item() == pytest.approx(expected.item(), abs=1e-4)
+    nats = codes.nll_sums(networks.prior, grids, labels, [torch.arange(3)])["nll"].item() / 3 * 49
+    assert bits.sum((1, 2)).mean().item() == pytest.approx(nats / np.log(2), rel=1e-5)
+
+
+def test_coding_in_batches_is_coding_one_by_one(networks):
+    images = torch.from_numpy(np.stack([noise(28, 28, seed=i) for i in range(9)]))[:, None]
+    whole = score.code(networks, images, "")  # batches of 7 and 2
+    for i in range(9):
+        one = score.code(networks, images[i:i + 1], "")
+        torch.testing.assert_close(one.surprise[0], whole.surprise[i], atol=1e-4, rtol=1e-4)
+        original = dataset.to_float(images[i:i + 1])
+        copy = networks.vqvae(original).images.clamp(0, 1)
+        assert one.mse.item() == pytest.approx((copy - original).square().mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("window, expected", [(1, [8.0, 9.0]), (2, [6.0, 9.0]), (9, [4.0, 9.0])])
+def test_window_bits(window, expected):
+    surprises = torch.stack([torch.arange(9.0).view(3, 3), torch.full((3, 3), 9.0)])
+    torch.testing.assert_close(score.window_bits(surprises, window), torch.tensor(expected))
+
+
+def test_the_columns_of_an_image():
+    surprises = torch.tensor([[[1.0, 2, 0], [0, 5, 7]], [[0, 0, 0], [9, 0, 0]]])
+    expected = score.Expected(torch.tensor([8.0, 10, 20, 30]), threshold=4.0)
+    found = score.score(score.Coded(surprises, torch.tensor([0.1, 0.2])), expected, (5, 11), 1, 4)
+    wanted = {"bits": [15, 9], "bits_per_pixel": [15 / 55, 9 / 55], "rank": [0.5, 0.25], "window_bits": [7, 9],
+              "unlikely_bits": [12, 9], "unlikely_codes": [2, 1], "mse": [0.1, 0.2],
+              "row": [4, 4], "column": [10, 2]}  # the third column of codes is cut: 8 + 2 is its last pixel
+    assert {name: pytest.approx(column.tolist()) for name, column in found.items()} == wanted
+
+
+def test_the_threshold_is_the_quantile_of_all_codes():
+    expected = score.expect(score.Coded(torch.arange(101.0).view(1, 1, 101), torch.zeros(1)), 0.95)
+    assert expected.threshold == pytest.approx(95) and expected.bits.tolist() == [5050]
+
+
+def test_a_restoration_draws_the_unlikely_codes_and_no_other(networks):
+    grids = torch.randint(0, 16, (5, 7, 7), generator=torch.Generator().manual_seed(1))
+    unlikely = torch.rand(5, 7, 7, generator=torch.Generator().manual_seed(2)) < 0.3
+    restored = score.restore(networks.prior, grids, unlikely, 0, 2, 1.0, 0, 1.0)
+    assert torch.equal(restored[~unlikely], grids[~unlikely])
+    assert (restored[unlikely] != grids[unlikely]).float().mean() > 0.5
+    assert torch.equal(restored, score.restore(networks.prior, grids, unlikely, 0, 5, 1.0, 0, 1.0))
+
+
+# ---- the script
+
+
+def test_the_test_split_against_noise(script, run):
+    root = write_many(run / "noise", 9, 28, 28)
+    assert script("score", "--output-dir", run, *FEW).status == 0
+    alone = table(run / "scores.csv")
+    assert len(alone) == 20 and not (run / "auroc.csv").exists() and len(list(run.glob("score_*.png"))) == 2
+    outcome = script("score", "--output-dir", run, *FEW, "--against", root, "--batch-size", 5)
+    assert outcome.status == 0 and "AUROC of telling" in outcome.out
+    rows = table(run / "scores.csv")
+    assert [row["set"] for row in rows] == ["DATASET"] * 20 + ["AGAINST"] * 9
+    assert [row["path"] for row in rows[:20]] == [""] * 20
+    assert sorted(row["path"] for row in rows[20:]) == [str(root / f"{i:04d}.png") for i in range(9)]
+    assert [int(row["image"]) for row in rows] == list(range(29))
+    for row, before in zip(rows, alone):
+        assert float(row["bits"]) == pytest.approx(float(before["bits"]), rel=1e-4)
+    bits, ranks = ([float(row[name]) for row in rows] for name in ("bits", "rank"))
+    assert sorted(ranks) == [ranks[i] for i in np.argsort(bits)] and 0 <= min(ranks) < max(ranks) <= 1
+    areas = {row["score"]: float(row["auroc"]) for row in table(run / "auroc.csv")}
+    below = np.mean([bit > other for bit in bits[20:] for other in bits[:20]])
+    assert set(areas) == set(score.SCORES) and areas["bits"] == pytest.approx(below, abs=1e-4) and areas["mse"] == 1
+    least = {i for start, end in ((0, 20), (20, 29)) for i in np.argsort(bits[start:end])[-2:] + start}
+    assert {path.name for path in run.glob("score_*.png")} == {f"score_{i}.png" for i in least}
+    with Image.open(run / f"score_{max(least)}.png") as picture, Image.open(run / "scores.png") as strips:
+        assert picture.size[0] > 1000 and strips.size[0] > 1000
+    assert script("score", "--output-dir", run, *FEW).status == 0
+    assert not (run / "auroc.csv").exists()  # it is of an earlier call
+
+
+def test_one_image_and_images_brought_to_the_size(script, run):
+    image = write(run / "one.png", noise(40, 31, 3))
+    flags = ["--output-dir", run, *FEW, "--dataset", image]
+    assert script("score", *flags).status == 1
+    outcome = script("score", *flags, "--image-size", "28x28", "--channels", 1)
+    assert outcome.status == 0, outcome.err
+    [row] = table(run / "scores.csv")
+    assert row["path"] == str(image) and (run / "score_0.png").exists()
+    assert float(row["bits_per_pixel"]) == pytest.approx(float(row["bits"]) / 28 ** 2, rel=1e-4)
+
+
+def test_a_folder_that_was_learnt_wherever_it_is_now(script, tmp_path):
+    root, data = write_many(tmp_path / "images", 60, 12, 16, 3), ["--data-dir", tmp_path / "data"]
+    out = ["--output-dir", tmp_path / "run"]
+    assert script("train_vqvae", *SMALL_VQVAE, "--batch-size", 10, *out, *data, "--dataset", root).status == 0
+    assert script("train_pixelcnn", *SMALL_PIXELCNN, "--batch-size", 10, *out, "--sample-every", 0).status == 0
+    assert script("score", *out, "--num-images", 1).status == 0
+    rows = table(tmp_path / "run" / "scores.csv")
+    test = dataset.load(str(root), str(tmp_path / "data")).test.images
+    assert len(rows) == len(test) < 60
+    for row, image in zip(rows, test):
+        assert np.array_equal(np.asarray(Image.open(row["path"])), image.permute(1, 2, 0).numpy())
+    shutil.move(root, tmp_path / "moved")
+    outcome = script("score", *out, "--num-images", 1, "--dataset", tmp_path / "moved")
+    assert outcome.status == 0 and "taking its test split" in outcome.out, outcome.err
+    again = table(tmp_path / "run" / "scores.csv")
+    assert [row["bits"] for row in again] == [row["bits"] for row in rows]
+    assert all("moved" in row["path"] for row in again)
