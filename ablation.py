@@ -1,7 +1,8 @@
 """Replace the parts of generating one by one: is the prior needed, and what does sampling do?
 
 Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR. Writes `ablation.json`, the table, and
-`ablation.png`, a strip of images of every row. The rows, all decoded by the same VQ-VAE:
+`ablation.png`, a strip of images of every row, and the page `report.html` anew, as evaluate.py does. The rows, all
+decoded by the same VQ-VAE:
     the encoder's codes of the test images that every row is compared with, as an upper bound for any prior
     the prior sampled at several temperatures, and its likeliest code at every position (argmax)
     where it learnt classes: sampled with guidance of several strengths s, among the likeliest codes (TOP_P)
@@ -21,6 +22,7 @@ from cli import run as run_script
 from codes import distinct, draw_independent
 from judge import load_judge, load_subject
 from metrics import Inception
+from page import write_page
 from report import Row, make_rows, write_report
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
@@ -75,6 +77,7 @@ def main(args: argparse.Namespace) -> None:
         **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}})
     write_report(rows, subject.shown, subject.args, "ablation", "Is the prior needed, and what does sampling do?",
                  images_per_row=subject.count, classifier_accuracy=judge.accuracy)
+    print(f"wrote {write_page(args.OUTPUT_DIR)}")
 
 
 if __name__ == "__main__":
