@@ -23,7 +23,7 @@ from codes import distinct, draw_independent
 from judge import load_judge, load_subject
 from metrics import Inception
 from page import write_page
-from report import Row, make_rows, write_report
+from report import Progress, Row, write_report
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
 PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
@@ -69,12 +69,14 @@ def main(args: argparse.Namespace) -> None:
               if s == 1 or not lacks}
     if lacks and model.num_classes:
         print(f"no rows with guidance, it needs {lacks}")
-    rows = make_rows({
+    plan = {
         "real images": lambda: Row(subject.originals, judge.baseline),
         "the encoder's codes": lambda: decoded(subject.test_codes[subject.chosen], asked=True),
         **{name: partial(drawn, temperature) for name, temperature in temperatures.items()},
         **{name: partial(drawn, 1.0, args.TOP_P, s) for name, s in guided.items() if model.num_classes},
-        **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}})
+        **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}}
+    with Progress(dict.fromkeys(plan, 1)) as progress:
+        rows = progress.rows(plan)
     write_report(rows, subject.shown, subject.args, "ablation", "Is the prior needed, and what does sampling do?",
                  images_per_row=subject.count, classifier_accuracy=judge.accuracy)
     print(f"wrote {write_page(args.OUTPUT_DIR)}")

@@ -41,10 +41,21 @@ import summary
 from cli import UserError
 from cli import run as run_script
 from codes import bits_per_image, draw_independent, nll_sums, perplexity
-from judge import SSIM_IMAGES, Judge, Subject, errors, load_judge, load_subject, nearest_training_images
+from judge import (
+    NEAREST,
+    SSIM_IMAGES,
+    Judge,
+    Nearest,
+    Subject,
+    costs,
+    errors,
+    load_judge,
+    load_subject,
+    nearest_training_images,
+)
 from metrics import Images, Inception
 from page import write_page
-from report import Row, make_rows, write_report
+from report import Progress, Row, write_report
 from vae import VAE, kl
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and any priors and vae.pt
@@ -139,6 +150,13 @@ def plan(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Callable[
             **{name: partial(independent, name) for name in subject.independent}}
 
 
+def find_nearest(subject: Subject, rows: dict[str, Row]) -> dict[str, Nearest]:
+    """The training images nearest to the first images of every row, by one pass over them."""
+    compared = {name: torch.cat([row.images(index) for index in subject.spans(subject.compared)])
+                for name, row in rows.items()}
+    return nearest_training_images(compared, subject.data.train.images, subject.args.BATCH_SIZE)
+
+
 def save_nearest(subject: Subject, name: str, images: Images, nearest: Tensor, path: Path) -> None:
     """Plot images of a set over the training images of the indices `nearest`."""
     shown = subject.shown
@@ -167,10 +185,10 @@ def main(args: argparse.Namespace) -> None:
     inception = Inception(device) if args.INCEPTION else None  # first, as it may fail
     subject = load_subject(args, device, every=True, guidance=args.GUIDANCE)
     judge = load_judge(subject, inception)
-    rows = make_rows(plan(subject, judge, find_vae(args.OUTPUT_DIR, subject.stored)))
-    compared = {name: torch.cat([row.images(index) for index in subject.spans(subject.compared)])
-                for name, row in rows.items()}
-    nearest = nearest_training_images(compared, subject.data.train.images, args.BATCH_SIZE)
+    parts = plan(subject, judge, find_vae(args.OUTPUT_DIR, subject.stored))
+    with Progress(costs(subject, parts)) as progress:
+        rows = progress.rows(parts)
+        nearest = progress.run(NEAREST, lambda: find_nearest(subject, rows))
     for name, (distances, _) in nearest.items():
         rows[name].measures["nearest"] = distances.mean().item()
     bits = {name: rows[name].measures["bits_per_image"] for name in (*subject.priors, *subject.independent)}

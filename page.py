@@ -197,7 +197,8 @@ def _reconstructions(run: Path) -> list[str]:
     epoch = last.stem.removeprefix("epoch_").lstrip("0")
     return [_picture(last, "validation images over their reconstructions",
                      f"Validation images, below each its reconstruction after epoch {epoch} of the VQ-VAE. Good: no "
-                     f"pair can be told apart. What is lost here no prior can bring back.", "`train_vqvae.py` writes it")]
+                     f"pair can be told apart. What is lost here no prior can bring back.",
+                     "`train_vqvae.py` writes it")]
 
 
 def _samples(run: Path, evaluation: dict[str, Any] | None) -> list[str]:
