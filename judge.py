@@ -35,7 +35,7 @@ COMPARED = 1000       # images of a set, at most, whose nearest training image i
 SHOWN = 20            # images of a set in a figure
 # for the progress line of evaluate.py, in units of a row that no prior draws, fitted to MNIST and the default sizes:
 NEAREST = "nearest training images"  # looking for them ...
-SEARCHING = 8         # ... for all rows
+SEARCHING = 0.35      # ... for a row
 DRAWING = 1.6         # what a prior adds to a row, for as many weights as the VQ-VAE has
 
 
@@ -149,7 +149,8 @@ def costs(subject: Subject, rows: Iterable[str]) -> dict[str, float]:
     """About how long each row of evaluate.py and NEAREST take, relative to each other."""
     sizes = {name: sum(weight.numel() for weight in model.parameters())
              for name, model in (subject.priors | {"vqvae": subject.vqvae}).items()}
-    return {name: 1 + DRAWING * sizes.get(name, 0) / sizes["vqvae"] for name in rows} | {NEAREST: SEARCHING}
+    each = {name: 1 + DRAWING * sizes.get(name, 0) / sizes["vqvae"] for name in rows}
+    return each | {NEAREST: SEARCHING * len(each)}
 
 
 def class_by_class(labels: Tensor) -> Tensor:

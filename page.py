@@ -61,13 +61,13 @@ nav { margin: 1rem 0; line-height: 2 } nav a { margin-right: 1rem; white-space: 
 a { color: inherit }
 .soft, figcaption, dl { color: var(--soft); font-size: .9rem }
 .missing { border-left: 3px solid var(--line); padding-left: .7rem; color: var(--soft) }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .6rem; margin: 1.2rem 0 }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .6rem; margin: 1.2rem 0 }
 .facts div { background: var(--card); border-radius: 6px; padding: .6rem .8rem }
 .facts b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums }
 .facts span { color: var(--soft); font-size: .85rem }
 figure { margin: 1rem 0 1.6rem }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
-img { display: block; max-width: 100%; height: auto; background: #fff; margin: 0 auto }
+img { display: block; max-width: min(100%, 60rem); height: auto; background: #fff; margin: 0 auto }
 img.wide { min-width: 46rem }
 code { font-size: .9em }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }
@@ -171,7 +171,7 @@ def _settings(found: dict[str, dict], evaluation: dict[str, Any] | None) -> list
             "training": "not finished" if checkpoint.unfinished(stored) else "finished"}
         details.append(_constants_table(f"all constants of the training of {_title(stage)}", constants))
     if rows:
-        parts.append(_table("network", rows))
+        parts.append(_table("network", rows, ["weights", *SHOWN_FIRST, "training"]))
     if evaluation and isinstance(evaluation.get("constants"), dict):
         details.append(_constants_table("all constants of evaluate.py", evaluation["constants"]))
     return parts + details
@@ -226,12 +226,12 @@ def _measures(run: Path, content: dict[str, Any] | None, stem: str, script: str,
     notes = "".join(f"<dt>{_text(COLUMNS[name][0])}</dt><dd>{_text(NOTES[name][1])}"
                     f"{f' ({NOTES[name][0]} is better)' if NOTES[name][0] else ''}</dd>" for name in present)
     parts = [f'<p class="soft">{_text(count)} images a row; {_text(told)}.</p>' if count else "",
-             _table("", cells), f"<dl>{notes}</dl>"]
+             _table("", cells, list(heads.values())), f"<dl>{notes}</dl>"]
     if older := _older(run, f"{stem}.json"):
         parts.append(_missing(f"{stem}.json was written before {', '.join(older)}: {_by(run, script)} again to "
                               f"measure what is there now"))
     return parts + [_picture(run / f"{stem}.png", "strips of images, one for each row of the table",
-                             f"In columns the same test image or class, {seen}.", _by(run, script), wide=True)]
+                             f"In each column the same test image, or its class; {seen}.", _by(run, script), wide=True)]
 
 
 def _nearest(run: Path, evaluation: dict[str, Any] | None) -> list[str]:
@@ -327,9 +327,8 @@ def _embedded(path: Path) -> tuple[str, int, int]:
         return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", *picture.size
 
 
-def _table(corner: str, rows: dict[str, dict[str, object]]) -> str:
-    """Rows of cells by column, with the columns that any row has, in the order in which they first occur."""
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+def _table(corner: str, rows: dict[str, dict[str, object]], columns: list[str]) -> str:
+    """Rows of cells by column; a row may lack some."""
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in (corner, *columns))
     lines = "".join(f'<tr><th scope="row">{_text(title)}</th>'
                     + "".join(f"<td>{_text(row.get(name, ''))}</td>" for name in columns) + "</tr>"

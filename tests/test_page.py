@@ -102,16 +102,16 @@ def test_names_and_paths_are_text(full, tmp_path):
     content["data"]["dataset"] = content["training"]["constants"]["DATASET"] = f"x/{nasty}"
     torch.save(content, full / "vqvae.pt")
     stored = json.loads((full / "evaluation.json").read_text())
-    stored["rows"][nasty] = {"frechet": 1.0}
+    stored["rows"][nasty + "\udcff"] = {"frechet": 1.0}
     stored["best"] = stored["constants"]["SEED"] = nasty
     (full / "evaluation.json").write_text(json.dumps(stored))
     (full / "nearest.png").unlink()
-    moved = full.rename(tmp_path / (nasty.replace("/", "|") + "\udcff"))
+    moved = full.rename(tmp_path / nasty.replace("/", "|"))
     page.write_page(str(moved))
     found = read(moved)
     assert "script" not in {tag for tag, _ in found.elements}
     assert found.text.count("<script>alert('1')<") >= 5 and "&amp;lt;" not in (moved / "report.html").read_text()
-    assert f"x/{nasty}: images" in found.text and "|script> & \"b\"?" in found.text
+    assert f"x/{nasty}: images" in found.text and f"{nasty}?" in found.text
 
 
 def test_what_is_missing_is_named_with_its_command(tmp_path):
