@@ -46,7 +46,7 @@ class Progress:
 
     def run(self, name: str, make: Callable[[], Any]) -> Any:
         """Do a part and return what it makes."""
-        self.bar.set_description(f"{list(self.costs).index(name) + 1} of {len(self.costs)}, {name}")
+        self.bar.set_description_str(f"{list(self.costs).index(name) + 1} of {len(self.costs)}, {name}")
         made = make()
         self.bar.update(self.costs[name])
         return made

@@ -22,7 +22,7 @@ def test_parts_are_done_in_order_once_each_and_the_line_says_which(monkeypatch):
         def __init__(self, total, **_):
             self.total, self.n, self.said = total, 0, []
 
-        def set_description(self, text):
+        def set_description_str(self, text):
             self.said.append((text, self.n))
 
         def update(self, n):
