@@ -1,7 +1,8 @@
 """Replace the parts of generating one by one: is the prior needed, and what does sampling do?
 
 Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR. Writes `ablation.json`, the table, and
-`ablation.png`, a strip of images of every row. The rows, all decoded by the same VQ-VAE:
+`ablation.png`, a strip of images of every row, and the page `report.html` anew, as evaluate.py does. The rows, all
+decoded by the same VQ-VAE:
     the encoder's codes of the test images that every row is compared with, as an upper bound for any prior
     the prior sampled at several temperatures, and its likeliest code at every position (argmax)
     where it learnt classes: sampled with guidance of several strengths s, among the likeliest codes (TOP_P)
@@ -21,7 +22,8 @@ from cli import run as run_script
 from codes import distinct, draw_independent
 from judge import load_judge, load_subject
 from metrics import Inception
-from report import Row, make_rows, write_report
+from page import write_page
+from report import Progress, Row, write_report
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
 PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
@@ -67,14 +69,17 @@ def main(args: argparse.Namespace) -> None:
               if s == 1 or not lacks}
     if lacks and model.num_classes:
         print(f"no rows with guidance, it needs {lacks}")
-    rows = make_rows({
+    plan = {
         "real images": lambda: Row(subject.originals, judge.baseline),
         "the encoder's codes": lambda: decoded(subject.test_codes[subject.chosen], asked=True),
         **{name: partial(drawn, temperature) for name, temperature in temperatures.items()},
         **{name: partial(drawn, 1.0, args.TOP_P, s) for name, s in guided.items() if model.num_classes},
-        **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}})
+        **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}}
+    with Progress(dict.fromkeys(plan, 1)) as progress:
+        rows = progress.rows(plan)
     write_report(rows, subject.shown, subject.args, "ablation", "Is the prior needed, and what does sampling do?",
                  images_per_row=subject.count, classifier_accuracy=judge.accuracy)
+    print(f"wrote {write_page(args.OUTPUT_DIR)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Measure a run, each of its models and the baselines: one table, one figure.
 
 Reads `vqvae.pt` and whichever of `pixelcnn.pt`, `pixelsnail.pt`, `transformer.pt` and `vae.pt` OUTPUT_DIR holds.
-Writes `evaluation.json`, the table; `evaluation.png`, a strip of images of every row; `nearest.png`, samples over
-their nearest training images; and `classifier.pt`, kept for the same images and FEATURES.
+Writes `evaluation.json`, the table; `evaluation.png`, a strip of images of every row; of the prior of the fewest bits
+`nearest.png`, samples over their nearest training images, and `samples_by_class.png`; `codebook.png`, how often every
+code occurs; `report.html`, a page of all that the run's directory holds; and `classifier.pt`, kept for the same images
+and FEATURES.
 
 The columns of the table:
     bits/image   of the test split's codes under the prior, given the class where it learnt classes; of a VAE, the
@@ -35,12 +37,25 @@ from torch import Tensor
 import checkpoint
 import devices
 import figures
+import summary
 from cli import UserError
 from cli import run as run_script
 from codes import bits_per_image, draw_independent, nll_sums, perplexity
-from judge import SSIM_IMAGES, Judge, Subject, errors, load_judge, load_subject, nearest_training_images
+from judge import (
+    NEAREST,
+    SSIM_IMAGES,
+    Judge,
+    Nearest,
+    Subject,
+    costs,
+    errors,
+    load_judge,
+    load_subject,
+    nearest_training_images,
+)
 from metrics import Images, Inception
-from report import Row, make_rows, write_report
+from page import write_page
+from report import Progress, Row, write_report
 from vae import VAE, kl
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and any priors and vae.pt
@@ -135,11 +150,31 @@ def plan(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Callable[
             **{name: partial(independent, name) for name in subject.independent}}
 
 
+def find_nearest(subject: Subject, rows: dict[str, Row]) -> dict[str, Nearest]:
+    """The training images nearest to the first images of every row, by one pass over them."""
+    compared = {name: torch.cat([row.images(index) for index in subject.spans(subject.compared)])
+                for name, row in rows.items()}
+    return nearest_training_images(compared, subject.data.train.images, subject.args.BATCH_SIZE)
+
+
 def save_nearest(subject: Subject, name: str, images: Images, nearest: Tensor, path: Path) -> None:
     """Plot images of a set over the training images of the indices `nearest`."""
     shown = subject.shown
     strips = {name: images(shown), "nearest training images": subject.read(subject.data.train.images, nearest[shown])}
     figures.save_strips(strips, "Samples over the training images nearest to them (by pixels, L2)", path)
+
+
+def save_classes(subject: Subject, images: Images, path: Path) -> None:
+    """Plot images of a set of samples under the class that each was asked for, as many of each as of a data set."""
+    names = subject.data.class_names
+    if names:
+        each = summary.per_class(len(names))
+        rows = {f"{number} {name}": (subject.labels == number).nonzero()[:each, 0] for number, name in enumerate(names)}
+    else:
+        rows = {"": torch.arange(min(subject.count, summary.UNLABELLED))}
+    strips = {title: images(index).clamp(0, 1).mul(255).round().byte() for title, index in rows.items() if len(index)}
+    figures.save_labelled({title: (part, torch.arange(len(part))) for title, part in strips.items()}, path,
+                          summary.ACROSS, "vqvae-pixelcnn: samples")
 
 
 @torch.no_grad()
@@ -150,22 +185,24 @@ def main(args: argparse.Namespace) -> None:
     inception = Inception(device) if args.INCEPTION else None  # first, as it may fail
     subject = load_subject(args, device, every=True, guidance=args.GUIDANCE)
     judge = load_judge(subject, inception)
-    rows = make_rows(plan(subject, judge, find_vae(args.OUTPUT_DIR, subject.stored)))
-    compared = {name: torch.cat([row.images(index) for index in subject.spans(subject.compared)])
-                for name, row in rows.items()}
-    nearest = nearest_training_images(compared, subject.data.train.images, args.BATCH_SIZE)
+    parts = plan(subject, judge, find_vae(args.OUTPUT_DIR, subject.stored))
+    with Progress(costs(subject, parts)) as progress:
+        rows = progress.rows(parts)
+        nearest = progress.run(NEAREST, lambda: find_nearest(subject, rows))
     for name, (distances, _) in nearest.items():
         rows[name].measures["nearest"] = distances.mean().item()
+    bits = {name: rows[name].measures["bits_per_image"] for name in (*subject.priors, *subject.independent)}
+    best = min(bits, key=bits.get)
     counts = torch.bincount(subject.test_codes.flatten().long(), minlength=subject.vqvae.config.num_codes)
     codebook = {"codes": len(counts), "codes_used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
     write_report(rows, subject.shown, subject.args, "evaluation",
                  "Real images, their reconstructions, and samples of every model", images_per_row=subject.count,
-                 classifier_accuracy=judge.accuracy, **codebook,
+                 best=best, classifier_accuracy=judge.accuracy, **codebook,
                  ssim_images=min(SSIM_IMAGES, len(subject.data.test.images)))
-    bits = {name: rows[name].measures["bits_per_image"] for name in (*subject.priors, *subject.independent)}
-    best = min(bits, key=bits.get)
     path = Path(args.OUTPUT_DIR) / "nearest.png"
     save_nearest(subject, f"samples of {best}", rows[best].images, nearest[best].indices, path)
+    save_classes(subject, rows[best].images, path.with_name("samples_by_class.png"))
+    figures.save_shares(counts, path.with_name("codebook.png"))
     print("codebook: {codes_used} of {codes} codes in use on the test split, perplexity {perplexity:.1f}".format_map(
         codebook))
     print(f"fewest bits per image: {best}, {1 - bits[best] / bits['per-position marginal']:.0%} below the per-position "
@@ -174,6 +211,7 @@ def main(args: argparse.Namespace) -> None:
           "their reconstructions; wrote {}".format(
               rows[best].measures["nearest"], best, rows["real images"].measures["nearest"],
               rows["VQ-VAE reconstructions"].measures["nearest"], path))
+    print(f"wrote {write_page(args.OUTPUT_DIR)}: all of this on one page")
 
 
 if __name__ == "__main__":

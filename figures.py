@@ -227,6 +227,21 @@ def save_curves(history: list[dict[str, Any]], panels: dict[str, list[str]], pat
     _save_figure(figure, path)
 
 
+def save_shares(counts: Tensor, path: Path) -> None:
+    """Plot the share of every code in counts (K,), most frequent first, beside the share in even use."""
+    shares = counts.cpu().double().sort(descending=True).values / counts.sum().clamp_min(1).item()
+    figure = _figure(2 * PANEL_WIDTH, PANEL_HEIGHT, layout="constrained")
+    axis = figure.subplots()
+    axis.fill_between(range(1, len(shares) + 1), shares, step="mid", alpha=0.6, label="share of the code")
+    axis.axhline(1 / len(shares), color="black", linestyle="--", linewidth=1, label="even use")
+    axis.set(xlabel="codes, most frequent first", ylabel="share of all codes", xlim=(0.5, len(shares) + 0.5))
+    axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(lambda share, _: f"{share:.2%}")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save_figure(figure, path)
+
+
 def _figure(width: float, height: float, **options: Any) -> Any:
     """A matplotlib figure, in inches, that draws without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib is slow to import

@@ -6,7 +6,7 @@ Without classes the classifier learns what was done to an image: see classifier.
 `nearest_training_images` looks for copies of the training images in all sets at once.
 """
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -33,6 +33,10 @@ FEWEST = 8            # images of a set below which no distances are reported
 SSIM_IMAGES = 1000    # test images of which SSIM, which is slow, is the mean
 COMPARED = 1000       # images of a set, at most, whose nearest training image is looked for
 SHOWN = 20            # images of a set in a figure
+# for the progress line of evaluate.py, in units of a row that no prior draws, fitted to MNIST and the default sizes:
+NEAREST = "nearest training images"  # looking for them ...
+SEARCHING = 0.35      # ... for a row
+DRAWING = 1.6         # what a prior adds to a row, for as many weights as the VQ-VAE has
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -139,6 +143,14 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
     networks = {prior["stage"]: network.to(device) for prior, network in priors}
     independent = marginals(encode(vqvae, data.train.images), vqvae.config.num_codes)
     return Subject(args, device, stored, vqvae, networks, data, chosen, encode(vqvae, test), independent)
+
+
+def costs(subject: Subject, rows: Iterable[str]) -> dict[str, float]:
+    """About how long each row of evaluate.py and NEAREST take, relative to each other."""
+    sizes = {name: sum(weight.numel() for weight in model.parameters())
+             for name, model in (subject.priors | {"vqvae": subject.vqvae}).items()}
+    each = {name: 1 + DRAWING * sizes.get(name, 0) / sizes["vqvae"] for name in rows}
+    return each | {NEAREST: SEARCHING * len(each)}
 
 
 def class_by_class(labels: Tensor) -> Tensor:

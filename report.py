@@ -27,14 +27,33 @@ class Row(NamedTuple):
     measures: dict[str, float]
 
 
-def make_rows(plan: dict[str, Callable[[], Row]]) -> dict[str, Row]:
-    """The rows of a plan, made one after the other. A progress line names the row and estimates the time of all."""
-    with tqdm(plan.items(), unit="row", leave=False, disable=None) as bar:
-        rows = {}
-        for name, make in bar:
-            bar.set_description(name)
-            rows[name] = make()
-    return rows
+class Progress:
+    """A line that names the part of a script that runs, and estimates the time until all of its parts are done.
+
+    costs: how long each part takes, by name, relative to the others; how fast they go is taken from those done.
+    """
+
+    def __init__(self, costs: dict[str, float]):
+        self.costs = costs
+        self.bar = tqdm(total=sum(costs.values()), smoothing=0, leave=False, disable=None,
+                        bar_format="{desc}: {percentage:.0f}% of the whole, {elapsed} gone, about {remaining} left")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def run(self, name: str, make: Callable[[], Any]) -> Any:
+        """Do a part and return what it makes."""
+        self.bar.set_description_str(f"{list(self.costs).index(name) + 1} of {len(self.costs)}, {name}")
+        made = make()
+        self.bar.update(self.costs[name])
+        return made
+
+    def rows(self, plan: dict[str, Callable[[], Row]]) -> dict[str, Row]:
+        """The rows of a plan, made one after the other."""
+        return {name: self.run(name, make) for name, make in plan.items()}
 
 
 def write_report(rows: dict[str, Row], shown: Tensor, args: argparse.Namespace, stem: str, title: str,

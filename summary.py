@@ -44,8 +44,7 @@ def examples(data: Data) -> dict[str, tuple[Tensor, Tensor]]:
     """
     if not data.class_names:
         return {"": (data.train.images, spaced(len(data.train.images), UNLABELLED))}
-    found, most = {}, max(PER_CLASS)
-    each = next((each for classes, each in PER_CLASS.items() if len(data.class_names) <= classes), 1)
+    found, most, each = {}, max(PER_CLASS), per_class(len(data.class_names))
     for number, name in enumerate(data.class_names[:most]):
         for title, split in (("", data.train), ("validation only", data.validation), ("test only", data.test)):
             rows = (split.labels == number).nonzero()[:, 0]
@@ -54,6 +53,11 @@ def examples(data: Data) -> dict[str, tuple[Tensor, Tensor]]:
                 found[text] = split.images, rows[spaced(len(rows), each)]
                 break
     return found
+
+
+def per_class(classes: int) -> int:
+    """How many images of each class a picture of so many classes shows."""
+    return next((each for most, each in PER_CLASS.items() if classes <= most), 1)
 
 
 def spaced(count: int, most: int) -> Tensor:

@@ -75,8 +75,11 @@ def test_every_row_and_column(script, run):
     assert content["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-5)
     assert content["codes_used"] / content["codes"] == pytest.approx(expected["codes_used"])
     assert rows["VQ-VAE reconstructions"]["mse"] == pytest.approx(expected["mse"], rel=0.02)  # that one does not clip
-    for name in ("evaluation.png", "nearest.png"):
+    for name in ("evaluation.png", "nearest.png", "samples_by_class.png", "codebook.png"):
         Image.open(run / name).verify()
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert all(f">{name}</th>" in text for name in rows) and "no evaluation.json" not in text
+    assert f"New images of {content['best']}" in text and rows[content["best"]]["bits_per_image"] > 0
 
 
 def test_the_classifier_is_trained_once_for_the_same_images(script, run, tmp_path):
