@@ -2,7 +2,7 @@
 
 A checkpoint is a dict of tensors, numbers, texts, lists and dicts, saved by `torch.save` and loaded with
 `weights_only=True`, so nothing in a file can run. One directory is one run: `vqvae.pt`, and a file for each prior
-over its codes, `pixelcnn.pt`, `pixelsnail.pt` and `transformer.pt`.
+over its codes, `pixelcnn.pt`, `pixelsnail.pt`, `transformer.pt` and `masked.pt`.
 """
 import argparse
 import hashlib
@@ -204,8 +204,12 @@ def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[tuple[dict[str, 
     return found
 
 
-def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None) -> tuple[dict[str, Any], nn.Module]:
+def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None,
+               both_sides: bool = False) -> tuple[dict[str, Any], nn.Module]:
     """Read the prior `name` of a run's directory, or the one there: of several, that of the best validation loss.
+
+    A masked prior has no likelihood to be compared by: of several priors it is taken where none else is left, or where
+    codes are given on both sides of those to draw (both_sides), of which it alone makes full use.
 
     vqvae: the checkpoint, already built, whose codes it must have learnt: those of another one mean nothing to it.
     Returns checkpoint and network, as `build` makes it. UserError if there is none that learnt these codes.
@@ -216,7 +220,7 @@ def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None) 
         if not priors:
             raise UserError(f"no prior in {output_dir} is left: train one with "
                             f"{command(output_dir, 'pixelcnn', '--resume', 'never', '--overwrite')}")
-        return min(priors, key=lambda prior: validation_nll(prior[0]))
+        return min(priors, key=lambda prior: ((prior[0]["stage"] == "masked") != both_sides, validation_nll(prior[0])))
     stage = name or (there or ["pixelcnn"])[0]
     prior = load(output_dir, stage)
     network = build(prior)

@@ -1,12 +1,16 @@
 """Measure a run, each of its models and the baselines: one table, one figure.
 
-Reads `vqvae.pt` and whichever of `pixelcnn.pt`, `pixelsnail.pt`, `transformer.pt` and `vae.pt` OUTPUT_DIR holds.
+Reads `vqvae.pt` and whichever of `pixelcnn.pt`, `pixelsnail.pt`, `transformer.pt`, `masked.pt` and `vae.pt` OUTPUT_DIR
+holds.
 Writes `evaluation.json`, the table; `evaluation.png`, a strip of images of every row; `nearest.png`, samples over
 their nearest training images; and `classifier.pt`, kept for the same images and FEATURES.
 
 The columns of the table:
     bits/image   of the test split's codes under the prior, given the class where it learnt classes; of a VAE, the
                  divergence of its posterior from its prior
+    bits/hidden  in the place of bits/image, of a masked prior, which has no exact likelihood: the mean bits of one
+                 hidden code of the test split given the rest, where a mask hides 64% of the codes on average; not to
+                 be compared with bits/image
     MSE, PSNR    over the whole test split, of pixels clipped to [0, 1]; PSNR is that of the mean MSE
     SSIM         as reconstruct.py measures it, mean over the first 1,000 test images
     Frechet      distance to the test images, in the features of a small network that was trained on the training
@@ -35,9 +39,10 @@ from torch import Tensor
 import checkpoint
 import devices
 import figures
+import masked
 from cli import UserError
 from cli import run as run_script
-from codes import bits_per_image, draw_independent, nll_sums, perplexity
+from codes import bits_per_image, draw_independent, hidden_sums, nll_sums, perplexity
 from judge import SSIM_IMAGES, Judge, Subject, errors, load_judge, load_subject, nearest_training_images
 from metrics import Images, Inception
 from report import Row, make_rows, write_report
@@ -52,6 +57,7 @@ TEMPERATURE = 1.0         # divides the priors' logits: below 1 plays safe, abov
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
 TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
 GUIDANCE = 1.0            # above 1: a draw shows its class more clearly, and varies less, at twice the time; 1: none
+STEPS = 16                # rounds in which a masked prior draws a grid; 0: one for each code, as the other priors draw
 FEATURES = "auto"         # of images: learnt from "classes", or without them: "self"; "auto": from classes if any
 CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier that learns the classes
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
@@ -113,14 +119,18 @@ def plan(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Callable[
             return copies(subject.chosen[index])
         return Row(images, errors(subject, copies) | judge.measure(images, asked=True))
 
-    def sampled(images: Images, bits: float, asked: bool = False) -> Row:
-        return Row(images, {"bits_per_image": bits} | judge.measure(images, asked))
+    def sampled(images: Images, bits: float, asked: bool = False, column: str = "bits_per_image") -> Row:
+        return Row(images, {column: bits} | judge.measure(images, asked))
 
     def drawn(name: str) -> Row:
         model, codes, labels = subject.priors[name], subject.test_codes, subject.data.test.labels
-        nats = nll_sums(model, codes, labels, subject.spans(len(codes)))["nll"].item() / len(codes) * codes[0].numel()
-        images = subject.decoded(subject.draw(name, args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE))
-        return sampled(images, nats / math.log(2), asked=model.num_classes > 0)
+        codes_drawn = subject.draw(name, args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE, args.STEPS)
+        images, asked, spans = subject.decoded(codes_drawn), model.num_classes > 0, subject.spans(len(codes))
+        if name == "masked":
+            column = "bits_per_hidden_code"
+            return sampled(images, masked.summarise(hidden_sums(model, codes, labels, spans))[column], asked, column)
+        nats = nll_sums(model, codes, labels, spans)["nll"].item() / len(codes) * codes[0].numel()
+        return sampled(images, nats / math.log(2), asked)
 
     def independent(name: str) -> Row:
         probabilities = subject.independent[name]
@@ -162,17 +172,19 @@ def main(args: argparse.Namespace) -> None:
                  "Real images, their reconstructions, and samples of every model", images_per_row=subject.count,
                  classifier_accuracy=judge.accuracy, **codebook,
                  ssim_images=min(SSIM_IMAGES, len(subject.data.test.images)))
-    bits = {name: rows[name].measures["bits_per_image"] for name in (*subject.priors, *subject.independent)}
+    bits = {name: rows[name].measures["bits_per_image"] for name in (*subject.priors, *subject.independent)
+            if name != "masked"}
     best = min(bits, key=bits.get)
+    shown = "masked" if list(subject.priors) == ["masked"] else best
     path = Path(args.OUTPUT_DIR) / "nearest.png"
-    save_nearest(subject, f"samples of {best}", rows[best].images, nearest[best].indices, path)
+    save_nearest(subject, f"samples of {shown}", rows[shown].images, nearest[shown].indices, path)
     print("codebook: {codes_used} of {codes} codes in use on the test split, perplexity {perplexity:.1f}".format_map(
         codebook))
     print(f"fewest bits per image: {best}, {1 - bits[best] / bits['per-position marginal']:.0%} below the per-position "
           f"marginal")
     print("nearest training image, on average: {:.2f} away from samples of {}, {:.2f} from test images, {:.2f} from "
           "their reconstructions; wrote {}".format(
-              rows[best].measures["nearest"], best, rows["real images"].measures["nearest"],
+              rows[shown].measures["nearest"], shown, rows["real images"].measures["nearest"],
               rows["VQ-VAE reconstructions"].measures["nearest"], path))
 
 
