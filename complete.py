@@ -8,9 +8,10 @@ MASK says which codes of the grid are given, and so which pixels: those that the
 filled in before encoding, outwards from the given ones, so that none leaks through the encoder's receptive field. The
 whole grid of codes is decoded, so the given part of a completion is a reconstruction.
 
-A masked prior, `masked.pt`, draws each code knowing all given codes. The other priors draw in raster order: with the top
-given each code is drawn knowing all given codes, too, with another mask without those that come after it. So masked.pt
-is taken, where it is there and PRIOR does not say otherwise, if a given code comes after a hidden one.
+A masked prior, `masked.pt`, draws each code knowing all given codes. The other priors draw in raster order: with the
+top given, each code is drawn knowing all given codes; with another mask it is drawn without the given codes that come
+after it. So masked.pt, where it is there and PRIOR does not say otherwise, is taken if given codes come after hidden
+ones.
 
 A line says how well the prior foretells what is hidden: the bits that the hidden codes of an original take, on average,
 under the distribution from which the prior draws them, but for TEMPERATURE, TOP_K, TOP_P and GUIDANCE. With a masked
@@ -51,7 +52,7 @@ TEMPERATURE = 1.0         # divides the logits: below 1 plays safe, above 1 is b
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
 TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
 GUIDANCE = 1.0            # with CLASS_GIVEN, above 1: the rest shows its class more clearly, at twice the time; 1: none
-STEPS = 16                # rounds in which a masked prior draws the rest; 0: one for each code, as the other priors draw
+STEPS = 16                # rounds in which a masked prior draws the rest; 0: one for each code, as other priors draw
 SEED = 0                  # of the choice of images and of the draws: the same seed gives the same completions
 BATCH_SIZE = 64           # grids drawn, and images encoded, at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
