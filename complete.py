@@ -4,9 +4,9 @@ Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR. Writes `co
 completion of image i, and the grid `completions.png`, a row for each image: the original, its given part, and the
 completions.
 
-MASK says which codes of the grid are given, and so which pixels: those that these codes stand for. Hidden pixels are
-filled in before encoding, outwards from the given ones, so that none leaks through the encoder's receptive field. The
-whole grid of codes is decoded, so the given part of a completion is a reconstruction.
+MASK says which codes of the grid are given ("border": all but the center), and so which pixels: those that these codes
+stand for. Hidden pixels are filled in before encoding, outwards from the given ones, so that none leaks through the
+encoder's receptive field. The whole grid of codes is decoded, so the given part of a completion is a reconstruction.
 
 A masked prior, `masked.pt`, draws each code knowing all given codes. The other priors draw in raster order: with the
 top given, each code is drawn knowing all given codes; with another mask it is drawn without the given codes that come
@@ -44,7 +44,7 @@ PRIOR = None              # the prior to draw from; None: "masked" if there, but
 DATASET = None            # the data set whose test images are completed; None: that of the training
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # choose among the first N images; 0: all
-MASK = "top"              # what is given: "top", "bottom", "left", "right", "center" or an image file, white: given
+MASK = "top"              # given: "top", "bottom", "left", "right", "center", "border", or what an image file has white
 CLASS_GIVEN = False       # give the prior each image's label, too
 NUM_IMAGES = 8            # images to complete, drawn from the test split
 NUM_COMPLETIONS = 6       # completions of each
@@ -62,7 +62,7 @@ def read_mask(mask: str, height: int, width: int, side: int) -> Tensor:
     """A bool for each code: whether it is given. height, width: of the image; side: pixels a side that a code covers.
 
     mask "top", "bottom", "left" or "right" gives the codes whose centre lies in that half of the image; "center" those
-    whose centre lies in the middle half of both sides. An image file is made grey and resized to the image; it gives
+    whose centre lies in the middle half of both sides, "border" all others. An image file is made grey and resized to the image; it gives
     the codes of which every pixel is white. UserError for any other mask, and if no code or every code is given.
     """
     rows, columns = grid_size(height, width, side)
@@ -70,6 +70,7 @@ def read_mask(mask: str, height: int, width: int, side: int) -> Tensor:
     column = ((torch.arange(columns) + 0.5) * side / width).expand(rows, columns)
     areas = {"top": row < 0.5, "bottom": row > 0.5, "left": column < 0.5, "right": column > 0.5,
              "center": ((row - 0.5).abs() < 0.25) & ((column - 0.5).abs() < 0.25)}
+    areas["border"] = ~areas["center"]
     if mask in areas:
         given = areas[mask]
     elif Path(mask).is_file():

@@ -330,7 +330,7 @@ FEW = ["--num-images", 2, "--num-completions", 1]
 
 
 def test_it_is_drawn_from_where_codes_are_given_on_both_sides(script, run, tmp_path):
-    for mask in ("center", "bottom", "left", "right"):
+    for mask in ("border", "center", "bottom", "left", "right"):
         assert drawn_by(script, "complete", run, *FEW, "--mask", mask) == "masked"
     assert drawn_by(script, "complete", run, *FEW) == "pixelcnn"
     assert drawn_by(script, "complete", run, *FEW, "--mask", "center", "--prior", "pixelcnn") == "pixelcnn"
