@@ -62,8 +62,9 @@ def read_mask(mask: str, height: int, width: int, side: int) -> Tensor:
     """A bool for each code: whether it is given. height, width: of the image; side: pixels a side that a code covers.
 
     mask "top", "bottom", "left" or "right" gives the codes whose centre lies in that half of the image; "center" those
-    whose centre lies in the middle half of both sides, "border" all others. An image file is made grey and resized to the image; it gives
-    the codes of which every pixel is white. UserError for any other mask, and if no code or every code is given.
+    whose centre lies in the middle half of both sides, "border" all others. An image file is made grey and resized to
+    the image; it gives the codes of which every pixel is white. UserError for any other mask, and if no code or every
+    code is given.
     """
     rows, columns = grid_size(height, width, side)
     row = ((torch.arange(rows) + 0.5) * side / height).view(-1, 1).expand(rows, columns)

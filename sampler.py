@@ -64,7 +64,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
 class Sampler:
     """Draws batches of grids from one prior: `make_sampler` makes it once, and it is called for every batch.
 
-    A subclass computes the logits, code by code.
+    A subclass computes the logits, code by code, or draws whole grids in a way of its own.
     """
 
     def __init__(self, model: nn.Module, batch_size: int, width: int, temperature: float, top_k: int, top_p: float,
