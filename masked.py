@@ -177,7 +177,7 @@ def mirrored(base: int, count: int) -> tuple[Tensor, int]:
 def halton_order(height: int, width: int) -> Tensor:
     """The order in which codes are drawn: raster positions (height * width,), each once.
 
-    It follows the Halton sequence in bases 2 and 3 ([2], section 4), from its second point on, over the unit square; a
+    It follows the Halton sequence in bases 2 and 3 [2], from its second point on, over the unit square; a
     point in a cell that was visited before is passed over.
     """
     count, first = 4 * height * width, torch.empty(0)
