@@ -1,16 +1,19 @@
 """Replace the parts of generating one by one: is the prior needed, and what does sampling do?
 
-Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR. Writes `ablation.json`, the table, and
+Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR. Writes `ablation.json`, the table, and
 `ablation.png`, a strip of images of every row, and the page `report.html` anew, as evaluate.py does. The rows, all
 decoded by the same VQ-VAE:
     the encoder's codes of the test images that every row is compared with, as an upper bound for any prior
     the prior sampled at several temperatures, and its likeliest code at every position (argmax)
     where it learnt classes: sampled with guidance of several strengths s, among the likeliest codes (TOP_P)
+    of a masked prior: sampled in several numbers of rounds, also among the likeliest codes, with the time that it took
     independent codes: by their frequency at each position, by their frequency overall, uniform
 
-The columns are those of evaluate.py, and `distinct`: the number of different grids of codes over the number of grids.
+The columns are those of evaluate.py, and `distinct`: the number of different grids of codes over the number of grids;
+and `seconds`, wall time in which all grids of the row were drawn.
 """
 import argparse
+import time
 from functools import partial
 
 import torch
@@ -25,7 +28,7 @@ from metrics import Inception
 from page import write_page
 from report import Progress, Row, write_report
 
-OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
 PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
 DATASET = None            # the images to measure with; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to
@@ -33,7 +36,9 @@ LIMIT = None              # use only the first N images of the training and of t
 NUM_SAMPLES = 10_000      # images in every row; at most as many as the test split has
 TEMPERATURES = "0.7 1.0 1.3"  # at which the prior is sampled: they divide the logits
 GUIDANCES = "1 1.5 2 3"   # s with which the prior is sampled: GUIDANCE of generate.py, 1 is none
-TOP_P = 0.9               # of the draws with guidance; those at several temperatures are of the model as it is
+STEPS = 16                # rounds in which a masked prior draws a grid; 0: one for each code, as other priors draw
+STEP_COUNTS = "8 16 0"    # STEPS of the rows that compare them, of a masked prior
+TOP_P = 0.9               # of the draws with guidance and of STEP_COUNTS; those at TEMPERATURES are of the whole model
 FEATURES = "auto"         # of images: learnt from "classes", or without them: "self"; "auto": from classes if any
 CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier that learns the classes
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
@@ -58,8 +63,15 @@ def main(args: argparse.Namespace) -> None:
         images = subject.decoded(codes)
         return Row(images, judge.measure(images, asked) | {"distinct": distinct(codes)})
 
-    def drawn(temperature: float, top_p: float = 1.0, guidance: float = 1.0) -> Row:
-        return decoded(subject.draw(prior, temperature, 0, top_p, guidance), asked=model.num_classes > 0)
+    def drawn(temperature: float, top_p: float = 1.0, guidance: float = 1.0, steps: int = args.STEPS) -> Row:
+        return decoded(subject.draw(prior, temperature, 0, top_p, guidance, steps), asked=model.num_classes > 0)
+
+    def timed(steps: int) -> Row:
+        began = time.perf_counter()
+        codes = subject.draw(prior, 1.0, 0, args.TOP_P, 1.0, steps)
+        seconds = {"seconds": time.perf_counter() - began}
+        row = decoded(codes, asked=model.num_classes > 0)
+        return row._replace(measures=row.measures | seconds)
 
     def independent(probabilities: Tensor) -> Row:
         return decoded(draw_independent(probabilities, subject.count, args.SEED), asked=False)
@@ -69,11 +81,14 @@ def main(args: argparse.Namespace) -> None:
               if s == 1 or not lacks}
     if lacks and model.num_classes:
         print(f"no rows with guidance, it needs {lacks}")
+    counts = {f"{prior}, top p {args.TOP_P:g}, {steps or 'all'} rounds": steps
+              for steps in map(int, args.STEP_COUNTS.split()) if prior == "masked"}
     plan = {
         "real images": lambda: Row(subject.originals, judge.baseline),
         "the encoder's codes": lambda: decoded(subject.test_codes[subject.chosen], asked=True),
         **{name: partial(drawn, temperature) for name, temperature in temperatures.items()},
         **{name: partial(drawn, 1.0, args.TOP_P, s) for name, s in guided.items() if model.num_classes},
+        **{name: partial(timed, steps) for name, steps in counts.items()},
         **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}}
     with Progress(dict.fromkeys(plan, 1)) as progress:
         rows = progress.rows(plan)

@@ -2,7 +2,7 @@
 
 A checkpoint is a dict of tensors, numbers, texts, lists and dicts, saved by `torch.save` and loaded with
 `weights_only=True`, so nothing in a file can run. One directory is one run: `vqvae.pt`, and a file for each prior
-over its codes, `pixelcnn.pt`, `pixelsnail.pt` and `transformer.pt`.
+over its codes, `transformer.pt`, `pixelcnn.pt`, `pixelsnail.pt` and `masked.pt`.
 """
 import argparse
 import hashlib
@@ -31,6 +31,7 @@ FORMAT = "vqvae-pixelcnn"
 VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
 READING = Reading._fields
+DEFAULT_PRIOR = "transformer"  # PRIOR of train_pixelcnn.py
 # The network of each stage, and the dataclass of its sizes
 STAGES = {"vqvae": (VQVAE, VQVAEConfig), **PRIORS, "vae": (VAE, VAEConfig),
           "classifier": (Classifier, ClassifierConfig)}
@@ -53,7 +54,7 @@ def path_of(output_dir: str, stage: str) -> Path:
 def command(output_dir: str, stage: str, *more: str) -> str:
     """What a user types to make a stage's checkpoint, in backticks; more: further words of it."""
     script = ["train_pixelcnn.py"] if stage in PRIORS else [f"train_{stage}.py"]
-    if stage in PRIORS and stage != "pixelcnn":
+    if stage in PRIORS and stage != DEFAULT_PRIOR:
         script += ["--prior", stage]
     return f"`{shlex.join(['python', *script, '--output-dir', str(output_dir), *more])}`"
 
@@ -207,8 +208,12 @@ def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[tuple[dict[str, 
     return found
 
 
-def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None) -> tuple[dict[str, Any], nn.Module]:
+def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None,
+               both_sides: bool = False) -> tuple[dict[str, Any], nn.Module]:
     """Read the prior `name` of a run's directory, or the one there: of several, that of the best validation loss.
+
+    A masked prior has no likelihood to be compared by: of several priors it is taken where none else is left, or where
+    codes are given on both sides of those to draw (both_sides), of which it alone makes full use.
 
     vqvae: the checkpoint, already built, whose codes it must have learnt: those of another one mean nothing to it.
     Returns checkpoint and network, as `build` makes it. UserError if there is none that learnt these codes.
@@ -218,9 +223,9 @@ def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None) 
         priors = load_priors(output_dir, vqvae)
         if not priors:
             raise UserError(f"no prior in {output_dir} is left: train one with "
-                            f"{command(output_dir, 'pixelcnn', '--resume', 'never', '--overwrite')}")
-        return min(priors, key=lambda prior: validation_nll(prior[0]))
-    stage = name or (there or ["pixelcnn"])[0]
+                            f"{command(output_dir, DEFAULT_PRIOR, '--resume', 'never', '--overwrite')}")
+        return min(priors, key=lambda prior: ((prior[0]["stage"] == "masked") != both_sides, validation_nll(prior[0])))
+    stage = name or (there or [DEFAULT_PRIOR])[0]
     prior = load(output_dir, stage)
     network = build(prior)
     data, config = vqvae["data"], vqvae["config"]

@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 import dataset
 import devices
+import masked
+from masked import Masked
 from modules import VQVAE, grid_size
 
 PIXELS = 2**19  # that go through the encoder or the decoder at once
@@ -76,6 +78,28 @@ def nll_sums(model: nn.Module, codes: Tensor, labels: Tensor, indices: Sequence[
         part = part.long()
         totals["nll"] += cross_entropy(model(part, label), part) * len(part)
     return totals
+
+
+@torch.no_grad()
+def hidden_sums(model: Masked, codes: Tensor, labels: Tensor, indices: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Sums for `masked.summarise` of a masked prior in eval mode over the codes (N, H, W) that the indices name."""
+    hidden = masked.fixed_masks(len(codes), *codes.shape[1:])
+    parts = dataset.batches(indices, next(model.parameters()).device, codes, labels, hidden)
+    return {"hidden": sum(masked.terms(model, part.long(), *more)["hidden"] for part, *more in parts)}
+
+
+@torch.no_grad()
+def completion_bits(model: nn.Module, codes: Tensor, labels: Tensor, given: Tensor, steps: int) -> Tensor:
+    """What the codes (B, H, W) that are not given take in bits (B,), as a completion would draw them; given: (H, W).
+
+    A masked prior has each from the given codes and those of earlier rounds, of which there are `steps`; any other
+    prior from the codes before it in raster order, given or not.
+    """
+    if isinstance(model, Masked):
+        nats = masked.nats_in_rounds(model, codes, labels, given.expand_as(codes), steps)
+    else:
+        nats = F.cross_entropy(model(codes, labels), codes, reduction="none")[:, ~given].sum(1)
+    return nats / math.log(2)
 
 
 def marginals(codes: Tensor, num_codes: int) -> dict[str, Tensor]:

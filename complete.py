@@ -1,15 +1,21 @@
 """Complete images: a part of each is given, and the prior draws codes for the rest, several times.
 
-Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR. Writes `completion_<i>_<j>.png`, the j-th
+Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR. Writes `completion_<i>_<j>.png`, the j-th
 completion of image i, and the grid `completions.png`, a row for each image: the original, its given part, and the
 completions.
 
-MASK says which codes of the grid are given, and so which pixels: those that these codes stand for. Hidden pixels are
-filled in before encoding, outwards from the given ones, so that none leaks through the encoder's receptive field. The
-whole grid of codes is decoded, so the given part of a completion is a reconstruction.
+MASK says which codes of the grid are given ("border": all but the center), and so which pixels: those that these codes
+stand for. Hidden pixels are filled in before encoding, outwards from the given ones, so that none leaks through the
+encoder's receptive field. The whole grid of codes is decoded, so the given part of a completion is a reconstruction.
 
-The prior draws in raster order. With the top given, each code is drawn knowing all given codes; with another mask it is
-drawn without the given codes that come after it.
+A masked prior, `masked.pt`, draws each code knowing all given codes. The other priors draw in raster order: with the
+top given, each code is drawn knowing all given codes; with another mask it is drawn without the given codes that come
+after it. So masked.pt, where it is there and PRIOR does not say otherwise, is taken if given codes come after hidden
+ones.
+
+A line says how well the prior foretells what is hidden: the bits that the hidden codes of an original take, on average,
+under the distribution from which the prior draws them, but for TEMPERATURE, TOP_K, TOP_P and GUIDANCE. With a masked
+prior they depend on STEPS, as codes of one round do not know of each other.
 """
 import argparse
 from pathlib import Path
@@ -28,16 +34,17 @@ import files
 import testset
 from cli import UserError
 from cli import run as run_script
+from codes import completion_bits
 from decode import Reading
 from modules import grid_size, pad
 from sampler import draw_grids
 
-OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
-PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
+PRIOR = None              # the prior to draw from; None: "masked" if there, but with the top given the best other one
 DATASET = None            # the data set whose test images are completed; None: that of the training
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # choose among the first N images; 0: all
-MASK = "top"              # what is given: "top", "bottom", "left", "right", "center" or an image file, white: given
+MASK = "top"              # given: "top", "bottom", "left", "right", "center", "border", or what an image file has white
 CLASS_GIVEN = False       # give the prior each image's label, too
 NUM_IMAGES = 8            # images to complete, drawn from the test split
 NUM_COMPLETIONS = 6       # completions of each
@@ -45,6 +52,7 @@ TEMPERATURE = 1.0         # divides the logits: below 1 plays safe, above 1 is b
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
 TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
 GUIDANCE = 1.0            # with CLASS_GIVEN, above 1: the rest shows its class more clearly, at twice the time; 1: none
+STEPS = 16                # rounds in which a masked prior draws the rest; 0: one for each code, as other priors draw
 SEED = 0                  # of the choice of images and of the draws: the same seed gives the same completions
 BATCH_SIZE = 64           # grids drawn, and images encoded, at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
@@ -54,14 +62,16 @@ def read_mask(mask: str, height: int, width: int, side: int) -> Tensor:
     """A bool for each code: whether it is given. height, width: of the image; side: pixels a side that a code covers.
 
     mask "top", "bottom", "left" or "right" gives the codes whose centre lies in that half of the image; "center" those
-    whose centre lies in the middle half of both sides. An image file is made grey and resized to the image; it gives
-    the codes of which every pixel is white. UserError for any other mask, and if no code or every code is given.
+    whose centre lies in the middle half of both sides, "border" all others. An image file is made grey and resized to
+    the image; it gives the codes of which every pixel is white. UserError for any other mask, and if no code or every
+    code is given.
     """
     rows, columns = grid_size(height, width, side)
     row = ((torch.arange(rows) + 0.5) * side / height).view(-1, 1).expand(rows, columns)
     column = ((torch.arange(columns) + 0.5) * side / width).expand(rows, columns)
     areas = {"top": row < 0.5, "bottom": row > 0.5, "left": column < 0.5, "right": column > 0.5,
              "center": ((row - 0.5).abs() < 0.25) & ((column - 0.5).abs() < 0.25)}
+    areas["border"] = ~areas["center"]
     if mask in areas:
         given = areas[mask]
     elif Path(mask).is_file():
@@ -99,11 +109,12 @@ def main(args: argparse.Namespace) -> None:
         return
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
-    prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
-    model.to(device)
     args = checkpoint.fill(args, stored)
     side = vqvae.config.downsample
     given = read_mask(args.MASK, stored["data"]["height"], stored["data"]["width"], side)
+    both_sides = bool((given.flatten().int().diff() > 0).any())  # a given code comes after a hidden one
+    prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR, both_sides)
+    model.to(device)
     data = testset.load(args, stored)
     images = data.test.images
     testset.check_enough(images, args.NUM_IMAGES)
@@ -119,8 +130,12 @@ def main(args: argparse.Namespace) -> None:
     def originals(index: Tensor) -> Tensor:
         return dataset.to_float(images[index]).to(device)
 
-    known = torch.cat([vqvae.encode(paint_over(originals(part), pixels)).cpu()
-                       for part in chosen.split(args.BATCH_SIZE)]).masked_fill(~given, -1)
+    given, known, bits = given.to(device), [], []
+    for part, label in zip(chosen.split(args.BATCH_SIZE), labels.split(args.BATCH_SIZE)):
+        seen, true = vqvae.encode(paint_over(originals(part), pixels)), vqvae.encode(originals(part))
+        bits.append(completion_bits(model, torch.where(given, seen, true), label.to(device), given, args.STEPS).cpu())
+        known.append(seen.masked_fill(~given, -1).cpu())
+    known, bits = torch.cat(known), torch.cat(bits).mean()
     numbers = torch.arange(args.NUM_IMAGES * args.NUM_COMPLETIONS)  # of the completions, image by image
     image = numbers // args.NUM_COMPLETIONS
     parts = numbers.split(args.BATCH_SIZE)
@@ -131,7 +146,7 @@ def main(args: argparse.Namespace) -> None:
     shown = []  # the images of the grid, row by row
     with tqdm(desc="completing", total=len(parts) * prior["grid"][0], unit="row", leave=False) as bar:
         drawn = draw_grids(model, labels[image], prior["grid"], args.SEED, args.BATCH_SIZE, args.TEMPERATURE,
-                           args.TOP_K, args.TOP_P, args.GUIDANCE, known=known[image], on_row=bar.update)
+                           args.TOP_K, args.TOP_P, args.GUIDANCE, args.STEPS, known=known[image], on_row=bar.update)
         for part, codes in zip(parts, drawn):
             for number, completion in zip(part.tolist(), vqvae.decode(codes, *size)):
                 i, j = divmod(number, args.NUM_COMPLETIONS)
@@ -142,6 +157,10 @@ def main(args: argparse.Namespace) -> None:
                         shown += [original, torch.where(pixels, original, figures.GREY)]
                     shown.append(completion)
     figures.save_grid(torch.stack(shown), output / "completions.png", columns)
+    hidden = int((~given).sum())
+    drawn = f"in {min(args.STEPS or hidden, hidden)} rounds, each from the codes that are given or of earlier rounds" \
+        if prior["stage"] == "masked" else "in raster order, each from the codes before it"
+    print(f"the {hidden} hidden codes of an original take {bits:.1f} bits by {prior['stage']}.pt, drawn {drawn}")
     first = f" of the first {rows}" if rows < args.NUM_IMAGES else ""
     print(f"wrote {args.NUM_COMPLETIONS} completions by {prior['stage']}.pt of each of {args.NUM_IMAGES} images to "
           f"{output / 'completion_0_0.png'} ... and the grid {output / 'completions.png'}{first}")

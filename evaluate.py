@@ -1,6 +1,7 @@
 """Measure a run, each of its models and the baselines: one table, one figure.
 
-Reads `vqvae.pt` and whichever of `pixelcnn.pt`, `pixelsnail.pt`, `transformer.pt` and `vae.pt` OUTPUT_DIR holds.
+Reads `vqvae.pt` and whichever of `transformer.pt`, `pixelcnn.pt`, `pixelsnail.pt`, `masked.pt` and `vae.pt` OUTPUT_DIR
+holds.
 Writes `evaluation.json`, the table; `evaluation.png`, a strip of images of every row; of the prior of the fewest bits
 `nearest.png`, samples over their nearest training images, and `samples_by_class.png`; `codebook.png`, how often every
 code occurs; `report.html`, a page of all that the run's directory holds; and `classifier.pt`, kept for the same images
@@ -9,6 +10,9 @@ and FEATURES.
 The columns of the table:
     bits/image   of the test split's codes under the prior, given the class where it learnt classes; of a VAE, the
                  divergence of its posterior from its prior
+    bits/hidden  in the place of bits/image, of a masked prior, which has no exact likelihood: the mean bits of one
+                 hidden code of the test split given the rest, where a mask hides 64% of the codes on average; not to
+                 be compared with bits/image
     MSE, PSNR    over the whole test split, of pixels clipped to [0, 1]; PSNR is that of the mean MSE
     SSIM         as reconstruct.py measures it, mean over the first 1,000 test images
     Frechet      distance to the test images, in the features of a small network that was trained on the training
@@ -37,10 +41,11 @@ from torch import Tensor
 import checkpoint
 import devices
 import figures
+import masked
 import summary
 from cli import UserError
 from cli import run as run_script
-from codes import bits_per_image, draw_independent, nll_sums, perplexity
+from codes import bits_per_image, draw_independent, hidden_sums, nll_sums, perplexity
 from judge import (
     NEAREST,
     SSIM_IMAGES,
@@ -67,6 +72,7 @@ TEMPERATURE = 1.0         # divides the priors' logits: below 1 plays safe, abov
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
 TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
 GUIDANCE = 1.0            # above 1: a draw shows its class more clearly, and varies less, at twice the time; 1: none
+STEPS = 16                # rounds in which a masked prior draws a grid; 0: one for each code, as other priors draw
 FEATURES = "auto"         # of images: learnt from "classes", or without them: "self"; "auto": from classes if any
 CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier that learns the classes
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
@@ -128,14 +134,18 @@ def plan(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Callable[
             return copies(subject.chosen[index])
         return Row(images, errors(subject, copies) | judge.measure(images, asked=True))
 
-    def sampled(images: Images, bits: float, asked: bool = False) -> Row:
-        return Row(images, {"bits_per_image": bits} | judge.measure(images, asked))
+    def sampled(images: Images, bits: float, asked: bool = False, column: str = "bits_per_image") -> Row:
+        return Row(images, {column: bits} | judge.measure(images, asked))
 
     def drawn(name: str) -> Row:
         model, codes, labels = subject.priors[name], subject.test_codes, subject.data.test.labels
-        nats = nll_sums(model, codes, labels, subject.spans(len(codes)))["nll"].item() / len(codes) * codes[0].numel()
-        images = subject.decoded(subject.draw(name, args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE))
-        return sampled(images, nats / math.log(2), asked=model.num_classes > 0)
+        codes_drawn = subject.draw(name, args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE, args.STEPS)
+        images, asked, spans = subject.decoded(codes_drawn), model.num_classes > 0, subject.spans(len(codes))
+        if name == "masked":
+            column = "bits_per_hidden_code"
+            return sampled(images, masked.summarise(hidden_sums(model, codes, labels, spans))[column], asked, column)
+        nats = nll_sums(model, codes, labels, spans)["nll"].item() / len(codes) * codes[0].numel()
+        return sampled(images, nats / math.log(2), asked)
 
     def independent(name: str) -> Row:
         probabilities = subject.independent[name]
@@ -191,17 +201,19 @@ def main(args: argparse.Namespace) -> None:
         nearest = progress.run(NEAREST, lambda: find_nearest(subject, rows))
     for name, (distances, _) in nearest.items():
         rows[name].measures["nearest"] = distances.mean().item()
-    bits = {name: rows[name].measures["bits_per_image"] for name in (*subject.priors, *subject.independent)}
+    bits = {name: rows[name].measures["bits_per_image"] for name in (*subject.priors, *subject.independent)
+            if name != "masked"}
     best = min(bits, key=bits.get)
+    shown = "masked" if list(subject.priors) == ["masked"] else best
     counts = torch.bincount(subject.test_codes.flatten().long(), minlength=subject.vqvae.config.num_codes)
     codebook = {"codes": len(counts), "codes_used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
     write_report(rows, subject.shown, subject.args, "evaluation",
                  "Real images, their reconstructions, and samples of every model", images_per_row=subject.count,
-                 best=best, classifier_accuracy=judge.accuracy, **codebook,
+                 best=shown, classifier_accuracy=judge.accuracy, **codebook,
                  ssim_images=min(SSIM_IMAGES, len(subject.data.test.images)))
     path = Path(args.OUTPUT_DIR) / "nearest.png"
-    save_nearest(subject, f"samples of {best}", rows[best].images, nearest[best].indices, path)
-    save_classes(subject, rows[best].images, path.with_name("samples_by_class.png"))
+    save_nearest(subject, f"samples of {shown}", rows[shown].images, nearest[shown].indices, path)
+    save_classes(subject, rows[shown].images, path.with_name("samples_by_class.png"))
     figures.save_shares(counts, path.with_name("codebook.png"))
     print("codebook: {codes_used} of {codes} codes in use on the test split, perplexity {perplexity:.1f}".format_map(
         codebook))
@@ -209,7 +221,7 @@ def main(args: argparse.Namespace) -> None:
           f"marginal")
     print("nearest training image, on average: {:.2f} away from samples of {}, {:.2f} from test images, {:.2f} from "
           "their reconstructions; wrote {}".format(
-              rows[best].measures["nearest"], best, rows["real images"].measures["nearest"],
+              rows[shown].measures["nearest"], shown, rows["real images"].measures["nearest"],
               rows["VQ-VAE reconstructions"].measures["nearest"], path))
     print(f"wrote {write_page(args.OUTPUT_DIR)}: all of this on one page")
 

@@ -1,6 +1,6 @@
 """Make new images: draw grids of codes from a prior, decode them with the VQ-VAE.
 
-Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR; writes `sample_0.png` ..., the grid `samples.png`
+Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR; writes `sample_0.png` ..., the grid `samples.png`
 and `samples.json`, what they were drawn with. Sample i depends on SEED and i, not on how many are drawn. The same
 command continues where it was stopped; another one removes the samples of the one before.
 """
@@ -21,7 +21,7 @@ from codes import to_images
 from files import atomic
 from sampler import draw_grids
 
-OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
 SAMPLES_DIR = ""          # where the samples are written; "": to OUTPUT_DIR
 PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
 NUM_SAMPLES = 100         # images to make
@@ -29,6 +29,7 @@ TEMPERATURE = 1.0         # divides the logits: below 1 plays safe, above 1 is b
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
 TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
 GUIDANCE = 1.0            # above 1: a draw shows its class more clearly, and varies less, at twice the time; 1: none
+STEPS = 16                # rounds in which a masked prior draws a grid; 0: one for each code, as other priors draw
 CLASS_LABEL = "all"       # the class to draw, by name or number; "all": all in turn; "none": no class given
 SEED = 0                  # of the draws: the same seed gives the same images
 BATCH_SIZE = 64           # grids drawn at once
@@ -46,7 +47,7 @@ def keep_samples_of(settings: dict, output: Path, count: int) -> None:
     except (OSError, ValueError):
         before = None
     if isinstance(before, dict):
-        before = {"GUIDANCE": 1.0} | before  # an older file does not say it
+        before = {"GUIDANCE": 1.0, "STEPS": 0} | before  # an older file does not say them
     ours = isinstance(before, dict) and before.keys() == settings.keys()
     if (found or path.exists()) and not ours and not checkpoint.path_of(output, "vqvae").exists():
         raise UserError(f"SAMPLES_DIR (--samples-dir): {output} holds {(found or [path])[0].name}, not written by this "
@@ -73,6 +74,7 @@ def main(args: argparse.Namespace) -> None:
     output = Path(args.SAMPLES_DIR or args.OUTPUT_DIR)
     settings = {name: getattr(args, name)
                 for name in ("TEMPERATURE", "TOP_K", "TOP_P", "GUIDANCE", "CLASS_LABEL", "SEED")}
+    settings["STEPS"] = args.STEPS if prior["stage"] == "masked" else 0
     settings |= {"prior": prior["stage"], "weights": checkpoint.fingerprint(prior["model"])}
     if devices.is_main():
         keep_samples_of(settings, output, args.NUM_SAMPLES)
@@ -84,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
         with tqdm(desc="sampling", total=len(numbers) * prior["grid"][0], unit="row", leave=False,
                   disable=not devices.is_main()) as bar:
             drawn = draw_grids(model, labels, prior["grid"], args.SEED, args.BATCH_SIZE, args.TEMPERATURE, args.TOP_K,
-                               args.TOP_P, args.GUIDANCE, parts=numbers, on_row=bar.update)
+                               args.TOP_P, args.GUIDANCE, args.STEPS, parts=numbers, on_row=bar.update)
             for part, codes in zip(numbers, drawn):
                 for i, image in zip(part, to_images(vqvae, codes, *size)):
                     figures.save_image(image, output / f"sample_{i}.png")

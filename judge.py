@@ -92,7 +92,7 @@ class Subject:
     def draw(self, prior: str, *options: float) -> Tensor:
         """Codes (count, H, W) drawn from a prior as generate.py draws them, each given its class in `labels`.
 
-        options: temperature, top_k, top_p and guidance of `make_sampler`.
+        options: temperature, top_k, top_p, guidance and steps of `make_sampler`.
         """
         rows = len(self.spans(self.count)) * self.test_codes.shape[1]
         with tqdm(desc=f"sampling {prior}", total=rows, unit="row", leave=False, disable=None) as bar:

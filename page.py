@@ -31,6 +31,8 @@ SHOWN_FIRST = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED")  # constants of 
 NOTES = {
     "bits_per_image": ("lower", "of the test split's codes under the prior; of the VAE, the divergence of its "
                                 "posterior from its prior"),
+    "bits_per_hidden_code": ("lower", "of a code of the test split that a masked prior does not see, given those that "
+                                      "it sees"),
     "mse": ("lower", "mean squared error of pixels in [0, 1], over the test split"),
     "psnr": ("higher", "of the mean MSE, in dB"),
     "ssim": ("higher", "structural similarity, at most 1"),
@@ -40,6 +42,7 @@ NOTES = {
     "recall": ("higher", "share of the test images that lie among these images: low where variety is lost"),
     "class_accuracy": ("higher", "share that the classifier gives the class that was asked for"),
     "distinct": ("higher", "share of different grids of codes"),
+    "seconds": ("lower", "time of drawing the row's grids"),
     "nearest": ("", "mean distance to the nearest training image: far below that of reconstructions of test images "
                     "means memorised"),
     "fid": ("lower", "Fréchet distance in the features of an Inception network"),
@@ -270,7 +273,7 @@ def _anchor(name: str) -> str:
 def _best(evaluation: dict[str, Any] | None) -> str:
     """Whose samples the pictures of evaluate.py show."""
     name = (evaluation or {}).get("best")
-    return f"{name}, the row of the fewest bits" if name else "the prior of the fewest bits"
+    return name if name == "masked" else f"{name or 'the prior'}, the row of the fewest bits"
 
 
 def _title(stage: str) -> str:

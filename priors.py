@@ -18,20 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention import FREQUENCIES, check_heads, fourier
+from masked import Masked, MaskedConfig
 from modules import CausalConv2d, PixelCNN, PixelCNNConfig, check_kernel_size
-
-FREQUENCIES = 8  # of the sines of a position's row and column
-
-
-def fourier(height: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines of every position's row and column ([2], section 3.5), in raster order.
-
-    Returns (height * width, 4 * FREQUENCIES) in [-1, 1]. They depend on row and column alone, not on the grid's size.
-    """
-    rates = 1000 ** (-torch.arange(FREQUENCIES, device=device) / FREQUENCIES)
-    rows, columns = (torch.arange(side, device=device)[:, None] * rates for side in (height, width))
-    angles = torch.cat([rows[:, None].expand(-1, width, -1), columns.expand(height, -1, -1)], 2).flatten(0, 1)
-    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
@@ -39,12 +28,6 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
     query = query.unflatten(2, (heads, -1)).transpose(1, 2)
     keys, values = (part[:, None].expand(-1, heads, -1, -1) for part in (keys, values))
     return F.scaled_dot_product_attention(query, keys, values, is_causal=True).transpose(1, 2).flatten(2)
-
-
-def check_heads(hidden: int, heads: int) -> None:
-    """ValueError unless the channels can be split evenly among the heads."""
-    if hidden % heads:
-        raise ValueError(f"heads must divide hidden, and {heads} does not divide {hidden}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -210,4 +193,4 @@ class Transformer(nn.Module):
 
 # Network and sizes of each prior, by the name that PRIOR and the checkpoint's file give it
 PRIORS = {"pixelcnn": (PixelCNN, PixelCNNConfig), "pixelsnail": (PixelSNAIL, PixelSNAILConfig),
-          "transformer": (Transformer, TransformerConfig)}
+          "transformer": (Transformer, TransformerConfig), "masked": (Masked, MaskedConfig)}

@@ -13,11 +13,14 @@ from files import atomic
 from metrics import Images
 
 # a measure's name to the head of its column and the format of its numbers
-COLUMNS = {"bits_per_image": ("bits/image", ".1f"), "mse": ("MSE", ".5f"), "psnr": ("PSNR", ".2f"),
+COLUMNS = {"bits_per_image": ("bits/image", ".1f"), "bits_per_hidden_code": ("bits/hidden", ".2f"),
+           "mse": ("MSE", ".5f"), "psnr": ("PSNR", ".2f"),
            "ssim": ("SSIM", ".4f"), "frechet": ("Frechet", ".2f"), "precision": ("precision", ".3f"),
            "recall": ("recall", ".3f"), "class_accuracy": ("class", ".1%"), "distinct": ("distinct", ".1%"),
+           "seconds": ("seconds", ".1f"),
            "nearest": ("nearest", ".2f"), "fid": ("FID", ".2f"), "inception_score": ("IS", ".2f")}
-IN_FIGURE = ("bits_per_image", "frechet", "class_accuracy", "distinct")  # the measures that the figure names
+# the measures that the figure names
+IN_FIGURE = ("bits_per_image", "bits_per_hidden_code", "frechet", "class_accuracy", "distinct")
 
 
 class Row(NamedTuple):

@@ -10,6 +10,8 @@ A row of a PixelCNN is a function of static buffers. On a GPU it is captured onc
 every row, so that the time of launching kernels does not count. Attention looks back further with every code and is
 not captured.
 
+A masked prior draws many codes at once, in any order: see masked.py, whose rounds MaskedSampler runs.
+
 Guidance needs the logits of the same grids without a class. The network then sees the batch twice, the second time
 without a class, and the codes drawn from both halves' logits go into both.
 
@@ -23,8 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention import fourier
+from masked import Masked, draw_in_rounds
 from modules import PixelCNN, guide, invert
-from priors import PixelSNAIL, Transformer, fourier
+from priors import PixelSNAIL, Transformer
+
+STEPS = 16  # rounds in which a masked prior draws a grid, where nothing else is said: the default of the scripts
 
 
 def uniforms(seed: int, first: int, count: int, height: int, width: int) -> Tensor:
@@ -59,15 +65,15 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
 class Sampler:
     """Draws batches of grids from one prior: `make_sampler` makes it once, and it is called for every batch.
 
-    A subclass computes the logits, code by code.
+    A subclass computes the logits, code by code, or draws whole grids in a way of its own.
     """
 
     def __init__(self, model: nn.Module, batch_size: int, width: int, temperature: float, top_k: int, top_p: float,
-                 guidance: float):
+                 guidance: float, steps: int):
         self.model = model
         self.batch_size, self.width = batch_size, width
         self.options = (temperature, top_k, top_p)
-        self.guidance = guidance
+        self.guidance, self.steps = guidance, steps
         self.inputs = batch_size if guidance == 1 else 2 * batch_size  # the batch that the network sees
         device = next(model.parameters()).device
         self.labels = torch.full((self.inputs,), model.num_classes, device=device)
@@ -85,9 +91,7 @@ class Sampler:
         in [0, 1), the chance. known: (B, height, width) codes to keep, -1 where one is to be drawn.
         on_row: called after every row.
         """
-        count, height, width = uniform.shape
-        if width != self.width or not 0 < count <= self.batch_size:
-            raise ValueError(f"need 1 to {self.batch_size} grids of width {self.width}, not {tuple(uniform.shape)}")
+        count, height, width = self._check(uniform)
         grids = torch.empty(count, height, width, dtype=torch.int64, device=self.codes.device)
         uniform = uniform.to(self.codes.device)
         self.labels[:count] = labels.to(self.codes.device)
@@ -101,6 +105,13 @@ class Sampler:
             grids[:, row] = self.codes[:count]
             on_row()
         return grids
+
+    def _check(self, uniform: Tensor) -> tuple[int, int, int]:
+        """The shape of uniform (B, height, width). ValueError unless it is of at most `batch_size` grids of `width`."""
+        count, height, width = uniform.shape
+        if width != self.width or not 0 < count <= self.batch_size:
+            raise ValueError(f"need 1 to {self.batch_size} grids of width {self.width}, not {tuple(uniform.shape)}")
+        return count, height, width
 
     def _start(self, height: int) -> None:
         """Prepare for grids of this height and the classes in `labels`."""
@@ -376,17 +387,42 @@ class TransformerSampler(Sampler):
         self.window = torch.cat([self.window[:, embedded.shape[1]:], embedded], 1)
 
 
-SAMPLERS = {PixelCNN: PixelCNNSampler, PixelSNAIL: PixelSNAILSampler, Transformer: TransformerSampler}
+# ---------------------------------------------------------------------------------------------------------
+# Rounds
+
+
+class MaskedSampler(Sampler):
+    """A masked prior, in `steps` rounds: not row by row, so that `known` counts wherever it lies."""
+
+    @torch.inference_mode()
+    def __call__(self, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
+                 on_row: Callable[[], None] = lambda: None) -> Tensor:
+        """As the other samplers do; on_row is called `height` times in all, as the rounds go on."""
+        _, height, _ = self._check(uniform)
+        device, rows = self.codes.device, 0
+        known = torch.full(uniform.shape, -1) if known is None else known
+        for done, grids in draw_in_rounds(self.model, labels.to(device), uniform.to(device), known.to(device),
+                                          self.steps, self.guidance,
+                                          lambda logits, chance: draw(logits, chance, *self.options)):
+            while rows < int(done * height):
+                rows += 1
+                on_row()
+        return grids
+
+
+SAMPLERS = {PixelCNN: PixelCNNSampler, PixelSNAIL: PixelSNAILSampler, Transformer: TransformerSampler,
+            Masked: MaskedSampler}
 
 
 def make_sampler(model: nn.Module, batch_size: int, width: int, temperature: float = 1.0, top_k: int = 0,
-                 top_p: float = 1.0, guidance: float = 1.0) -> Sampler:
+                 top_p: float = 1.0, guidance: float = 1.0, steps: int = STEPS) -> Sampler:
     """A sampler of a prior.
 
     model: in eval mode. batch_size: grids at once. width: of the grids, whose height is free.
-    temperature, top_k, top_p: as in `draw`. guidance: s of `modules.guide`, at twice the cost; 1: none.
+    temperature, top_k, top_p: as in `draw`. guidance: s of `modules.guide`, at twice the cost; 1: none. steps: rounds
+    in which a masked prior draws a grid; 0: one for each code. All others draw code by code.
     """
-    return SAMPLERS[type(model)](model, batch_size, width, temperature, top_k, top_p, guidance)
+    return SAMPLERS[type(model)](model, batch_size, width, temperature, top_k, top_p, guidance, steps)
 
 
 def draw_grids(model: nn.Module, labels: Tensor, grid: tuple[int, int], seed: int, batch_size: int, *options: float,
@@ -394,9 +430,9 @@ def draw_grids(model: nn.Module, labels: Tensor, grid: tuple[int, int], seed: in
                on_row: Callable[[], None] = lambda: None) -> Iterator[Tensor]:
     """Batches of grids of codes (B, height, width): sample i has class labels[i], and its chance depends on seed and i.
 
-    options: temperature, top_k, top_p and guidance of `make_sampler`. known: (N, height, width) codes to keep, -1 where
-    one is to be drawn. parts: the numbers of the samples of every batch, neighbours and at most `batch_size`; None: all
-    samples.
+    options: temperature, top_k, top_p, guidance and steps of `make_sampler`. known: (N, height, width) codes to keep,
+    -1 where one is to be drawn. parts: the numbers of the samples of every batch, neighbours and at most `batch_size`;
+    None: all samples.
     """
     height, width = grid
     sampler = make_sampler(model, min(batch_size, len(labels)), width, *options)

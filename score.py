@@ -1,6 +1,6 @@
 """Score images: how unlikely each is under the prior, and where.
 
-Reads `vqvae.pt` and a prior, such as `pixelcnn.pt`, from OUTPUT_DIR. Writes `scores.csv`, a row for each image;
+Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR. Writes `scores.csv`, a row for each image;
 `scores.png`, the most and the least likely, over the surprise of their codes; `score_<i>.png` for the NUM_IMAGES least
 likely of a set, i their row in the table; and with AGAINST `auroc.csv`, how well each score tells the sets apart.
 
@@ -17,7 +17,8 @@ A prior in raster order blames the first code that does not fit what is before i
 to its right.
 
 The threshold is the quantile THRESHOLD of the surprise of all codes of the validation split. A restoration is the image
-decoded from the codes with those above the threshold drawn again and the others kept [1].
+decoded from the codes with those above the threshold drawn again and the others kept [1]. If there is a masked prior,
+`masked.pt`, it draws them, as it sees all codes that are kept.
 
 Few bits do not make an image one of the training's kind: simple images can take fewer than those that were learnt [2].
 
@@ -54,7 +55,7 @@ from modules import VQVAE
 from sampler import draw_grids
 from testset import Found
 
-OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as pixelcnn.pt
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
 PRIOR = None              # the prior to score by; None: the one there, or of several that of best validation loss
 DATASET = None            # a data set, a folder or one image file; None: the data set of the training, its test split
 AGAINST = ""              # a second set, to be told from the first: a data set, a folder or a file; empty: none
@@ -148,6 +149,18 @@ def score(coded: Coded, expected: Expected, size: tuple[int, int], window: int, 
             "mse": coded.mse,
             "row": (side * (most // columns) + side // 2).clamp_max(height - 1),
             "column": (side * (most % columns) + side // 2).clamp_max(width - 1)}
+
+
+def find_restorer(output_dir: str, stored: dict, networks: Networks) -> nn.Module:
+    """The prior that draws the codes of restorations: a masked one, which sees all codes that are kept, if there is one
+    that can draw without a class; else the prior of the scores.
+    """
+    if not checkpoint.path_of(output_dir, "masked").exists():
+        return networks.prior
+    found, masked = checkpoint.load_prior(output_dir, stored, "masked")
+    if found["data"]["class_names"] and checkpoint.class_dropout(found) == 0:
+        return networks.prior
+    return masked.to(networks.device)
 
 
 def restore(prior: nn.Module, codes: Tensor, unlikely: Tensor, seed: int, batch_size: int, *options: float) -> Tensor:
@@ -256,12 +269,15 @@ def main(args: argparse.Namespace) -> None:
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
     prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
+    if prior["stage"] == "masked":
+        raise UserError(f"masked.pt has no likelihood to score by: train another prior with "
+                        f"{checkpoint.command(args.OUTPUT_DIR, 'transformer')}")
     if prior["data"]["class_names"] and checkpoint.class_dropout(prior) == 0:
         again = checkpoint.command(args.OUTPUT_DIR, prior["stage"], "--resume", "never", "--overwrite")
         raise UserError(f"{prior['stage']}.pt had a CLASS_DROPOUT of 0, so it cannot score without a class: train one "
                         f"that can with {again}")
     networks = Networks(vqvae, model.to(device), device, args.BATCH_SIZE)
-    restorer = networks.prior  # what draws restorations: any prior that draw_grids takes
+    restorer = find_restorer(args.OUTPUT_DIR, stored, networks)
     args = checkpoint.fill(args, stored)
     side, size = vqvae.config.downsample, (stored["data"]["height"], stored["data"]["width"])
     sets = {name: find(args, name, stored) for name in ("DATASET", "AGAINST") if getattr(args, name)}

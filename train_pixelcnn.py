@@ -1,4 +1,4 @@
-"""Train a prior on the codes of a trained VQ-VAE: `vqvae.pt` in, `pixelcnn.pt` out, or the file of another PRIOR.
+"""Train a prior on the codes of a trained VQ-VAE: `vqvae.pt` in, `transformer.pt` out, or the file of another PRIOR.
 
 The images are encoded once, or with AUGMENT anew for every epoch; training sees codes alone. After every epoch
 OUTPUT_DIR holds a checkpoint to continue from, with the weights that did best on the validation split, the history as a
@@ -17,6 +17,7 @@ import dataset
 import devices
 import fast
 import figures
+import masked
 from cli import run as run_script
 from codes import cross_entropy, encode, to_images
 from decode import Reading
@@ -36,7 +37,7 @@ LEARNING_RATE = 3e-3      # the highest, of AdamW; it rises briefly, and at the 
 WEIGHT_DECAY = 0.01       # of AdamW: how strongly weights are drawn towards 0
 SEED = 0                  # of the weights and the order of the grids
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
-PRIOR = "transformer"     # "transformer", "pixelcnn" or "pixelsnail" (a PixelCNN with attention between its layers)
+PRIOR = "transformer"     # "transformer", "pixelcnn", "pixelsnail" (with attention between layers) or "masked"
 OPTIMIZER = "auto"        # "muon": matrices by Muon, the rest by Adam; "adam"; "auto": Muon for a transformer
 HIDDEN = "auto"           # channels (of either stack, where there are two); "auto": 96 for a transformer, else 64
 LAYERS = "auto"           # blocks of a transformer, or gated layers of the others; "auto": 4 or 6
@@ -57,16 +58,28 @@ TENSORBOARD = False       # write event files for TensorBoard as well
 BETAS = (0.9, 0.99)       # of AdamW
 PANELS = {"negative log-likelihood (nats per code)": ["train_nll", "validation_nll"],
           "bits per image": ["train_bits_per_image", "validation_bits_per_image"]}
+LINE = "nll {nll:.4f} nats per code, {bits_per_image:.1f} bits per image"
+# A masked prior has no exact likelihood, so that its metrics have names of their own
+MASKED_PANELS = {"hidden codes given the rest (nats per hidden code)": ["train_hidden_nll", "validation_hidden_nll"]}
+MASKED_LINE = "hidden codes given the rest {hidden_nll:.4f} nats, {bits_per_hidden_code:.3f} bits each"
 
 
-def terms(model: nn.Module, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What grids of codes (B, H, W) add to the metrics: the negative log-likelihood in nats per code."""
+def terms(model: nn.Module, codes: Tensor, labels: Tensor, hidden: Tensor | None = None) -> dict[str, Tensor]:
+    """What grids of codes (B, H, W) add to the metrics: the negative log-likelihood in nats per code. With hidden
+    (B, H, W), of a masked prior: see `masked.terms`.
+    """
     codes = codes.long()
+    if hidden is not None:
+        return masked.terms(model, codes, labels, hidden)
     return {"nll": cross_entropy(model(codes, labels).float(), codes)}
 
 
 def summarise(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
-    """A split's negative log-likelihood from its sums: in nats per code, and in bits per image of `positions` codes."""
+    """A split's negative log-likelihood from its sums: in nats per code, and in bits per image of `positions` codes. Of
+    a masked prior: see `masked.summarise`.
+    """
+    if "hidden" in totals:
+        return masked.summarise(totals)
     nll = means(totals)["nll"]
     return {"nll": nll, "bits_per_image": nll * positions / math.log(2)}
 
@@ -123,7 +136,12 @@ def main(args: argparse.Namespace) -> None:
     validation, test = (dataset.place(encode(vqvae, split.images), device) for split in (data.validation, data.test))
     train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])
     num_codes, num_classes = vqvae.config.num_codes, len(data.class_names)
-    count, positions = len(data.train.images), validation[0].numel()
+    count, positions, grid = len(data.train.images), validation[0].numel(), validation.shape[1:]
+    both_sides = args.PRIOR == "masked"
+    loss = "hidden_nll" if both_sides else "nll"
+    # of the codes of a split, where they are predicted from both sides, the hidden ones
+    validation_masks, test_masks = ([dataset.place(masked.fixed_masks(len(codes), *grid), device)] if both_sides else []
+                                    for codes in (validation, test))
     fit_to(args, count, positions)
     network, config = PRIORS[args.PRIOR]
     model = network(configure(config, args, num_codes=num_codes, num_classes=num_classes))
@@ -131,11 +149,11 @@ def main(args: argparse.Namespace) -> None:
     model.to(device, memory_format=torch.channels_last)
     fast.speed_up(model)
     optimizer = make_optimizer(model, args)
-    run = Run(args, args.PRIOR, model, optimizer, count, "validation_nll", PANELS,
-              line="nll {nll:.4f} nats per code, {bits_per_image:.1f} bits per image", average=args.AVERAGE,
+    run = Run(args, args.PRIOR, model, optimizer, count, f"validation_{loss}",
+              MASKED_PANELS if both_sides else PANELS, line=MASKED_LINE if both_sides else LINE, average=args.AVERAGE,
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names,
                                      "class_counts": data.train.labels.bincount(minlength=num_classes).tolist()},
-              grid=list(validation.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]),
+              grid=list(grid), vqvae=checkpoint.fingerprint(stored["model"]),
               images=dataset.digest(data.train))
     stepped = run.prepare()
     if args.DROPOUT and devices.world() > 1:  # each process drops activations of its own
@@ -147,19 +165,21 @@ def main(args: argparse.Namespace) -> None:
             train = dataset.place(augmented_codes(vqvae, data.train.images, args.AUGMENT, args.SEED, run.epoch), device)
             devices.wait()  # another process may take longer to encode
         for codes, labels in run.batches(train, train_labels):
-            hidden = devices.share(torch.rand(run.batch) < args.CLASS_DROPOUT).to(device)
+            no_class = devices.share(torch.rand(run.batch) < args.CLASS_DROPOUT).to(device)
+            masks = [devices.share(masked.random_masks(run.batch, *grid)).to(device)] if both_sides else []
             with run.autocast():
-                batch = terms(stepped, codes, labels.masked_fill(hidden, num_classes))
-            run.step(batch["nll"], len(codes), batch)
+                batch = terms(stepped, codes, labels.masked_fill(no_class, num_classes), *masks)
+            run.step(batch[loss], len(codes), batch)
         pictured = args.SAMPLE_EVERY and (run.epoch + 1) % args.SAMPLE_EVERY == 0
         path = Path(args.OUTPUT_DIR) / "samples" / f"{args.PRIOR}_epoch_{run.epoch + 1:03d}.png"
-        sums = sum_over(terms, run.kept, args.BATCH_SIZE, validation, validation_labels)
+        sums = sum_over(terms, run.kept, args.BATCH_SIZE, validation, validation_labels, *validation_masks)
         run.end_epoch(summarise(over_processes(run.totals), positions), summarise(sums, positions),
                       draw=(lambda: save_samples(run.kept, vqvae, stored, args, path)) if pictured else None)
 
     model.load_state_dict(run.best)
-    sums = sum_over(terms, model, args.BATCH_SIZE, test, test_labels)
-    run.finish(summarise(sums, positions), f"; uniform codes: {positions * math.log2(num_codes):.1f}")
+    sums = sum_over(terms, model, args.BATCH_SIZE, test, test_labels, *test_masks)
+    uniform = math.log2(num_codes) * (1 if both_sides else positions)
+    run.finish(summarise(sums, positions), f"; uniform codes: {uniform:.1f}")
     lock.release()
 
 

@@ -14,17 +14,20 @@ import torch
 
 import checkpoint
 import figures
+from priors import PRIORS
 
 # The server has imported everything and forks in no time; nothing in it has started a thread
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo", "train_vqvae",
                               "train_pixelcnn", "train_vae", "generate"])
-STAGES = ["vqvae", "pixelcnn"]  # vae goes the same ways but for its draws of z: it is stopped, shared and continued
+# vae goes the same ways but for its draws of z: it is stopped, shared and continued
+STAGES = ["vqvae", "pixelcnn", "masked"]
 CASES = [*STAGES, "adversarial"]  # a vqvae with a discriminator, whose features stand in for those of LPIPS
 SHARP = ["--adversarial", "0.5", "--perceptual", "0.5", "--adversarial-start", "0.4"]
 SIZES = {"vqvae": ["--hidden", "32", "--residual-hidden", "16", "--num-codes", "16", "--code-dim", "16",
                    "--revive-below", "0.4"],
          "pixelcnn": ["--prior", "pixelcnn", "--hidden", "16", "--layers", "2"],
+         "masked": ["--prior", "masked", "--hidden", "16", "--layers", "2"],
          "vae": ["--latent-dim", "8"]}
 EPOCHS = 3  # of a case
 
@@ -154,7 +157,8 @@ class Case:
     """A training of one stage that has run undisturbed, and the same one to disturb, as often as one likes."""
 
     def __init__(self, stage: str, base: Path, trained: Path, data_dir: Path, *more: str):
-        self.stage, self.script, self.base, self.trained = stage, f"train_{stage}", base, trained
+        self.stage, self.base, self.trained = stage, base, trained
+        self.script = "train_pixelcnn" if stage in PRIORS else f"train_{stage}"
         own = {"vqvae": ["--data-dir", data_dir], "pixelcnn": ["--augment", "shift"]}.get(stage, [])
         self.flags = ["--limit", 200, "--batch-size", 19, "--epochs", EPOCHS, "--device", "cpu", *own, *SIZES[stage],
                       *more]

@@ -236,7 +236,8 @@ TABLE = [
      "BATCH_SIZE (--batch-size) of 64 is more than the"),
     (P, ["--kernel-size", "4"], None, 2, "KERNEL_SIZE (--kernel-size) must be odd, not 4"),
     (P, ["--optimizer", "sgd"], None, 2, "OPTIMIZER (--optimizer) must be one of muon, adam, auto, not 'sgd'"),
-    (P, ["--prior", "lstm"], None, 2, "PRIOR (--prior) must be one of pixelcnn, pixelsnail, transformer, not 'lstm'"),
+    (P, ["--prior", "lstm"], None, 2,
+     "PRIOR (--prior) must be one of pixelcnn, pixelsnail, transformer, masked, not 'lstm'"),
     (P, ["--prior", "transformer", "--heads", "3"], None, 1,
      "HIDDEN (--hidden) and HEADS (--heads): heads must divide"),
     (P, ["--prior", "pixelsnail", "--attention-every", "0"], None, 2, "ATTENTION_EVERY (--attention-every) must be at"),
@@ -247,6 +248,7 @@ TABLE = [
     (G, ["--temperature", "-1"], None, 2, "TEMPERATURE (--temperature) must be at least 0"),
     (G, ["--top-p", "0"], None, 2, "TOP_P (--top-p) must be above 0"),
     (G, ["--guidance", "-1"], None, 2, "GUIDANCE (--guidance) must be at least 0"),
+    *[(script, ["--steps", "-1"], None, 2, "STEPS (--steps) must be at least 0, not -1") for script in (G, C, E, B)],
     (G, ["--guidance", "2", "--class-label", "none"], None, 1,
      "GUIDANCE (--guidance) of 2 needs a class: choose one by CLASS_LABEL (--class-label)"),
     (C, ["--guidance", "2"], None, 1, "GUIDANCE (--guidance) of 2 needs a class: give it by CLASS_GIVEN"),
@@ -276,12 +278,15 @@ TABLE = [
       for place, has in (("{larger}", "1 channels and 32x20"), ("{coloured}", "3 channels and 28x28"))],
     *[(L, [flag, "{empty}"], None, 1, f"{name} ({flag}): there is no image in")
       for name, flag in (("DATASET", "--dataset"), ("AGAINST", "--against"))],
+    (L, ["--prior", "masked"], instead("masked.pt", "pixelcnn.pt"), 1,
+     "masked.pt is the checkpoint of the stage 'pixelcnn', not of 'masked'"),
     (L, [], changed("pixelcnn.pt", put("training", "constants", "CLASS_DROPOUT", 0.0)), 1,
      "pixelcnn.pt had a CLASS_DROPOUT of 0, so it cannot score without a class: train one that can with `python"),
     (E, ["--num-samples", "7"], None, 1, "images leave 7 to compare: at least 8 are needed"),
     (E, ["--classifier-epochs", "0"], None, 2, "CLASSIFIER_EPOCHS (--classifier-epochs) must be at least 1"),
     (E, ["--features", "none"], None, 2, "FEATURES (--features) must be one of auto, classes, self, not 'none'"),
     (B, ["--temperatures", "0.7 warm"], None, 2, "TEMPERATURES (--temperatures) must match"),
+    (B, ["--step-counts", "8 all"], None, 2, "STEP_COUNTS (--step-counts) must match"),
     (B, ["--guidances", "1 100"], None, 2, "GUIDANCES (--guidances) must match"),
     (S, ["--source", "noise"], None, 2, "SOURCE (--source) must be one of uniform, gaussian"),
     # what a run cannot be continued with
@@ -296,11 +301,14 @@ TABLE = [
     # checkpoints
     *[(script, [], lacking("vqvae.pt"), 1, "vqvae.pt does not exist: make it with `python train_vqvae.py --output-dir")
       for script in (P, A, G, C, R, S, E, B, L)],
-    *[(script, [], lacking("pixelcnn.pt"), 1, "pixelcnn.pt does not exist: make it with `python train_pixelcnn.py")
+    *[(script, [], lacking("pixelcnn.pt"), 1,
+       "transformer.pt does not exist: make it with `python train_pixelcnn.py --output-dir")
       for script in (G, C, B, L)],
-    *[(script, ["--prior", "transformer"], None, 1,
-       "transformer.pt does not exist: make it with `python train_pixelcnn.py --prior transformer --output-dir")
-      for script in (G, C, B, L)],
+    *[(script, ["--prior", prior], None, 1,
+       f"{prior}.pt does not exist: make it with `python train_pixelcnn.py --prior {prior} --output-dir")
+      for script in (G, C, B, L) for prior in ("pixelsnail", "masked")],
+    (G, ["--prior", "masked"], instead("masked.pt", "pixelcnn.pt"), 1,
+     "masked.pt is the checkpoint of the stage 'pixelcnn', not of 'masked'"),
     (G, [], changed("pixelcnn.pt", put("config", None)), 1,
      "the pixelcnn checkpoint describes no network of this code"),
     *[(script, [], cut("vqvae.pt", 0.7), 1, DAMAGED) for script in SCRIPTS],

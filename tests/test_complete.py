@@ -32,7 +32,8 @@ def completions(run, count=6):
 
 @pytest.mark.parametrize("mask, drawn", [
     ("top", ["11111", "11111", "00000", "00000", "00000"]), ("bottom", ["00000"] * 3 + ["11111"] * 2),
-    ("left", ["11000"] * 5), ("right", ["00011"] * 5), ("center", ["00000", "01110", "01110", "01110", "00000"])])
+    ("left", ["11000"] * 5), ("right", ["00011"] * 5), ("center", ["00000", "01110", "01110", "01110", "00000"]),
+    ("border", ["11111", "10001", "10001", "10001", "11111"])])
 def test_named_masks(mask, drawn):
     expected = torch.tensor([[letter == "1" for letter in row] for row in drawn])
     assert torch.equal(complete.read_mask(mask, 5, 5, 1), expected)

@@ -72,7 +72,7 @@ def test_killed_at_twenty_random_moments(cases, name):
 
 @pytest.mark.parametrize("stage, number, status", [
     ("vqvae", signal.SIGTERM, 143), ("vqvae", signal.SIGINT, 130), ("pixelcnn", signal.SIGTERM, 143),
-    ("vae", signal.SIGTERM, 143)])
+    ("vae", signal.SIGTERM, 143), ("masked", signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_same_command_continues(cases, stage, number, status):
     case = cases[stage]
     output, log = case.new()

@@ -138,7 +138,7 @@ def test_a_run_may_hold_several_priors(script, trained, tmp_path):
     for prior in ("pixelcnn", "pixelsnail", "transformer"):
         with open(tmp_path / f"{prior}_history.csv", newline="") as file:
             losses[prior] = min(float(row["validation_nll"]) for row in csv.DictReader(file))
-    assert losses["transformer"] == max(losses.values())
+    assert losses["transformer"] > min(losses.values())
     best = min(losses, key=losses.get)
     assert drawn_from() == best
     assert drawn_from("--prior", "transformer") == "transformer"
