@@ -11,8 +11,6 @@ exact likelihood. Training minimises the cross-entropy of the hidden codes given
 Papers, cited by number in the code:
 [1] Chang et al., MaskGIT: Masked Generative Image Transformer, 2022, arXiv:2202.04200
 [2] Besnier et al., Halton Scheduler for Masked Generative Image Transformer, 2025, arXiv:2503.17076
-[3] Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762
-[4] Radford et al., Language Models are Unsupervised Multitask Learners, 2019 (GPT-2: norms before, small weights)
 """
 import math
 from collections.abc import Callable, Iterator
@@ -24,33 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention import FREQUENCIES, check_heads, fourier
-from modules import guide
+from attention import FREQUENCIES, TransformerBlock, check_heads, fourier
+from modules import check_kernel_size, guide
 
 HIDDEN_SHARE = 2 / math.pi  # of the codes that a mask of training hides, on average: the mean of cos(pi r / 2)
 
 # ---------------------------------------------------------------------------------------------------------
 # The network
-
-
-class MaskedBlock(nn.Module):
-    """Attention of every position to all, then an MLP for each position, with the norms first [3, 4]."""
-
-    def __init__(self, hidden: int, heads: int, dropout: float):
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.norm_1 = nn.LayerNorm(hidden)
-        self.query_key_value = nn.Linear(hidden, 3 * hidden)
-        self.out = nn.Linear(hidden, hidden)
-        self.norm_2 = nn.LayerNorm(hidden)
-        self.mlp = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.ReLU(), nn.Linear(4 * hidden, hidden))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, N, C). Returns (B, N, C)."""
-        parts = self.query_key_value(self.norm_1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
-        x = x + F.dropout(self.out(attended), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training)
 
 
 @dataclass
@@ -61,43 +39,45 @@ class MaskedConfig:
     num_classes: int   # 0: there are no classes
     hidden: int        # channels
     layers: int        # blocks
+    kernel_size: int   # of the convolution at its start, odd
     heads: int         # they share the `hidden` channels
     dropout: float = 0.0  # share of the inputs and of every residual that a training step sets to 0
 
     def __post_init__(self) -> None:
+        check_kernel_size(self.kernel_size)
         check_heads(self.hidden, self.heads)
 
 
 class Masked(nn.Module):
     """A transformer without a causal mask [1] over grids of codes, of any height and width, some of them hidden.
 
-    A hidden code, -1, has an embedding of its own. Class `num_classes` means "no class", as in PixelCNN.
+    It starts from a convolution, so that the nearest codes are at hand from the first layer on. A hidden code, -1, has
+    an embedding of its own. Class `num_classes` means "no class", as in PixelCNN.
     """
 
     def __init__(self, config: MaskedConfig):
         super().__init__()
         self.config = config
-        hidden, layers = config.hidden, config.layers
+        hidden, layers, heads, kernel_size = config.hidden, config.layers, config.heads, config.kernel_size
         self.num_classes = config.num_classes
         self.embedding = nn.Embedding(config.num_codes + 1, hidden)  # the last row is that of a hidden code
+        self.near = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2)
         self.condition = nn.Embedding(config.num_classes + 1, hidden)
         self.place = nn.Linear(4 * FREQUENCIES, hidden)
-        self.blocks = nn.ModuleList(MaskedBlock(hidden, config.heads, config.dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(TransformerBlock(hidden, heads, config.dropout, causal=False)
+                                    for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(hidden, config.num_codes)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)) and module is not self.place:
-                nn.init.normal_(module.weight, std=0.02)
-        for block in self.blocks:  # so that the sum of all residuals is as large as with one layer [4]
-            for layer in (block.out, block.mlp[2]):
-                nn.init.normal_(layer.weight, std=0.02 / (2 * layers) ** 0.5)
+        nn.init.normal_(self.embedding.weight, std=0.5)
+        for weight in (self.condition.weight, self.head.weight):
+            nn.init.normal_(weight, std=0.02)
 
     def features(self, codes: Tensor, labels: Tensor) -> Tensor:
         """What `head` turns into logits, (B, N, C), for the N positions in raster order. codes, labels: see forward."""
         height, width = codes.shape[1:]
-        x = self.embedding(codes.masked_fill(codes < 0, self.config.num_codes).flatten(1))
-        x = x + self.condition(labels)[:, None] + self.place(fourier(height, width, codes.device))
-        x = F.dropout(x, self.config.dropout, self.training)
+        embedded = self.embedding(codes.masked_fill(codes < 0, self.config.num_codes)).permute(0, 3, 1, 2)
+        x = self.near(embedded).flatten(2).transpose(1, 2) + self.condition(labels)[:, None]
+        x = F.dropout(x + self.place(fourier(height, width, codes.device)), self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

@@ -2,15 +2,12 @@
 
 Attention over a grid must not see the future: in raster order a position may use the codes before it and nothing else,
 or training learns to copy the answer and samples are useless. Both models here are strictly causal, and tests check
-every position. All heads share one set of keys and values [4]: a small loss in likelihood, and the sampler reads only
-a fraction of the memory.
+every position.
 
 Papers, cited by number in the code:
 [1] Chen et al., PixelSNAIL: An Improved Autoregressive Generative Model, 2017, arXiv:1712.09763
 [2] Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762
 [3] Radford et al., Language Models are Unsupervised Multitask Learners, 2019 (GPT-2: the norms come first)
-[4] Shazeer, Fast Transformer Decoding: One Write-Head is All You Need, 2019, arXiv:1911.02150
-[5] Henry et al., Query-Key Normalization for Transformers, 2020, arXiv:2010.04245
 """
 from dataclasses import dataclass
 
@@ -18,17 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention import FREQUENCIES, check_heads, fourier
+from attention import FREQUENCIES, TransformerBlock, attend, check_heads, fourier
 from masked import Masked, MaskedConfig
 from modules import CausalConv2d, PixelCNN, PixelCNNConfig, check_kernel_size
-
-
-def attend(query: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """Attention of position i of query (B, N, C) to positions 0 to i of keys, values (B, N, C / heads): (B, N, C)."""
-    query = query.unflatten(2, (heads, -1)).transpose(1, 2)
-    keys, values = (part[:, None].expand(-1, heads, -1, -1) for part in (keys, values))
-    return F.scaled_dot_product_attention(query, keys, values, is_causal=True).transpose(1, 2).flatten(2)
-
 
 # ---------------------------------------------------------------------------------------------------------
 # PixelSNAIL
@@ -56,7 +45,7 @@ class CausalAttention(nn.Module):
         x = self.norm(h.permute(0, 2, 3, 1).flatten(1, 2)) + self.place(fourier(height, width, h.device))
         context = torch.cat([x, embedded.permute(0, 2, 3, 1).flatten(1, 2)], 2)
         keys, values = F.pad(self.key_value(context)[:, :-1], (0, 0, 1, 0)).chunk(2, 2)
-        answer = attend(self.query(x), keys, values, self.heads)
+        answer = attend(self.query(x), keys, values, self.heads, causal=True)
         return self.out(answer).unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
@@ -98,41 +87,6 @@ class PixelSNAIL(PixelCNN):
 # Transformer
 
 
-class TransformerBlock(nn.Module):
-    """Attention to this position and all before it, then an MLP for each position, with the norms first [3].
-
-    Queries and keys have length 1, but for a factor that each head learns [5]. A new block changes nothing: the last
-    matrices of both parts are zero.
-    """
-
-    def __init__(self, hidden: int, heads: int, dropout: float):
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.sizes = [hidden, hidden // heads, hidden // heads]
-        self.norm_1 = nn.LayerNorm(hidden)
-        self.query_key_value = nn.Linear(hidden, sum(self.sizes))
-        self.sharpness = nn.Parameter(torch.ones(heads, 1))
-        self.out = nn.Linear(hidden, hidden)
-        self.norm_2 = nn.LayerNorm(hidden)
-        self.mlp = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.ReLU(), nn.Linear(4 * hidden, hidden))
-        for layer in (self.out, self.mlp[2]):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def split(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query (..., C), key and value (..., C / heads) from what `query_key_value` returns (..., C + 2 C / heads)."""
-        query, key, value = features.split(self.sizes, -1)
-        # attention divides by the root of the head's channels: what is left of the factor here is that root
-        query = F.normalize(query.unflatten(-1, (self.heads, -1)), dim=-1) * (self.sharpness * self.sizes[1])
-        return query.flatten(-2), F.normalize(key, dim=-1), value
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, N, C). Returns (B, N, C)."""
-        attended = attend(*self.split(self.query_key_value(self.norm_1(x))), self.heads)
-        x = x + F.dropout(self.out(attended), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training)
-
-
 @dataclass
 class TransformerConfig:
     """The sizes of a transformer, from which a checkpoint rebuilds it. ValueError where they make no network."""
@@ -168,7 +122,8 @@ class Transformer(nn.Module):
         self.before = CausalConv2d(hidden, hidden, kernel_size, "horizontal", "A")
         self.condition = nn.Embedding(config.num_classes + 1, hidden)
         self.place = nn.Linear(4 * FREQUENCIES, hidden)
-        self.blocks = nn.ModuleList(TransformerBlock(hidden, heads, config.dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(TransformerBlock(hidden, heads, config.dropout, causal=True)
+                                    for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(hidden, config.num_codes)
         nn.init.normal_(self.embedding.weight, std=0.5)

@@ -38,7 +38,7 @@ WEIGHT_DECAY = 0.01       # of AdamW: how strongly weights are drawn towards 0
 SEED = 0                  # of the weights and the order of the grids
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 PRIOR = "transformer"     # "transformer", "pixelcnn", "pixelsnail" (with attention between layers) or "masked"
-OPTIMIZER = "auto"        # "muon": matrices by Muon, the rest by Adam; "adam"; "auto": Muon for a transformer
+OPTIMIZER = "auto"        # "muon": matrices by Muon, the rest by Adam; "adam"; "auto": Muon for transformers
 HIDDEN = "auto"           # channels (of either stack, where there are two); "auto": 96 for a transformer, else 64
 LAYERS = "auto"           # blocks of a transformer, or gated layers of the others; "auto": 4 or 6
 KERNEL_SIZE = 3           # of the masked convolutions, odd; a transformer begins with them
@@ -86,7 +86,7 @@ def summarise(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
 
 def fit_to(args: argparse.Namespace, count: int, positions: int) -> None:
     """Set the constants that are "auto" from PRIOR, the number of training images and the codes of an image."""
-    transformer = args.PRIOR == "transformer"
+    transformer = args.PRIOR in ("transformer", "masked")
     auto = {"BATCH_SIZE": min(count, max(4, min(32, 2048 // positions))), "HIDDEN": 96 if transformer else 64,
             "LAYERS": 4 if transformer else 6, "OPTIMIZER": "muon" if transformer else "adam"}
     for name, value in auto.items():
@@ -107,7 +107,7 @@ def start_from_codebook(model: nn.Module, vectors: Tensor) -> None:
     (K, D): codes that decode to similar patches are then similar to the prior. The scale of the weights stays.
     """
     centred = (vectors - vectors.mean(0)).cpu()
-    for weight in (model.embedding.weight, last_layer(model).weight):
+    for weight in (model.embedding.weight[:len(vectors)], last_layer(model).weight):  # a masked prior embeds one more
         projected = centred @ torch.randn(centred.shape[1], weight.shape[1])
         weight.copy_((projected * (weight.std() / projected.std().clamp_min(1e-6))).view_as(weight))
 

@@ -23,7 +23,7 @@ from sampler import draw, draw_grids, make_sampler, uniforms
 
 def random_model(num_codes=7, num_classes=2, seed=0, std=0.5):
     torch.manual_seed(seed)
-    model = Masked(MaskedConfig(num_codes, num_classes, hidden=8, layers=2, heads=2)).eval()
+    model = Masked(MaskedConfig(num_codes, num_classes, hidden=8, layers=2, kernel_size=3, heads=2)).eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=std)
     return model
@@ -76,7 +76,7 @@ def test_the_measure_of_a_split_weighs_every_hidden_code_alike():
 def test_it_learns_what_it_is_shown():
     """Two grids, one for each class: after a few steps either class gives its own with little doubt."""
     torch.manual_seed(0)
-    model = Masked(MaskedConfig(7, 2, hidden=16, layers=2, heads=2))
+    model = Masked(MaskedConfig(7, 2, hidden=16, layers=2, kernel_size=3, heads=2))
     codes, labels = torch.randint(7, (2, 3, 3)), torch.tensor([0, 1])
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(200):
