@@ -1,8 +1,8 @@
 """Make new images: draw grids of codes from a prior, decode them with the VQ-VAE.
 
 Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR; writes `sample_0.png` ..., the grid
-`samples.png` and `samples.json`, what they were drawn with. Sample i depends on SEED and i, not on how many are drawn. The same
-command continues where it was stopped; another one removes the samples of the one before.
+`samples.png` and `samples.json`, what they were drawn with. Sample i depends on SEED and i, not on how many are drawn.
+The same command continues where it was stopped; another one removes the samples of the one before.
 """
 import argparse
 import json
