@@ -24,7 +24,8 @@ from report import COLUMNS
 NAME = "report.html"
 LARGEST = 2**21         # bytes of a picture that is embedded as it is; a larger one becomes a JPEG ...
 WIDEST = 1600           # ... of so many pixels across
-TITLES = {"vqvae": "VQ-VAE", "pixelcnn": "PixelCNN", "pixelsnail": "PixelSNAIL", "vae": "VAE (the baseline)"}
+TITLES = {"vqvae": "VQ-VAE", "pixelcnn": "PixelCNN", "pixelsnail": "PixelSNAIL", "masked": "masked prior",
+          "vae": "VAE (the baseline)"}
 STAGES = [stage for stage in checkpoint.STAGES if stage != "classifier"]
 SHOWN_FIRST = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED")  # constants of a training that the first table shows
 # what is good in a column of a table of measures, and what the column says

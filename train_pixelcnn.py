@@ -56,12 +56,14 @@ COMPILE = "auto"          # torch.compile: "yes", "no", or "auto": for long runs
 TENSORBOARD = False       # write event files for TensorBoard as well
 
 BETAS = (0.9, 0.99)       # of AdamW
-PANELS = {"negative log-likelihood (nats per code)": ["train_nll", "validation_nll"],
-          "bits per image": ["train_bits_per_image", "validation_bits_per_image"]}
-LINE = "nll {nll:.4f} nats per code, {bits_per_image:.1f} bits per image"
+# The loss of a prior, the panels of its curves, and the line of an epoch
+LIKELIHOOD = ("nll", {"negative log-likelihood (nats per code)": ["train_nll", "validation_nll"],
+                      "bits per image": ["train_bits_per_image", "validation_bits_per_image"]},
+              "nll {nll:.4f} nats per code, {bits_per_image:.1f} bits per image")
 # A masked prior has no exact likelihood, so that its metrics have names of their own
-MASKED_PANELS = {"hidden codes given the rest (nats per hidden code)": ["train_hidden_nll", "validation_hidden_nll"]}
-MASKED_LINE = "hidden codes given the rest {hidden_nll:.4f} nats, {bits_per_hidden_code:.3f} bits each"
+BOTH_SIDES = ("hidden_nll", {"hidden codes given the rest (nats per hidden code)": ["train_hidden_nll",
+                                                                                  "validation_hidden_nll"]},
+              "hidden codes given the rest {hidden_nll:.4f} nats, {bits_per_hidden_code:.3f} bits each")
 
 
 def terms(model: nn.Module, codes: Tensor, labels: Tensor, hidden: Tensor | None = None) -> dict[str, Tensor]:
@@ -138,7 +140,7 @@ def main(args: argparse.Namespace) -> None:
     num_codes, num_classes = vqvae.config.num_codes, len(data.class_names)
     count, positions, grid = len(data.train.images), validation[0].numel(), validation.shape[1:]
     both_sides = args.PRIOR == "masked"
-    loss = "hidden_nll" if both_sides else "nll"
+    loss, panels, line = BOTH_SIDES if both_sides else LIKELIHOOD
     # of the codes of a split, where they are predicted from both sides, the hidden ones
     validation_masks, test_masks = ([dataset.place(masked.fixed_masks(len(codes), *grid), device)] if both_sides else []
                                     for codes in (validation, test))
@@ -149,8 +151,7 @@ def main(args: argparse.Namespace) -> None:
     model.to(device, memory_format=torch.channels_last)
     fast.speed_up(model)
     optimizer = make_optimizer(model, args)
-    run = Run(args, args.PRIOR, model, optimizer, count, f"validation_{loss}",
-              MASKED_PANELS if both_sides else PANELS, line=MASKED_LINE if both_sides else LINE, average=args.AVERAGE,
+    run = Run(args, args.PRIOR, model, optimizer, count, f"validation_{loss}", panels, line=line, average=args.AVERAGE,
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names,
                                      "class_counts": data.train.labels.bincount(minlength=num_classes).tolist()},
               grid=list(grid), vqvae=checkpoint.fingerprint(stored["model"]),

@@ -17,7 +17,8 @@ import cli  # noqa: E402  (needs the path above)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 SMALL = ["--limit", "300", "--epochs", "1", "--batch-size", "50", "--device", "cpu"]
-SMALL_VQVAE = [*SMALL, "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16", "--code-dim", "8"]
+SMALL_VQVAE = [*SMALL, "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16", "--code-dim", "8",
+               "--learning-rate", "5e-4"]  # in so few steps images would else have hardly any codes but one
 SMALL_PIXELCNN = [*SMALL, "--prior", "pixelcnn", "--hidden", "16", "--layers", "2"]
 SMALL_AGAIN = [*SMALL_VQVAE, "--epochs", "2"]  # continues the small finished run
 
@@ -89,7 +90,7 @@ def let_classes_matter(run: Path) -> None:
     """Give the PixelCNN of a run a large condition on the class, which changes every draw: it is hardly trained."""
     content = torch.load(run / "pixelcnn.pt", weights_only=True)
     weight = content["model"]["condition.weight"]
-    weight.copy_(10 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    weight.copy_(2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
     torch.save(content, run / "pixelcnn.pt")
 
 

@@ -238,7 +238,7 @@ TABLE = [
     (P, ["--optimizer", "sgd"], None, 2, "OPTIMIZER (--optimizer) must be one of muon, adam, auto, not 'sgd'"),
     (P, ["--prior", "lstm"], None, 2,
      "PRIOR (--prior) must be one of pixelcnn, pixelsnail, transformer, masked, not 'lstm'"),
-    (P, ["--prior", "transformer", "--heads", "3"], None, 1,
+    (P, ["--prior", "transformer", "--heads", "5"], None, 1,
      "HIDDEN (--hidden) and HEADS (--heads): heads must divide"),
     (P, ["--prior", "pixelsnail", "--attention-every", "0"], None, 2, "ATTENTION_EVERY (--attention-every) must be at"),
     (P, ["--class-dropout", "1.1"], None, 2, "must be at most 1"),
