@@ -21,22 +21,24 @@ BETAS = (0.9, 0.999)  # of Adam
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the polynomial in [1], which brings singular values near 1 fast
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """About U V^T for a matrix U S V^T, by the Newton-Schulz iteration of [1]: X <- (a + b X X^T + c (X X^T)^2) X."""
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """About U V^T for each U S V^T of matrices (N, rows, columns), by the Newton-Schulz iteration of [1]:
+    X <- (a + b X X^T + c (X X^T)^2) X.
+    """
     a, b, c = COEFFICIENTS
-    x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
     # all factors are polynomials of X X^T, the smaller product: they are multiplied first, and with X once
-    gram, product = x @ x.T, None
+    gram, product = x @ x.mT, None
     for iteration in range(ITERATIONS):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
         product = factor if product is None else factor @ product
         if iteration + 1 < ITERATIONS:
             gram = factor @ gram @ factor
     x = product @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Light:
@@ -76,28 +78,32 @@ class Muon(Light, torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            alike: dict[torch.Size, list[nn.Parameter]] = {}  # kernels by their shape: updated together
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                state = self.state[weight]
                 if group["weight_decay"]:
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                 if weight.dim() > 1 and min(weight.shape[:2]) >= NARROWEST and id(weight) not in self.adam:
-                    self._muon(weight, state, group["lr"], group["momentum"])
+                    alike.setdefault(weight.shape, []).append(weight)
                 else:
-                    self._adam(weight, state, group["lr"], *group["betas"])
+                    self._adam(weight, self.state[weight], group["lr"], *group["betas"])
+            for kernels in alike.values():
+                self._muon(kernels, [self.state[kernel] for kernel in kernels], group["lr"], group["momentum"])
 
     @staticmethod
-    def _muon(weight: nn.Parameter, state: dict, lr: float, momentum: float) -> None:
-        if not state:
-            state["momentum"] = torch.zeros_like(weight)
-        moving = state["momentum"]
-        moving.lerp_(weight.grad, 1 - momentum)
-        update = weight.grad.lerp(moving, momentum)  # Nesterov's
-        update = update.movedim(1, -1)               # as channels-last memory has it: flattening copies nothing
-        matrix = orthogonalise(update.flatten(1))
-        update = matrix.view(update.shape).movedim(-1, 1)
-        weight.add_(update, alpha=-lr * 0.2 * max(matrix.shape) ** 0.5)  # the mean square of Adam's updates [2]
+    def _muon(kernels: list[nn.Parameter], states: list[dict], lr: float, momentum: float) -> None:
+        updates = []
+        for kernel, state in zip(kernels, states):
+            if not state:
+                state["momentum"] = torch.zeros_like(kernel)
+            state["momentum"].lerp_(kernel.grad, 1 - momentum)
+            update = kernel.grad.lerp(state["momentum"], momentum)  # Nesterov's
+            updates.append(update.movedim(1, -1))  # as channels-last memory has it: flattening copies nothing
+        matrices = orthogonalise(torch.stack(updates).flatten(2))
+        scale = 0.2 * max(matrices.shape[1:]) ** 0.5  # so that its mean square is that of Adam's updates [2]
+        for kernel, matrix, update in zip(kernels, matrices, updates):
+            kernel.add_(matrix.view(update.shape).movedim(-1, 1), alpha=-lr * scale)
 
     @staticmethod
     def _adam(weight: nn.Parameter, state: dict, lr: float, beta_1: float, beta_2: float) -> None:

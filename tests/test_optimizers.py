@@ -20,8 +20,8 @@ def plainly(matrix):
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 200), (200, 16), (40, 41)])
 def test_orthogonalise_is_the_plain_iteration_and_keeps_singular_vectors(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    result = orthogonalise(matrix)
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix, result = matrices[1], orthogonalise(matrices)[1]
     plain = plainly(matrix) if shape[0] <= shape[1] else plainly(matrix.T).T
     torch.testing.assert_close(result, plain, rtol=1e-6, atol=1e-6)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
@@ -49,14 +49,16 @@ def test_the_weights_that_are_no_kernels_move_as_under_adam():
 @pytest.mark.parametrize("shape", [(32, 16, 3, 3), (16, 64, 1, 1), (48, 16)])
 def test_a_kernel_moves_by_the_orthogonalised_momentum(shape):
     torch.manual_seed(0)
-    weight = nn.Parameter(torch.randn(shape))
-    before, optimizer = weight.detach().clone(), Muon([weight], 0.01, momentum=0.9)
-    weight.grad = torch.randn(shape)
+    weights = [nn.Parameter(torch.randn(shape)) for _ in range(2)]  # of one shape: they are updated together
+    before, optimizer = [weight.detach().clone() for weight in weights], Muon(weights, 0.01, momentum=0.9)
+    for weight in weights:
+        weight.grad = torch.randn(shape)
     optimizer.step()
-    moving = 0.1 * weight.grad
-    update = (0.1 * weight.grad + 0.9 * moving).flatten(1)
-    expected = before - 0.01 * 0.2 * max(update.shape) ** 0.5 * orthogonalise(update).view(shape)
-    torch.testing.assert_close(weight.detach(), expected, rtol=1e-3, atol=1e-4)
+    for weight, start in zip(weights, before):
+        moving = 0.1 * weight.grad
+        update = (0.1 * weight.grad + 0.9 * moving).flatten(1)
+        expected = start - 0.01 * 0.2 * max(update.shape) ** 0.5 * orthogonalise(update[None]).view(shape)
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_adam_has_the_tables_that_it_is_given_and_weights_decay_as_under_adamw():
