@@ -31,7 +31,7 @@ OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the training and of the test part; 0: all
-EPOCHS = "auto"           # passes over the training codes; "auto": 4, or more for 30 steps a position, up to 10,000
+EPOCHS = "auto"           # passes over the training codes; "auto": 3, or more for 20 steps a position, up to 10,000
 BATCH_SIZE = "auto"       # grids of codes a step, over all processes together; "auto": about 2,048 codes, 4 to 32 grids
 LEARNING_RATE = 3e-3      # the highest, of AdamW; it rises briefly, and at the end falls to 0
 WEIGHT_DECAY = 0.01       # of AdamW: how strongly weights are drawn towards 0
@@ -39,7 +39,7 @@ SEED = 0                  # of the weights and the order of the grids
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 PRIOR = "transformer"     # "transformer", "pixelcnn", "pixelsnail" (with attention between layers) or "masked"
 OPTIMIZER = "auto"        # "muon": matrices by Muon, the rest by Adam; "adam"; "auto": Muon for transformers
-HIDDEN = "auto"           # channels (of either stack, where there are two); "auto": 96 for a transformer, else 64
+HIDDEN = "auto"           # channels (of either stack, where there are two); "auto": 64; transformer, large grids: 96
 LAYERS = "auto"           # blocks of a transformer, or gated layers of the others; "auto": 4 or 6
 KERNEL_SIZE = 3           # of the masked convolutions, odd; a transformer begins with them
 HEADS = 4                 # of the attention, which share HIDDEN; a PixelCNN has none
@@ -89,13 +89,14 @@ def summarise(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
 def fit_to(args: argparse.Namespace, count: int, positions: int) -> None:
     """Set the constants that are "auto" from PRIOR, the number of training images and the codes of an image."""
     transformer = args.PRIOR in ("transformer", "masked")
-    auto = {"BATCH_SIZE": min(count, max(4, min(32, 2048 // positions))), "HIDDEN": 96 if transformer else 64,
+    auto = {"BATCH_SIZE": min(count, max(4, min(32, 2048 // positions))),
+            "HIDDEN": 96 if transformer and positions > 64 else 64,
             "LAYERS": 4 if transformer else 6, "OPTIMIZER": "muon" if transformer else "adam"}
     for name, value in auto.items():
         if getattr(args, name) == "auto":
             setattr(args, name, value)
     if args.EPOCHS == "auto":
-        args.EPOCHS = auto_epochs(4, 30 * positions, math.ceil(count / args.BATCH_SIZE))
+        args.EPOCHS = auto_epochs(3, 20 * positions, math.ceil(count / args.BATCH_SIZE))
 
 
 def last_layer(model: nn.Module) -> nn.Module:
