@@ -9,7 +9,8 @@ filled in before encoding, outwards from the given ones, so that none leaks thro
 whole grid of codes is decoded, so the given part of a completion is a reconstruction.
 
 The prior draws in raster order. With the top given, each code is drawn knowing all given codes; with another mask it is
-drawn without the given codes that come after it.
+drawn without the given codes that come after it. With two levels of codes, what is given is whole codes of the coarse
+grid and the fine codes that these stand for.
 """
 import argparse
 from pathlib import Path
@@ -76,6 +77,11 @@ def read_mask(mask: str, height: int, width: int, side: int) -> Tensor:
     return given
 
 
+def enlarge(given: Tensor, factor: int) -> Tensor:
+    """A mask (H, W) with every element repeated `factor` times along both sides."""
+    return given.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+
+
 def paint_over(images: Tensor, given: Tensor) -> Tensor:
     """Images (N, C, H, W) with the pixels replaced where given (H, W) is False.
 
@@ -99,28 +105,30 @@ def main(args: argparse.Namespace) -> None:
         return
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
-    prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
-    model.to(device)
+    priors, models = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
+    models.to(device)
+    prior, num_classes = priors[-1], models[-1].num_classes
     args = checkpoint.fill(args, stored)
-    side = vqvae.config.downsample
+    grids = vqvae.grids(stored["data"]["height"], stored["data"]["width"])
+    side = vqvae.config.downsample * 2**(len(grids) - 1)  # pixels a coarse code stands for
     given = read_mask(args.MASK, stored["data"]["height"], stored["data"]["width"], side)
     data = testset.load(args, stored)
     images = data.test.images
     testset.check_enough(images, args.NUM_IMAGES)
     if args.CLASS_GIVEN and data.class_names != prior["data"]["class_names"]:
         raise UserError("CLASS_GIVEN (--class-given): the classes of DATASET are not those that the prior learnt")
-    checkpoint.check_guidance(args.GUIDANCE, prior, args.CLASS_GIVEN, "give it by CLASS_GIVEN (--class-given)")
+    checkpoint.check_guidance(args.GUIDANCE, priors, args.CLASS_GIVEN, "give it by CLASS_GIVEN (--class-given)")
     chosen = testset.choose(images, args.NUM_IMAGES, args.SEED)
-    labels = data.test.labels[chosen] if args.CLASS_GIVEN and model.num_classes \
-        else torch.full_like(chosen, model.num_classes)
+    labels = data.test.labels[chosen] if args.CLASS_GIVEN and num_classes \
+        else torch.full_like(chosen, num_classes)
     size = images.shape[2:]
-    pixels = given.repeat_interleave(side, 0).repeat_interleave(side, 1)[:size[0], :size[1]].to(device)
+    pixels = enlarge(given, side)[:size[0], :size[1]].to(device)
 
     def originals(index: Tensor) -> Tensor:
         return dataset.to_float(images[index]).to(device)
 
-    known = torch.cat([vqvae.encode(paint_over(originals(part), pixels)).cpu()
-                       for part in chosen.split(args.BATCH_SIZE)]).masked_fill(~given, -1)
+    encoded = zip(*(vqvae.encode(paint_over(originals(part), pixels)) for part in chosen.split(args.BATCH_SIZE)))
+    known = [torch.cat(parts).cpu().masked_fill(~enlarge(given, 2**level), -1) for level, parts in enumerate(encoded)]
     numbers = torch.arange(args.NUM_IMAGES * args.NUM_COMPLETIONS)  # of the completions, image by image
     image = numbers // args.NUM_COMPLETIONS
     parts = numbers.split(args.BATCH_SIZE)
@@ -129,9 +137,9 @@ def main(args: argparse.Namespace) -> None:
     columns = 2 + args.NUM_COMPLETIONS
     rows = min(args.NUM_IMAGES, max(1, figures.room(*images.shape[2:]) // columns))
     shown = []  # the images of the grid, row by row
-    with tqdm(desc="completing", total=len(parts) * prior["grid"][0], unit="row", leave=False) as bar:
-        drawn = draw_grids(model, labels[image], prior["grid"], args.SEED, args.BATCH_SIZE, args.TEMPERATURE,
-                           args.TOP_K, args.TOP_P, args.GUIDANCE, known=known[image], on_row=bar.update)
+    with tqdm(desc="completing", total=len(parts) * sum(rows for rows, _ in grids), unit="row", leave=False) as bar:
+        drawn = draw_grids(models, labels[image], grids, args.SEED, args.BATCH_SIZE, args.TEMPERATURE, args.TOP_K,
+                           args.TOP_P, args.GUIDANCE, known=[level[image] for level in known], on_row=bar.update)
         for part, codes in zip(parts, drawn):
             for number, completion in zip(part.tolist(), vqvae.decode(codes, *size)):
                 i, j = divmod(number, args.NUM_COMPLETIONS)

@@ -117,10 +117,13 @@ def plan(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Callable[
         return Row(images, {"bits_per_image": bits} | judge.measure(images, asked))
 
     def drawn(name: str) -> Row:
-        model, codes, labels = subject.priors[name], subject.test_codes, subject.data.test.labels
-        nats = nll_sums(model, codes, labels, subject.spans(len(codes)))["nll"].item() / len(codes) * codes[0].numel()
+        models, labels, nats, given = subject.priors[name], subject.data.test.labels, 0.0, []
+        for model, codes in zip(models, subject.test_codes):
+            sums = nll_sums(model, codes, labels, subject.spans(len(codes)), *given)
+            nats += sums["nll"].item() / len(codes) * codes[0].numel()
+            given = [codes]
         images = subject.decoded(subject.draw(name, args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE))
-        return sampled(images, nats / math.log(2), asked=model.num_classes > 0)
+        return sampled(images, nats / math.log(2), asked=models[-1].num_classes > 0)
 
     def independent(name: str) -> Row:
         probabilities = subject.independent[name]
@@ -156,8 +159,11 @@ def main(args: argparse.Namespace) -> None:
     nearest = nearest_training_images(compared, subject.data.train.images, args.BATCH_SIZE)
     for name, (distances, _) in nearest.items():
         rows[name].measures["nearest"] = distances.mean().item()
-    counts = torch.bincount(subject.test_codes.flatten().long(), minlength=subject.vqvae.config.num_codes)
-    codebook = {"codes": len(counts), "codes_used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
+    codebook: dict[str, float] = {}
+    for prefix, codes in zip(("", "coarse_"), reversed(subject.test_codes)):
+        counts = torch.bincount(codes.flatten().long(), minlength=subject.vqvae.config.num_codes)
+        codebook |= {f"{prefix}codes": len(counts), f"{prefix}codes_used": int((counts > 0).sum()),
+                     f"{prefix}perplexity": perplexity(counts)}
     write_report(rows, subject.shown, subject.args, "evaluation",
                  "Real images, their reconstructions, and samples of every model", images_per_row=subject.count,
                  classifier_accuracy=judge.accuracy, **codebook,
@@ -168,6 +174,9 @@ def main(args: argparse.Namespace) -> None:
     save_nearest(subject, f"samples of {best}", rows[best].images, nearest[best].indices, path)
     print("codebook: {codes_used} of {codes} codes in use on the test split, perplexity {perplexity:.1f}".format_map(
         codebook))
+    if len(subject.test_codes) > 1:
+        print("codebook of the coarse level: {coarse_codes_used} of {coarse_codes} codes in use, perplexity "
+              "{coarse_perplexity:.1f}".format_map(codebook))
     print(f"fewest bits per image: {best}, {1 - bits[best] / bits['per-position marginal']:.0%} below the per-position "
           f"marginal")
     print("nearest training image, on average: {:.2f} away from samples of {}, {:.2f} from test images, {:.2f} from "

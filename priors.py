@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules import PixelCNN, PixelCNNConfig
+from modules import CoarseCodes, PixelCNN, PixelCNNConfig
 
 FREQUENCIES = 8  # of the sines of a position's row and column
 
@@ -100,10 +100,9 @@ class PixelSNAIL(PixelCNN):
         self.attention = nn.ModuleDict({str(i): CausalAttention(config.hidden, config.heads)
                                         for i in range(every - 1, layers, every)})
 
-    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, codes: Tensor, labels: Tensor, coarse: Tensor | None = None) -> Tensor:
         v = h = embedded = self.embedding(codes).permute(0, 3, 1, 2)
-        conditions = self.condition(labels)[:, :, None, None].chunk(len(self.blocks), 1)
-        for i, (block, condition) in enumerate(zip(self.blocks, conditions)):
+        for i, (block, condition) in enumerate(zip(self.blocks, self.conditions(labels, coarse))):
             v, h = block(v, h, condition)
             if str(i) in self.attention:
                 h = h + self.attention[str(i)](h, embedded)
@@ -144,6 +143,7 @@ class TransformerConfig:
     layers: int        # blocks
     heads: int         # they share the `hidden` channels
     dropout: float = 0.0  # share of the inputs and of every residual that a training step sets to 0
+    coarse_codes: int = 0  # K of the coarse grid that is given; 0: there is none
 
     def __post_init__(self) -> None:
         check_heads(self.hidden, self.heads)
@@ -154,7 +154,8 @@ class Transformer(nn.Module):
 
     The sequence begins with a token for the class and is shifted by one position: the input at position i is code
     i - 1, with an embedding of the row and the column of i. So position i sees the class and the codes before it.
-    Class `num_classes` means "no class", as in PixelCNN.
+    Class `num_classes` means "no class", as in PixelCNN. With `coarse_codes`, features of a coarse grid are one more
+    term of the input: those at position i, whose code is to be predicted, as with the row and the column.
     """
 
     def __init__(self, config: TransformerConfig):
@@ -174,14 +175,15 @@ class Transformer(nn.Module):
         for block in self.blocks:  # so that the sum of all residuals is as large as with one layer [3]
             for layer in (block.out, block.mlp[2]):
                 nn.init.normal_(layer.weight, std=0.02 / (2 * layers) ** 0.5)
+        self.coarse = CoarseCodes(config.coarse_codes, hidden) if config.coarse_codes else None
 
-    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """Logits of every code given the codes before it: codes (B, H, W) int64, labels (B,) int64 in
-        [0, num_classes]. Returns (B, K, H, W); the logits at a position depend on earlier codes only.
-        """
+    def forward(self, codes: Tensor, labels: Tensor, coarse: Tensor | None = None) -> Tensor:
+        """Logits of every code given the codes before it, with inputs and outputs as those of PixelCNN."""
         height, width = codes.shape[1:]
         before = torch.cat([self.condition(labels)[:, None], self.embedding(codes.flatten(1)[:, :-1])], 1)
         x = before + self.place(fourier(height, width, codes.device))
+        if self.coarse:
+            x = x + self.coarse(coarse).flatten(2).transpose(1, 2)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
