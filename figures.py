@@ -151,7 +151,8 @@ def save_latents(images: Tensor, copies: Tensor, levels: list[Quantized], channe
     for level, name in zip(levels, [""] if len(levels) == 1 else ["coarse ", "fine "]):
         z_e, z_q = (part[:, channel].cpu().numpy() for part in (level.z_e, level.z_q))
         lowest, highest = min(z_e.min().item(), z_q.min().item()), max(z_e.max().item(), z_q.max().item())
-        titles += [f"{name}z_e (layer norm), channel {channel}", f"{name}z_q, channel {channel}", f"{name}codes"]
+        norm = "" if name else " (layer norm)"  # a longer title would not fit
+        titles += [f"{name}z_e{norm}, channel {channel}", f"{name}z_q, channel {channel}", f"{name}codes"]
         scales += [{"cmap": "viridis", "vmin": lowest, "vmax": highest}] * 2 \
             + [{"cmap": "nipy_spectral", "vmin": 0, "vmax": num_codes - 1}]
         latents += [z_e, z_q, level.codes.cpu().numpy()]

@@ -77,6 +77,18 @@ def trained(tmp_path_factory, data_dir):
     return output
 
 
+@pytest.fixture(scope="session")
+def two_levels(tmp_path_factory, data_dir):
+    """The directory of a small finished run with two levels of codes: copy it before changing anything in it."""
+    import train_pixelcnn
+    import train_vqvae
+    output = tmp_path_factory.mktemp("two_levels")
+    where = ["--output-dir", str(output)]
+    train_vqvae.main(cli.parse(vars(train_vqvae), [*SMALL_VQVAE, *where, "--data-dir", str(data_dir), "--levels", "2"]))
+    train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*SMALL_PIXELCNN, *where, "--sample-every", "1"]))
+    return output
+
+
 @pytest.fixture
 def copied(trained, tmp_path, monkeypatch):
     """A copy of the small finished run, to change."""
@@ -99,8 +111,11 @@ def continued(script, data_dir, output, *flags) -> Outcome:
 
 
 @pytest.fixture(scope="session")
-def cases(tmp_path_factory, trained, data_dir):
+def cases(tmp_path_factory, trained, two_levels, data_dir):
     """A training of each stage that has run undisturbed, and that can be run again and disturbed: see faults.Case."""
     from faults import SHARP, STAGES, Case
     made = {stage: Case(stage, tmp_path_factory.mktemp(stage), trained, data_dir) for stage in [*STAGES, "vae"]}
-    return made | {"adversarial": Case("vqvae", tmp_path_factory.mktemp("adversarial"), trained, data_dir, *SHARP)}
+    more = {"adversarial": ("vqvae", trained, SHARP), "levels": ("vqvae", two_levels, ["--levels", "2"]),
+            "priors of two levels": ("pixelcnn", two_levels, [])}
+    return made | {name: Case(stage, tmp_path_factory.mktemp("case"), run, data_dir, *flags)
+                   for name, (stage, run, flags) in more.items()}

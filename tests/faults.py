@@ -20,7 +20,8 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo", "train_vqvae",
                               "train_pixelcnn", "train_vae", "generate"])
 STAGES = ["vqvae", "pixelcnn"]  # vae goes the same ways but for its draws of z: it is stopped, shared and continued
-CASES = [*STAGES, "adversarial"]  # a vqvae with a discriminator, whose features stand in for those of LPIPS
+# More: a vqvae with a discriminator, whose features stand in for those of LPIPS, and one of two levels
+CASES = [*STAGES, "adversarial", "levels"]
 SHARP = ["--adversarial", "0.5", "--perceptual", "0.5", "--adversarial-start", "0.4"]
 SIZES = {"vqvae": ["--hidden", "32", "--residual-hidden", "16", "--num-codes", "16", "--code-dim", "16",
                    "--revive-below", "0.4"],
