@@ -104,8 +104,8 @@ def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
 
 def race(model: nn.Module, what: str, batch: int, size: int, device: torch.device,
          args: argparse.Namespace) -> dict[str, Any]:
-    """A row of the table of samplers, for `batch` square grids of `size` codes a side; where the model is conditioned on
-    a coarse grid, that is the same in all calls.
+    """A row of the table of samplers, for `batch` square grids of `size` codes a side, given a coarse grid if the model
+    is conditioned on one.
     """
     model.to(device, memory_format=torch.channels_last).eval()
     uniform = uniforms(args.SEED, 0, batch, size, size).to(device)
