@@ -112,10 +112,14 @@ def continued(script, data_dir, output, *flags) -> Outcome:
 
 @pytest.fixture(scope="session")
 def cases(tmp_path_factory, trained, two_levels, data_dir):
-    """A training of each stage that has run undisturbed, and that can be run again and disturbed: see faults.Case."""
-    from faults import SHARP, STAGES, Case
-    made = {stage: Case(stage, tmp_path_factory.mktemp(stage), trained, data_dir) for stage in [*STAGES, "vae"]}
-    more = {"adversarial": ("vqvae", trained, SHARP), "levels": ("vqvae", two_levels, ["--levels", "2"]),
-            "priors of two levels": ("pixelcnn", two_levels, [])}
-    return made | {name: Case(stage, tmp_path_factory.mktemp("case"), run, data_dir, *flags)
-                   for name, (stage, run, flags) in more.items()}
+    """By name a training that has run undisturbed, and that can be run again and disturbed: see faults.Case."""
+    from faults import SHARP, Case
+    kinds = {"adversarial": ("vqvae", trained, SHARP), "levels": ("vqvae", two_levels, ["--levels", "2"]),
+             "priors of two levels": ("pixelcnn", two_levels, [])}
+
+    class Cases(dict):
+        def __missing__(self, name: str) -> Case:  # made when it is first asked for: each takes seconds
+            stage, run, flags = kinds.get(name, (name, trained, []))
+            self[name] = Case(stage, tmp_path_factory.mktemp("case"), run, data_dir, *flags)
+            return self[name]
+    return Cases()
