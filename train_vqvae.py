@@ -72,10 +72,9 @@ TENSORBOARD = False       # write event files for TensorBoard as well
 PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["train_psnr", "validation_psnr"],
           "latent losses": ["train_codebook_loss", "train_commitment_loss", "validation_commitment_loss"],
           "codebook perplexity": ["train_perplexity", "validation_perplexity"]}
-LINE = "MSE {mse:.5f}, PSNR {psnr:.2f} dB, perplexity {perplexity:.1f}, codes used {codes_used:.1%}"
-# What LEVELS = 2 adds to either
 COARSE_PANELS = {"codebook perplexity, coarse level": ["train_coarse_perplexity", "validation_coarse_perplexity"]}
-COARSE_LINE = "; coarse level: perplexity {coarse_perplexity:.1f}, codes used {coarse_codes_used:.1%}"
+LINES = ["MSE {mse:.5f}, PSNR {psnr:.2f} dB, perplexity {perplexity:.1f}, codes used {codes_used:.1%}",
+         "; coarse level: perplexity {coarse_perplexity:.1f}, codes used {coarse_codes_used:.1%}"]
 
 
 def terms(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -146,7 +145,7 @@ def main(args: argparse.Namespace) -> None:
     if sharpness:  # sharp images are not those of least error: the last weights are kept
         monitor, panels, more = None, panels | sharpness.panels, sharpness.kept
     run = Run(args, "vqvae", model, optimizer, len(train.images), monitor, panels,
-              line=LINE + (COARSE_LINE if two else ""),
+              line="".join(LINES[:args.LEVELS]),
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT,
                     "class_names": data.class_names, "reading": reading._asdict(), "value_range": data.value_range,
                     "channels": channels, "height": height, "width": width},
