@@ -176,14 +176,17 @@ def test_dead_codes_are_revived_from_current_encoder_outputs(codebook, normalise
 
 @pytest.mark.parametrize("seed, levels", [(0, 1), (1, 1), (2, 1), (0, 2)])
 def test_the_default_keeps_its_codebooks_alive(data_dir, seed, levels):
-    """At a learning rate of 2e-3, at which a codebook without its cures collapses within these steps."""
+    """At a learning rate of 2e-3, at which a codebook without its cures collapses within these steps. Two levels take
+    longer to settle, at a learning rate that falls.
+    """
     torch.manual_seed(seed)
     images = dataset.load("glyphs", str(data_dir), limit=2000).train.images
     model = VQVAE(VQVAEConfig(1, 32, 1, 16, 4, 64, 32, levels=levels))
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=2e-3)
     with torch.no_grad():
         model.quantize(dataset.to_float(images[:128]), VectorQuantizer.start)
-    for _ in range(150):
+    for step in range(150 * levels):
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - (levels - 1) * step / 300)
         batch = dataset.to_float(images[torch.randint(len(images), (64,))])
         output = model(batch)
         commitment = sum(level.commitment_loss for level in output.quantized)
@@ -195,8 +198,8 @@ def test_the_default_keeps_its_codebooks_alive(data_dir, seed, levels):
         batch = dataset.to_float(images)
         output = model.eval()(batch)
     assert len(output.quantized) == levels
-    for level, share in zip(reversed(output.quantized), (0.95, 0.7)):  # a coarse grid has a fourth of the vectors
-        assert (level.counts > 0).float().mean() >= share
+    for level in output.quantized:
+        assert (level.counts > 0).float().mean() >= 0.95
         assert perplexity(level.counts) > 20
     assert F.mse_loss(output.images, batch) < 0.5 * batch.var()
 
@@ -243,17 +246,21 @@ def test_one_level_is_encoder_quantizer_decoder(architecture):
     assert all(torch.equal(weight, two[name]) for name, weight in again.state_dict().items() if "decoder" not in name)
 
 
-def test_the_second_level_knows_the_first():
+@pytest.mark.parametrize("normalise", modules.NORMALISATIONS)
+def test_the_second_level_knows_the_first(normalise):
     """A coarse code moves the fine z_e and the image; the fine level's gradient reaches the coarse encoder."""
     torch.manual_seed(0)
-    model = small_vqvae(levels=2).eval()
+    model = small_vqvae(levels=2, normalise=normalise).eval()
     images = torch.rand(1, 1, 16, 16)
     [coarse, fine], z_q = model.quantize(images)
     changed = [(coarse.codes + 1) % 12, fine.codes]
     assert (model.look_up(changed) - model.look_up([coarse.codes, fine.codes])).abs().amax((1, 2, 3)) > 1e-3
+    z = modules.normalised(model.encoder(images), normalise).permute(0, 3, 1, 2)
     given = model.coarse.decoder(coarse.z_q)
-    torch.testing.assert_close(fine.z_e, model.quantizer.normalise(model.encoder(images) + given).permute(0, 3, 1, 2))
+    torch.testing.assert_close(fine.z_e, z - given)
     torch.testing.assert_close(z_q, torch.cat([fine.z_q, given], 1))
+    plain = model.coarse.quantizer.quantize(model.coarse.encoder(z))
+    torch.testing.assert_close(coarse.commitment_loss, plain.commitment_loss + (given - z).square().mean())
     for loss in (fine.commitment_loss, z_q.sin().sum()):
         gradients = torch.autograd.grad(loss, list(model.coarse.encoder.parameters()), retain_graph=True)
         assert all(gradient.abs().sum() > 0 for gradient in gradients)
