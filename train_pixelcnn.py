@@ -58,7 +58,6 @@ COMPILE = "auto"          # torch.compile: "yes", "no", or "auto": for long runs
 TENSORBOARD = False       # write event files for TensorBoard as well
 
 BETAS = (0.9, 0.99)       # of AdamW
-PICTURED = 64             # samples in the picture of an epoch
 PANELS = {"negative log-likelihood (nats per code)": ["train_nll", "validation_nll"],
           "bits per image": ["train_bits_per_image", "validation_bits_per_image"]}
 
@@ -135,8 +134,9 @@ def train_level(args: argparse.Namespace, level: int, data: dataset.Data, encode
               grid=list(validation.shape[1:]), vqvae=checkpoint.fingerprint(stored["model"]),
               images=dataset.digest(data.train))
     # samples are drawn of the classes in turn, those of fine codes given the coarse ones of validation images
-    shown = [validation_labels, *validation_given] if level else [torch.arange(PICTURED) % max(1, num_classes)]
-    shown = [part[:PICTURED].cpu() for part in shown]
+    most = 64
+    shown = [validation_labels, *validation_given] if level else [torch.arange(most) % max(1, num_classes)]
+    shown = [part[:most].cpu() for part in shown]
     stepped = run.prepare()
     if args.DROPOUT and devices.world() > 1:  # each process drops activations of its own
         steps = args.SEED * 1_000_003 + run.epoch * run.steps + run.done
