@@ -55,39 +55,41 @@ def main(args: argparse.Namespace) -> None:
     inception = Inception(device) if args.INCEPTION else None  # first, as it may fail
     subject = load_subject(args, device)
     judge = load_judge(subject, inception)
-    [(prior, model)] = subject.priors.items()
+    [(prior, models)] = subject.priors.items()
+    num_classes = models[-1].num_classes
     temperatures = {f"{prior}, T = {t:g}" if t else f"{prior}, argmax": t
                     for t in (*map(float, args.TEMPERATURES.split()), 0.0)}
 
-    def decoded(codes: Tensor, asked: bool) -> Row:
+    def decoded(codes: list[Tensor], asked: bool) -> Row:
         images = subject.decoded(codes)
         return Row(images, judge.measure(images, asked) | {"distinct": distinct(codes)})
 
     def drawn(temperature: float, top_p: float = 1.0, guidance: float = 1.0, steps: int = args.STEPS) -> Row:
-        return decoded(subject.draw(prior, temperature, 0, top_p, guidance, steps), asked=model.num_classes > 0)
+        return decoded(subject.draw(prior, temperature, 0, top_p, guidance, steps), asked=num_classes > 0)
 
     def timed(steps: int) -> Row:
         began = time.perf_counter()
         codes = subject.draw(prior, 1.0, 0, args.TOP_P, 1.0, steps)
         seconds = {"seconds": time.perf_counter() - began}
-        row = decoded(codes, asked=model.num_classes > 0)
+        row = decoded(codes, asked=num_classes > 0)
         return row._replace(measures=row.measures | seconds)
 
-    def independent(probabilities: Tensor) -> Row:
+    def independent(probabilities: list[Tensor]) -> Row:
         return decoded(draw_independent(probabilities, subject.count, args.SEED), asked=False)
 
-    lacks = checkpoint.lacks_for_guidance(checkpoint.load(args.OUTPUT_DIR, prior))
+    lacks = checkpoint.lacks_for_guidance([checkpoint.load(args.OUTPUT_DIR, stage)
+                                           for stage in checkpoint.prior_stages(prior, len(models))])
     guided = {f"{prior}, top p {args.TOP_P:g}, s = {s:g}": s for s in map(float, args.GUIDANCES.split())
               if s == 1 or not lacks}
-    if lacks and model.num_classes:
+    if lacks and num_classes:
         print(f"no rows with guidance, it needs {lacks}")
     counts = {f"{prior}, top p {args.TOP_P:g}, {steps or 'all'} rounds": steps
               for steps in map(int, args.STEP_COUNTS.split()) if prior == "masked"}
     plan = {
         "real images": lambda: Row(subject.originals, judge.baseline),
-        "the encoder's codes": lambda: decoded(subject.test_codes[subject.chosen], asked=True),
+        "the encoder's codes": lambda: decoded([codes[subject.chosen] for codes in subject.test_codes], asked=True),
         **{name: partial(drawn, temperature) for name, temperature in temperatures.items()},
-        **{name: partial(drawn, 1.0, args.TOP_P, s) for name, s in guided.items() if model.num_classes},
+        **{name: partial(drawn, 1.0, args.TOP_P, s) for name, s in guided.items() if num_classes},
         **{name: partial(timed, steps) for name, steps in counts.items()},
         **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}}
     with Progress(dict.fromkeys(plan, 1)) as progress:

@@ -97,34 +97,39 @@ def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
         network, config = PRIORS[name]
         model = network(config(**sizes, num_codes=128, num_classes=10))
         rows.append(race(model, f"{name}, 64 x 7x7", 64, 7, device, args))
+        fine = network(config(**sizes, num_codes=128, num_classes=10, coarse_codes=128))
+        rows.append(race(fine, f"{name}, given 4x4, 64 x 8x8", 64, 8, device, args))
     return rows
 
 
 def race(model: nn.Module, what: str, batch: int, size: int, device: torch.device,
          args: argparse.Namespace) -> dict[str, Any]:
-    """A row of the table of samplers, for `batch` square grids of `size` codes a side."""
+    """A row of the table of samplers, for `batch` square grids of `size` codes a side, given a coarse grid if the model
+    is conditioned on one.
+    """
     model.to(device, memory_format=torch.channels_last).eval()
     uniform = uniforms(args.SEED, 0, batch, size, size).to(device)
     labels = torch.arange(batch, device=device) % model.num_classes
-    sampler = make_sampler(model, batch, size)
-    codes = sampler(labels, uniform)
+    coarse = torch.randint(model.config.num_codes, (batch, size // 2, size // 2)).to(device) if model.coarse else None
+    draw = partial(make_sampler(model, batch, size), labels, uniform, coarse=coarse)
+    codes = draw()
 
     @torch.inference_mode()
     def forward() -> None:
-        model(codes, labels)
+        model(codes, labels, coarse)
 
     def whole(first: Tensor, labels: Tensor) -> Tensor:  # the network sees whole grids
         codes[:, :1, :args.PLAIN_CODES] = first
-        return model(codes, labels)
+        return model(codes, labels, coarse)
 
     @torch.inference_mode()
     def plain() -> None:
         sample(whole, labels, uniform[:, :1, :args.PLAIN_CODES])
 
-    turns = Turns(device, args.REPEATS, sampler=lambda: sampler(labels, uniform), forward=forward, plain=plain)
+    turns = Turns(device, args.REPEATS, sampler=draw, forward=forward, plain=plain)
     row = {"what": what, "seconds": turns.seconds("sampler"), "over_forward": turns.ratio("sampler", "forward"),
            "times_faster_than_plain_loop": turns.ratio("plain", "sampler", size * size / args.PLAIN_CODES)}
-    print(f"{what:24} {show(row['seconds'], ' s'):28} {show(row['over_forward'], 'x a forward pass'):42} "
+    print(f"{what:32} {show(row['seconds'], ' s'):28} {show(row['over_forward'], 'x a forward pass'):42} "
           f"{show(row['times_faster_than_plain_loop'], 'x the plain loop')}", flush=True)
     return row
 
@@ -219,13 +224,15 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
 
     def vqvae_loss(network: VQVAE) -> Tensor:
         output = network(images)
-        return F.mse_loss(output.images, images) + 0.25 * output.quantized.commitment_loss
+        return F.mse_loss(output.images, images) + 0.25 * sum(level.commitment_loss for level in output.quantized)
 
     def pixelcnn_loss(network: PixelCNN) -> Tensor:
         return cross_entropy(network(codes, labels), codes)
 
     rows = []
     for stage, network, loss_of, count in (("vqvae", VQVAE(VQVAEConfig(**STANDARD)), vqvae_loss, len(images)),
+                                           ("vqvae, two levels", VQVAE(VQVAEConfig(**STANDARD, levels=2)), vqvae_loss,
+                                            len(images)),
                                            ("pixelcnn", PixelCNN(PixelCNNConfig(**PRIOR)), pixelcnn_loss, len(codes))):
         network.to(device, memory_format=torch.channels_last).train()
         fast.speed_up(network)
@@ -249,7 +256,7 @@ def throughput(what: str, turns: Turns, name: str, operations: int, count: int) 
     row = {"what": what, "seconds": turns.seconds(name), "images_per_second": spread([count / t for t in times]),
            "gflops": spread([operations / t / 1e9 for t in times]),
            "share": turns.ratio("product", name, operations / (2 * MATRIX**3))}
-    print(f"{what:26} {show(row['images_per_second'], ' images/s'):30} {show(row['gflops'], ' GFLOP/s'):28} "
+    print(f"{what:34} {show(row['images_per_second'], ' images/s'):30} {show(row['gflops'], ' GFLOP/s'):28} "
           f"{show(row['share'], '%', 100)} of the matrix product's rate", flush=True)
     return row
 

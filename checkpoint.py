@@ -2,7 +2,8 @@
 
 A checkpoint is a dict of tensors, numbers, texts, lists and dicts, saved by `torch.save` and loaded with
 `weights_only=True`, so nothing in a file can run. One directory is one run: `vqvae.pt`, and a file for each prior
-over its codes, `transformer.pt`, `pixelcnn.pt`, `pixelsnail.pt` and `masked.pt`.
+over its codes, `transformer.pt`, `pixelcnn.pt`, `pixelsnail.pt` and `masked.pt`. With two levels of codes these are of
+the fine one, and beside each lies the prior of the coarse one, such as `transformer_coarse.pt`.
 """
 import argparse
 import hashlib
@@ -12,7 +13,7 @@ import shlex
 import sys
 import zipfile
 from collections import OrderedDict
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from classifier import Classifier, ClassifierConfig
 from cli import RULES, Rule, UserError
 from decode import Reading
 from files import atomic
-from modules import VQVAE, VQVAEConfig, grid_size
+from modules import VQVAE, VQVAEConfig, grid_sizes
 from priors import PRIORS
 from vae import VAE, VAEConfig
 
@@ -33,8 +34,8 @@ IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what
 READING = Reading._fields
 DEFAULT_PRIOR = "transformer"  # PRIOR of train_pixelcnn.py
 # The network of each stage, and the dataclass of its sizes
-STAGES = {"vqvae": (VQVAE, VQVAEConfig), **PRIORS, "vae": (VAE, VAEConfig),
-          "classifier": (Classifier, ClassifierConfig)}
+STAGES = {"vqvae": (VQVAE, VQVAEConfig), **PRIORS, **{f"{name}_coarse": PRIORS[name] for name in PRIORS},
+          "vae": (VAE, VAEConfig), "classifier": (Classifier, ClassifierConfig)}
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
@@ -51,11 +52,19 @@ def path_of(output_dir: str, stage: str) -> Path:
     return Path(output_dir) / f"{stage}.pt"
 
 
+def prior_stages(prior: str, levels: int) -> list[str]:
+    """The stages of a prior by name, one for each level of the VQ-VAE, coarse first."""
+    return [f"{prior}_coarse", prior][-levels:]
+
+
 def command(output_dir: str, stage: str, *more: str) -> str:
     """What a user types to make a stage's checkpoint, in backticks; more: further words of it."""
-    script = ["train_pixelcnn.py"] if stage in PRIORS else [f"train_{stage}.py"]
-    if stage in PRIORS and stage != DEFAULT_PRIOR:
-        script += ["--prior", stage]
+    prior = stage.removesuffix("_coarse")
+    script = ["train_pixelcnn.py"] if prior in PRIORS else [f"train_{stage}.py"]
+    if prior in PRIORS and prior != DEFAULT_PRIOR:
+        script += ["--prior", prior]
+    if prior != stage:
+        script += ["--level", "coarse"]
     return f"`{shlex.join(['python', *script, '--output-dir', str(output_dir), *more])}`"
 
 
@@ -164,7 +173,7 @@ def build(content: dict[str, Any], weights: str = "model") -> nn.Module:
             raise UserError(f"the {stage} checkpoint holds weights that are not finite or do not fit its sizes "
                             f"({min(bad)}): train again")
         network.load_state_dict(state, assign=True)
-        content["config"] = config
+        content["config"] = asdict(network.config)  # with what an older one does not say
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"the {stage} checkpoint describes no network of this code ({error}): train again") from None
     return network.eval()
@@ -194,48 +203,63 @@ def check_images(stored: dict[str, Any], images: Tensor, remedy: str = "") -> No
                         "on {} channels and {}x{}{}".format(*images.shape[1:], *expected, remedy))
 
 
-def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[tuple[dict[str, Any], nn.Module]]:
-    """Read the priors of a run's directory, checkpoints and networks. Any that is damaged, or learnt the codes of
-    another VQ-VAE than the checkpoint `vqvae`, already built, is left out with a line that says so.
+def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[tuple[list[dict[str, Any]], nn.ModuleList]]:
+    """Read the priors of a run's directory, each as `load_prior` does. Any that is damaged, lacks a level or learnt
+    the codes of another VQ-VAE than the checkpoint `vqvae`, already built, is left out with a line that says so.
     """
     found = []
-    for name in PRIORS:
-        if path_of(output_dir, name).exists():
-            try:
-                found.append(load_prior(output_dir, vqvae, name))
-            except UserError as error:
-                print(f"left out: {error}", file=sys.stderr)
+    for name in _priors_there(output_dir, vqvae):
+        try:
+            found.append(load_prior(output_dir, vqvae, name))
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
     return found
 
 
-def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None,
-               both_sides: bool = False) -> tuple[dict[str, Any], nn.Module]:
+def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None, both_sides: bool = False
+               ) -> tuple[list[dict[str, Any]], nn.ModuleList]:
     """Read the prior `name` of a run's directory, or the one there: of several, that of the best validation loss.
 
     A masked prior has no likelihood to be compared by: of several priors it is taken where none else is left, or where
     codes are given on both sides of those to draw (both_sides), of which it alone makes full use.
 
     vqvae: the checkpoint, already built, whose codes it must have learnt: those of another one mean nothing to it.
-    Returns checkpoint and network, as `build` makes it. UserError if there is none that learnt these codes.
+    Returns checkpoints and networks, as `build` makes them, one for each level, coarse first. UserError if there is
+    none that learnt these codes.
     """
-    there = [prior for prior in PRIORS if path_of(output_dir, prior).exists()]
+    there = _priors_there(output_dir, vqvae)
     if name is None and len(there) > 1:
         priors = load_priors(output_dir, vqvae)
         if not priors:
             raise UserError(f"no prior in {output_dir} is left: train one with "
                             f"{command(output_dir, DEFAULT_PRIOR, '--resume', 'never', '--overwrite')}")
-        return min(priors, key=lambda prior: ((prior[0]["stage"] == "masked") != both_sides, validation_nll(prior[0])))
-    stage = name or (there or [DEFAULT_PRIOR])[0]
-    prior = load(output_dir, stage)
-    network = build(prior)
+        return min(priors, key=lambda prior: ((prior[0][-1]["stage"] == "masked") != both_sides,
+                                              sum(validation_nll(level) * math.prod(level["grid"])
+                                                  for level in prior[0])))
     data, config = vqvae["data"], vqvae["config"]
-    learnt = prior.get("vqvae"), prior.get("grid"), prior["config"]["num_codes"], prior["config"]["num_classes"]
-    grid = list(grid_size(data["height"], data["width"], config["downsample"]))
-    if learnt != (fingerprint(vqvae["model"]), grid, config["num_codes"], len(prior["data"]["class_names"])):
-        raise UserError(f"{stage}.pt learnt the codes of another vqvae.pt than the one beside it: train it again with "
-                        f"{command(output_dir, stage, '--resume', 'never', '--overwrite')}, or put its own vqvae.pt "
-                        f"back")
-    return prior, network
+    stages = prior_stages(name or (there or ["pixelcnn"])[0], config["levels"])
+    grids = grid_sizes(data["height"], data["width"], config["downsample"], config["levels"])
+    priors, networks = [], nn.ModuleList()
+    for stage, grid in zip(stages, grids):
+        prior = load(output_dir, stage)
+        networks.append(build(prior))
+        sizes = prior["config"]
+        learnt = prior.get("vqvae"), prior.get("grid"), sizes["num_codes"], sizes["coarse_codes"], sizes["num_classes"]
+        if learnt != (fingerprint(vqvae["model"]), list(grid), config["num_codes"],
+                      config["num_codes"] if priors else 0, len(prior["data"]["class_names"])):
+            raise UserError(f"{stage}.pt learnt the codes of another vqvae.pt than the one beside it: train it again "
+                            f"with {command(output_dir, stage, '--resume', 'never', '--overwrite')}, or put its own "
+                            f"vqvae.pt back")
+        if priors and priors[0]["data"]["class_names"] != prior["data"]["class_names"]:
+            raise UserError(f"{stages[0]}.pt and {stage}.pt learnt different classes: train one of them again")
+        priors.append(prior)
+    return priors, networks
+
+
+def _priors_there(output_dir: str, vqvae: dict[str, Any]) -> list[str]:
+    """The names of the priors of which a run's directory holds a level."""
+    return [name for name in PRIORS if any(path_of(output_dir, stage).exists()
+                                           for stage in prior_stages(name, vqvae["config"]["levels"]))]
 
 
 def validation_nll(prior: dict[str, Any]) -> float:
@@ -274,23 +298,24 @@ def class_dropout(prior: dict[str, Any]) -> float | None:
         return None
 
 
-def lacks_for_guidance(prior: dict[str, Any]) -> str:
-    """What a prior, of which this is the checkpoint, lacks to be drawn from with guidance, which compares logits given
-    a class with logits given none; "" if it has learnt both.
+def lacks_for_guidance(priors: list[dict[str, Any]]) -> str:
+    """What a prior, of whose levels these are the checkpoints, lacks to be drawn from with guidance, which compares
+    logits given a class with logits given none; "" if it has learnt both.
     """
-    dropout = class_dropout(prior)
-    if not prior["data"]["class_names"]:
-        return f"classes, and {prior['stage']}.pt learnt none: leave it at 1"
-    if dropout is not None and not 0 < dropout < 1:
-        return f"a prior trained with CLASS_DROPOUT above 0 and below 1, and {prior['stage']}.pt had {dropout:g}"
+    for prior in priors:
+        dropout = class_dropout(prior)
+        if not prior["data"]["class_names"]:
+            return f"classes, and {prior['stage']}.pt learnt none: leave it at 1"
+        if dropout is not None and not 0 < dropout < 1:
+            return f"a prior trained with CLASS_DROPOUT above 0 and below 1, and {prior['stage']}.pt had {dropout:g}"
     return ""
 
 
-def check_guidance(guidance: float, prior: dict[str, Any], given: bool = True, remedy: str = "") -> None:
+def check_guidance(guidance: float, priors: list[dict[str, Any]], given: bool = True, remedy: str = "") -> None:
     """UserError if GUIDANCE is not 1 and cannot be done.
 
-    prior: its checkpoint. given: whether the draws are given a class; remedy: how to give one.
+    priors: the checkpoints of its levels. given: whether the draws are given a class; remedy: how to give one.
     """
-    needs = lacks_for_guidance(prior) or ("" if given else f"a class: {remedy}")
+    needs = lacks_for_guidance(priors) or ("" if given else f"a class: {remedy}")
     if guidance != 1 and needs:
         raise UserError(f"GUIDANCE (--guidance) of {guidance:g} needs {needs}")

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from modules import ARCHITECTURES, CODEBOOKS, DOWNSAMPLES, NORMALISATIONS
+from modules import ARCHITECTURES, CODEBOOKS, DOWNSAMPLES, LEVELS, NORMALISATIONS
 
 
 class UserError(Exception):
@@ -111,6 +111,8 @@ RULES = {
     "SEED": Rule(int, low=0, high=2**63 - 1),
     "DEVICE": Rule(str, pattern=r"auto|cpu|mps|cuda(:\d+)?"),
     "DOWNSAMPLE": Rule(int, choices=DOWNSAMPLES),
+    "LEVELS": Rule(int, choices=LEVELS),
+    "LEVEL": Rule(str, choices=("all", "coarse", "fine")),
     "HIDDEN": Rule(int, low=2, high=8192, words=("auto",)),
     "RESIDUAL_BLOCKS": Rule(int, low=0, high=100),
     "RESIDUAL_HIDDEN": Rule(int, low=1, high=8192),
@@ -170,6 +172,7 @@ RULES = {
     "HEIGHT": Rule(int, low=1, high=16384),
     "WIDTH": Rule(int, low=1, high=16384),
     "NUM_CLASSES": Rule(int, low=0, high=1_000_000),
+    "COARSE_CODES": Rule(int, low=0, high=32768),
 }
 
 

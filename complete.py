@@ -16,6 +16,8 @@ ones.
 A line says how well the prior foretells what is hidden: the bits that the hidden codes of an original take, on average,
 under the distribution from which the prior draws them, but for TEMPERATURE, TOP_K, TOP_P and GUIDANCE. With a masked
 prior they depend on STEPS, as codes of one round do not know of each other.
+
+With two levels of codes, what is given is whole codes of the coarse grid and the fine codes that these stand for.
 """
 import argparse
 from pathlib import Path
@@ -86,6 +88,11 @@ def read_mask(mask: str, height: int, width: int, side: int) -> Tensor:
     return given
 
 
+def enlarge(given: Tensor, factor: int) -> Tensor:
+    """A mask (H, W) with every element repeated `factor` times along both sides."""
+    return given.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+
+
 def paint_over(images: Tensor, given: Tensor) -> Tensor:
     """Images (N, C, H, W) with the pixels replaced where given (H, W) is False.
 
@@ -110,32 +117,37 @@ def main(args: argparse.Namespace) -> None:
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
     args = checkpoint.fill(args, stored)
-    side = vqvae.config.downsample
+    grids = vqvae.grids(stored["data"]["height"], stored["data"]["width"])
+    side = vqvae.config.downsample * 2**(len(grids) - 1)  # pixels a coarse code stands for
     given = read_mask(args.MASK, stored["data"]["height"], stored["data"]["width"], side)
     both_sides = bool((given.flatten().int().diff() > 0).any())  # a given code comes after a hidden one
-    prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR, both_sides)
-    model.to(device)
+    priors, models = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR, both_sides)
+    models.to(device)
+    prior, num_classes = priors[-1], models[-1].num_classes
     data = testset.load(args, stored)
     images = data.test.images
     testset.check_enough(images, args.NUM_IMAGES)
     if args.CLASS_GIVEN and data.class_names != prior["data"]["class_names"]:
         raise UserError("CLASS_GIVEN (--class-given): the classes of DATASET are not those that the prior learnt")
-    checkpoint.check_guidance(args.GUIDANCE, prior, args.CLASS_GIVEN, "give it by CLASS_GIVEN (--class-given)")
+    checkpoint.check_guidance(args.GUIDANCE, priors, args.CLASS_GIVEN, "give it by CLASS_GIVEN (--class-given)")
     chosen = testset.choose(images, args.NUM_IMAGES, args.SEED)
-    labels = data.test.labels[chosen] if args.CLASS_GIVEN and model.num_classes \
-        else torch.full_like(chosen, model.num_classes)
+    labels = data.test.labels[chosen] if args.CLASS_GIVEN and num_classes \
+        else torch.full_like(chosen, num_classes)
     size = images.shape[2:]
-    pixels = given.repeat_interleave(side, 0).repeat_interleave(side, 1)[:size[0], :size[1]].to(device)
+    pixels = enlarge(given, side)[:size[0], :size[1]].to(device)
 
     def originals(index: Tensor) -> Tensor:
         return dataset.to_float(images[index]).to(device)
 
-    given, known, bits = given.to(device), [], []
+    masks = [enlarge(given, 2**level).to(device) for level in range(len(grids))]  # of every level: what is given
+    known, bits = [], []
     for part, label in zip(chosen.split(args.BATCH_SIZE), labels.split(args.BATCH_SIZE)):
         seen, true = vqvae.encode(paint_over(originals(part), pixels)), vqvae.encode(originals(part))
-        bits.append(completion_bits(model, torch.where(given, seen, true), label.to(device), given, args.STEPS).cpu())
-        known.append(seen.masked_fill(~given, -1).cpu())
-    known, bits = torch.cat(known), torch.cat(bits).mean()
+        codes = [torch.where(*three) for three in zip(masks, seen, true)]
+        bits.append(sum(completion_bits(model, codes[level], label.to(device), masks[level], args.STEPS,
+                                        *codes[max(0, level - 1):level]).cpu() for level, model in enumerate(models)))
+        known.append([level.masked_fill(~mask, -1).cpu() for level, mask in zip(seen, masks)])
+    known, bits = [torch.cat(parts) for parts in zip(*known)], torch.cat(bits).mean()
     numbers = torch.arange(args.NUM_IMAGES * args.NUM_COMPLETIONS)  # of the completions, image by image
     image = numbers // args.NUM_COMPLETIONS
     parts = numbers.split(args.BATCH_SIZE)
@@ -144,9 +156,10 @@ def main(args: argparse.Namespace) -> None:
     columns = 2 + args.NUM_COMPLETIONS
     rows = min(args.NUM_IMAGES, max(1, figures.room(*images.shape[2:]) // columns))
     shown = []  # the images of the grid, row by row
-    with tqdm(desc="completing", total=len(parts) * prior["grid"][0], unit="row", leave=False) as bar:
-        drawn = draw_grids(model, labels[image], prior["grid"], args.SEED, args.BATCH_SIZE, args.TEMPERATURE,
-                           args.TOP_K, args.TOP_P, args.GUIDANCE, args.STEPS, known=known[image], on_row=bar.update)
+    with tqdm(desc="completing", total=len(parts) * sum(rows for rows, _ in grids), unit="row", leave=False) as bar:
+        drawn = draw_grids(models, labels[image], grids, args.SEED, args.BATCH_SIZE, args.TEMPERATURE, args.TOP_K,
+                           args.TOP_P, args.GUIDANCE, args.STEPS, known=[level[image] for level in known],
+                           on_row=bar.update)
         for part, codes in zip(parts, drawn):
             for number, completion in zip(part.tolist(), vqvae.decode(codes, *size)):
                 i, j = divmod(number, args.NUM_COMPLETIONS)
@@ -157,7 +170,7 @@ def main(args: argparse.Namespace) -> None:
                         shown += [original, torch.where(pixels, original, figures.GREY)]
                     shown.append(completion)
     figures.save_grid(torch.stack(shown), output / "completions.png", columns)
-    hidden = int((~given).sum())
+    hidden = sum(int((~mask).sum()) for mask in masks)
     drawn = f"in {min(args.STEPS or hidden, hidden)} rounds, each from the codes that are given or of earlier rounds" \
         if prior["stage"] == "masked" else "in raster order, each from the codes before it"
     print(f"the {hidden} hidden codes of an original take {bits:.1f} bits by {prior['stage']}.pt, drawn {drawn}")

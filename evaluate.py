@@ -138,13 +138,15 @@ def plan(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Callable[
         return Row(images, {column: bits} | judge.measure(images, asked))
 
     def drawn(name: str) -> Row:
-        model, codes, labels = subject.priors[name], subject.test_codes, subject.data.test.labels
-        codes_drawn = subject.draw(name, args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE, args.STEPS)
-        images, asked, spans = subject.decoded(codes_drawn), model.num_classes > 0, subject.spans(len(codes))
+        models, labels, nats, given = subject.priors[name], subject.data.test.labels, 0.0, []
+        drawn = subject.draw(name, args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE, args.STEPS)
+        images, asked, spans = subject.decoded(drawn), models[-1].num_classes > 0, subject.spans(len(labels))
         if name == "masked":
-            column = "bits_per_hidden_code"
-            return sampled(images, masked.summarise(hidden_sums(model, codes, labels, spans))[column], asked, column)
-        nats = nll_sums(model, codes, labels, spans)["nll"].item() / len(codes) * codes[0].numel()
+            column, sums = "bits_per_hidden_code", hidden_sums(models[0], subject.test_codes[0], labels, spans)
+            return sampled(images, masked.summarise(sums)[column], asked, column)
+        for model, codes in zip(models, subject.test_codes):
+            nats += nll_sums(model, codes, labels, spans, *given)["nll"].item() / len(codes) * codes[0].numel()
+            given = [codes]
         return sampled(images, nats / math.log(2), asked)
 
     def independent(name: str) -> Row:
@@ -205,8 +207,12 @@ def main(args: argparse.Namespace) -> None:
             if name != "masked"}
     best = min(bits, key=bits.get)
     shown = "masked" if list(subject.priors) == ["masked"] else best
-    counts = torch.bincount(subject.test_codes.flatten().long(), minlength=subject.vqvae.config.num_codes)
-    codebook = {"codes": len(counts), "codes_used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
+    codebook: dict[str, float] = {}
+    uses = [torch.bincount(codes.flatten().long(), minlength=subject.vqvae.config.num_codes)
+            for codes in reversed(subject.test_codes)]
+    for prefix, counts in zip(("", "coarse_"), uses):
+        codebook |= {f"{prefix}codes": len(counts), f"{prefix}codes_used": int((counts > 0).sum()),
+                     f"{prefix}perplexity": perplexity(counts)}
     write_report(rows, subject.shown, subject.args, "evaluation",
                  "Real images, their reconstructions, and samples of every model", images_per_row=subject.count,
                  best=shown, classifier_accuracy=judge.accuracy, **codebook,
@@ -214,9 +220,12 @@ def main(args: argparse.Namespace) -> None:
     path = Path(args.OUTPUT_DIR) / "nearest.png"
     save_nearest(subject, f"samples of {shown}", rows[shown].images, nearest[shown].indices, path)
     save_classes(subject, rows[shown].images, path.with_name("samples_by_class.png"))
-    figures.save_shares(counts, path.with_name("codebook.png"))
+    figures.save_shares(uses[0], path.with_name("codebook.png"))
     print("codebook: {codes_used} of {codes} codes in use on the test split, perplexity {perplexity:.1f}".format_map(
         codebook))
+    if len(subject.test_codes) > 1:
+        print("codebook of the coarse level: {coarse_codes_used} of {coarse_codes} codes in use, perplexity "
+              "{coarse_perplexity:.1f}".format_map(codebook))
     print(f"fewest bits per image: {best}, {1 - bits[best] / bits['per-position marginal']:.0%} below the per-position "
           f"marginal")
     print("nearest training image, on average: {:.2f} away from samples of {}, {:.2f} from test images, {:.2f} from "

@@ -65,27 +65,30 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
-    prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
-    model.to(device)
+    priors, models = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
+    models.to(device)
+    prior, num_classes = priors[-1], models[-1].num_classes
     classes, told = checkpoint.choose_classes(args.CLASS_LABEL, prior)
-    checkpoint.check_guidance(args.GUIDANCE, prior, classes != [model.num_classes],
+    checkpoint.check_guidance(args.GUIDANCE, priors, classes != [num_classes],
                               "choose one by CLASS_LABEL (--class-label)")
     labels = torch.tensor(classes)[torch.arange(args.NUM_SAMPLES) % len(classes)]
     output = Path(args.SAMPLES_DIR or args.OUTPUT_DIR)
     settings = {name: getattr(args, name)
                 for name in ("TEMPERATURE", "TOP_K", "TOP_P", "GUIDANCE", "CLASS_LABEL", "SEED")}
     settings["STEPS"] = args.STEPS if prior["stage"] == "masked" else 0
-    settings |= {"prior": prior["stage"], "weights": checkpoint.fingerprint(prior["model"])}
+    weights = " ".join(checkpoint.fingerprint(level["model"]) for level in priors)
+    settings |= {"prior": prior["stage"], "weights": weights}
     if devices.is_main():
         keep_samples_of(settings, output, args.NUM_SAMPLES)
     devices.wait()
     numbers = torch.arange(args.NUM_SAMPLES).split(args.BATCH_SIZE)[devices.rank()::devices.world()]
     numbers = [part for part in numbers if not all((output / f"sample_{i}.png").exists() for i in part)]
     size = stored["data"]["height"], stored["data"]["width"]
+    grids = vqvae.grids(*size)
     try:
-        with tqdm(desc="sampling", total=len(numbers) * prior["grid"][0], unit="row", leave=False,
+        with tqdm(desc="sampling", total=len(numbers) * sum(rows for rows, _ in grids), unit="row", leave=False,
                   disable=not devices.is_main()) as bar:
-            drawn = draw_grids(model, labels, prior["grid"], args.SEED, args.BATCH_SIZE, args.TEMPERATURE, args.TOP_K,
+            drawn = draw_grids(models, labels, grids, args.SEED, args.BATCH_SIZE, args.TEMPERATURE, args.TOP_K,
                                args.TOP_P, args.GUIDANCE, args.STEPS, parts=numbers, on_row=bar.update)
             for part, codes in zip(numbers, drawn):
                 for i, image in zip(part, to_images(vqvae, codes, *size)):

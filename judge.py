@@ -55,11 +55,11 @@ class Subject:
     device: torch.device
     stored: dict[str, Any]           # the VQ-VAE's checkpoint
     vqvae: VQVAE
-    priors: dict[str, nn.Module]     # by name
+    priors: dict[str, nn.ModuleList]  # by name, the network of every level, coarse first
     data: Data
     chosen: Tensor                   # (count,) indices of test images
-    test_codes: Tensor               # (N, H, W) codes of the whole test split
-    independent: dict[str, Tensor]   # probabilities of independent codes by name: see `codes.marginals`
+    test_codes: list[Tensor]         # codes of the whole test split
+    independent: dict[str, list[Tensor]]  # probabilities of independent codes by name: see `codes.marginals`
 
     @property
     def count(self) -> int:
@@ -84,21 +84,22 @@ class Subject:
         """The set of the chosen test images."""
         return self.read(self.data.test.images, self.chosen[index])
 
-    def decoded(self, codes: Tensor) -> Images:
-        """The set of images that codes (N, H, W) decode to."""
+    def decoded(self, codes: list[Tensor]) -> Images:
+        """The set of images that codes decode to."""
         size = self.stored["data"]["height"], self.stored["data"]["width"]
-        return lambda index: self.vqvae.decode(codes[index].to(self.device).long(), *size)
+        return lambda index: self.vqvae.decode([level[index].to(self.device).long() for level in codes], *size)
 
-    def draw(self, prior: str, *options: float) -> Tensor:
-        """Codes (count, H, W) drawn from a prior as generate.py draws them, each given its class in `labels`.
+    def draw(self, prior: str, *options: float) -> list[Tensor]:
+        """Codes of `count` images drawn from a prior as generate.py draws them, each given its class in `labels`.
 
         options: temperature, top_k, top_p, guidance and steps of `make_sampler`.
         """
-        rows = len(self.spans(self.count)) * self.test_codes.shape[1]
+        grids = [level.shape[1:] for level in self.test_codes]
+        rows = len(self.spans(self.count)) * sum(height for height, _ in grids)
         with tqdm(desc=f"sampling {prior}", total=rows, unit="row", leave=False, disable=None) as bar:
-            drawn = draw_grids(self.priors[prior], self.labels, self.test_codes.shape[1:], self.args.SEED,
-                               self.args.BATCH_SIZE, *options, on_row=bar.update)
-            return torch.cat([codes.cpu() for codes in drawn])
+            drawn = draw_grids(self.priors[prior], self.labels, grids, self.args.SEED, self.args.BATCH_SIZE, *options,
+                               on_row=bar.update)
+            return [torch.cat(parts) for parts in zip(*([level.cpu() for level in codes] for codes in drawn))]
 
     @property
     def compared(self) -> int:
@@ -127,10 +128,10 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
     priors = checkpoint.load_priors(args.OUTPUT_DIR, stored) if every else \
         [checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)]
     data = testset.load(args, stored)
-    for prior, _ in priors:
-        checkpoint.check_guidance(guidance, prior)
-        if prior["data"]["class_names"] != data.class_names:
-            raise UserError(f"DATASET (--dataset): its classes are not those that {prior['stage']}.pt learnt")
+    for levels, _ in priors:
+        checkpoint.check_guidance(guidance, levels)
+        if levels[-1]["data"]["class_names"] != data.class_names:
+            raise UserError(f"DATASET (--dataset): its classes are not those that {levels[-1]['stage']}.pt learnt")
     if args.FEATURES == "classes" and len(data.class_names) < 2:
         raise UserError('FEATURES (--features) is "classes", but the data set has no two classes: use "self"')
     if args.FEATURES == "auto":
@@ -140,7 +141,7 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
     if len(chosen) < FEWEST:
         raise UserError(f"NUM_SAMPLES (--num-samples) of {args.NUM_SAMPLES} and a test split of {len(test)} "
                         f"images leave {len(chosen)} to compare: at least {FEWEST} are needed")
-    networks = {prior["stage"]: network.to(device) for prior, network in priors}
+    networks = {levels[-1]["stage"]: network.to(device) for levels, network in priors}
     independent = marginals(encode(vqvae, data.train.images), vqvae.config.num_codes)
     return Subject(args, device, stored, vqvae, networks, data, chosen, encode(vqvae, test), independent)
 

@@ -4,6 +4,9 @@ The encoder halves the image a few times. Every vector of its output `z_e` is re
 (`z_q`; the row's index is the code), and the decoder makes the image from `z_q`. The gated PixelCNN then learns
 p(codes) = prod_i p(code_i | codes before it in raster order, class), and `sample` draws new grids from it.
 
+The codes of an image are a list of grids. Usually that is one grid. With two levels [8] a coarse one comes first, and
+the fine one says what the coarse one leaves open: p(codes) = p(coarse) p(fine | coarse).
+
 Priors with attention are in priors.py, fast samplers in sampler.py.
 
 Papers, cited by number in the code:
@@ -15,10 +18,11 @@ Papers, cited by number in the code:
 [6] Shin et al., Translation-Equivariant Image Quantizer for Bi-directional Image-Text Generation, 2021,
     arXiv:2112.00384 (orthogonality of the codebook)
 [7] Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598
+[8] Razavi et al., Generating Diverse High-Fidelity Images with VQ-VAE-2, 2019, arXiv:1906.00446 (two levels)
 """
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -29,6 +33,7 @@ DOWNSAMPLES = (2, 4, 8, 16)    # pixels that a code may stand for along each sid
 ARCHITECTURES = ("space-to-depth", "paper")  # of encoder and decoder
 CODEBOOKS = ("ema", "gradient")  # ways in which a codebook may learn
 NORMALISATIONS = ("layer", "length")  # of z_e, before it is quantized
+LEVELS = (1, 2)        # grids of codes that an image may have
 NEAREST_CHUNK = 2**20  # most entries of the distance matrix held at a time: 4 MiB stay in a CPU's cache
 REVIVED_USAGE = 5      # a revived code starts with this many times revive_below of an even share
 
@@ -54,6 +59,16 @@ def nearest_codes(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 def to_one_length(vectors: Tensor) -> Tensor:
     """Vectors (..., D) scaled to length sqrt(D), so that their elements have mean square 1, as after layer norm."""
     return F.normalize(vectors, dim=-1) * vectors.shape[-1] ** 0.5
+
+
+def normalised(z_e: Tensor, how: str) -> Tensor:
+    """Latents (B, D, H, W) as (B, H, W, D): every vector of mean 0 and variance 1 (how "layer": layer norm without
+    parameters), of mean square 1 alone ("length"), or as it is ("none").
+    """
+    z_e = z_e.permute(0, 2, 3, 1)
+    if how == "none":
+        return z_e
+    return to_one_length(z_e) if how == "length" else F.layer_norm(z_e, z_e.shape[-1:])
 
 
 def orthogonality(vectors: Tensor) -> Tensor:
@@ -83,8 +98,10 @@ class Quantized(NamedTuple):
     z_q: Tensor              # (B, D, H, W) the nearest codes, with the gradient passed straight to z_e
     codes: Tensor            # (B, H, W) int64 indices into the codebook
     codebook_loss: Tensor    # ||sg[z_e] - e||^2; moves the codebook, and only where it is learnt by gradient
-    commitment_loss: Tensor  # ||z_e - sg[e]||^2; moves the encoder, not yet multiplied by beta
+    commitment_loss: Tensor  # ||z_e - sg[e]||^2; moves the encoder, not yet multiplied by beta; see also `VQVAE`
     counts: Tensor           # (K,) how often each code was chosen in this batch
+    z_e: Tensor              # (B, D, H, W) what was quantized: the encoder's output, normalised
+    distances: Tensor        # (B, H, W) squared, from z_e to the codes
 
 
 class VectorQuantizer(nn.Module):
@@ -100,16 +117,16 @@ class VectorQuantizer(nn.Module):
       are soon replaced again.
 
     num_codes: K. code_dim: D. codebook: "ema" moves each code to the moving average of the vectors that chose it ([1],
-    appendix A.1), "gradient" leaves it to the optimiser and the codebook loss. normalise: "layer" is layer norm without
-    parameters; "length" brings z_e and the codes to one length, so that the nearest code is that of the smallest angle
-    [5].
+    appendix A.1), "gradient" leaves it to the optimiser and the codebook loss. normalise: of `normalised`; "length"
+    brings the codes to that length too, so that the nearest code is that of the smallest angle [5]; "none" is for
+    vectors that cannot shrink towards zero by themselves.
     """
 
     def __init__(self, num_codes: int, code_dim: int, codebook: str = "ema", ema_decay: float = 0.97,
                  revive_below: float = 0.02, normalise: str = "layer"):
         super().__init__()
         self.ema = codebook == "ema"
-        self.one_length = normalise == "length"
+        self.how = normalise
         self.ema_decay = ema_decay
         self.revive_below = revive_below
         self.codebook = nn.Parameter(torch.randn(num_codes, code_dim), requires_grad=not self.ema)
@@ -121,14 +138,13 @@ class VectorQuantizer(nn.Module):
         self.draw_rows = draw_rows
 
     def normalise(self, z_e: Tensor) -> Tensor:
-        """(B, D, H, W) to (B, H, W, D), every vector of mean 0 and variance 1, or of mean square 1 alone ("length")."""
-        z_e = z_e.permute(0, 2, 3, 1)
-        return to_one_length(z_e) if self.one_length else F.layer_norm(z_e, z_e.shape[-1:])
+        """(B, D, H, W) to (B, H, W, D), see `normalised`."""
+        return normalised(z_e, self.how)
 
     def vectors(self) -> Tensor:
         """The vectors (K, D) that the codes stand for: the rows of the codebook, or ("length") their directions."""
         # a copy: a revival writes into the codebook between the forward and the backward pass
-        return to_one_length(self.codebook.clone()) if self.one_length else self.codebook
+        return to_one_length(self.codebook.clone()) if self.how == "length" else self.codebook
 
     def look_up(self, codes: Tensor) -> Tensor:
         """The vectors of codes (B, H, W), as the decoder takes them: (B, D, H, W)."""
@@ -136,6 +152,13 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, z_e: Tensor) -> Quantized:
         """Quantize z_e (B, D, H, W) as the encoder put it out; in training mode, move the codebook too."""
+        quantized = self.quantize(z_e)
+        if self.training:
+            self._update(quantized)
+        return quantized
+
+    def quantize(self, z_e: Tensor) -> Quantized:
+        """Quantize z_e (B, D, H, W) as the encoder put it out; the codebook stays as it is."""
         z_e, vectors = self.normalise(z_e.float()), self.vectors()
         flat = z_e.detach().flatten(0, 2)
         # float32 also under autocast: in bfloat16 one code in a hundred would not be the one that `encode` gives
@@ -147,14 +170,14 @@ class VectorQuantizer(nn.Module):
         codebook_loss = F.mse_loss(z_q, z_e.detach())
         commitment_loss = F.mse_loss(z_e, z_q.detach())
         straight_through = z_e + (z_q - z_e).detach()
-        if self.training:
-            self._update(flat, codes, distances, counts)
-        return Quantized(straight_through.permute(0, 3, 1, 2), codes.view(z_e.shape[:3]),
-                         codebook_loss, commitment_loss, counts)
+        return Quantized(straight_through.permute(0, 3, 1, 2), codes.view(z_e.shape[:3]), codebook_loss,
+                         commitment_loss, counts, z_e.permute(0, 3, 1, 2), distances.view(z_e.shape[:3]))
 
     @torch.no_grad()
-    def start(self, z_e: Tensor) -> None:
-        """Put the codebook onto encoder outputs z_e (B, D, H, W): a k-means++ draw [3] in a few rounds."""
+    def start(self, z_e: Tensor) -> Quantized:
+        """Put the codebook onto encoder outputs z_e (B, D, H, W): a k-means++ draw [3] in a few rounds. Returns z_e
+        quantized with it.
+        """
         flat = self.normalise(z_e).flatten(0, 2)
         num_codes = len(self.codebook)
         drawn = self.draw_rows(flat, torch.ones_like(flat[:, 0]), 1)
@@ -162,21 +185,23 @@ class VectorQuantizer(nn.Module):
             _, distances = nearest_codes(flat, drawn)
             drawn = torch.cat([drawn, self.draw_rows(flat, distances, min(len(drawn), num_codes - len(drawn)))])
         self._place(torch.ones(num_codes, 1, dtype=torch.bool, device=flat.device), drawn)
+        return self.quantize(z_e)
 
     @torch.no_grad()
-    def _update(self, flat: Tensor, codes: Tensor, distances: Tensor, counts: Tensor) -> None:
+    def _update(self, batch: Quantized) -> None:
         """Move usage, and in EMA mode the codebook, towards this batch ([1], eq. 6 to 8); revive dead codes."""
-        counts = self.all_sum(counts.clone())
+        flat = batch.z_e.permute(0, 2, 3, 1).flatten(0, 2)
+        counts = self.all_sum(batch.counts.clone())
         even_share = counts.sum() / len(self.codebook)
         self.usage.lerp_(counts / even_share, 1 - self.ema_decay)
         if self.ema:
-            batch_sums = self.all_sum(torch.zeros_like(self.sums).index_add_(0, codes, flat))
+            batch_sums = self.all_sum(torch.zeros_like(self.sums).index_add_(0, batch.codes.flatten(), flat))
             self.sums.lerp_(batch_sums / even_share, 1 - self.ema_decay)
             usage = self.usage.unsqueeze(1)  # where it underflows to 0, the code stays where it is
             self.codebook.copy_(torch.where(usage > 1e-8, self.sums / usage, self.codebook))
         if self.revive_below > 0:
             dead = (self.usage < self.revive_below).unsqueeze(1)
-            self._place(dead, self.draw_rows(flat, distances, len(self.codebook)))
+            self._place(dead, self.draw_rows(flat, batch.distances.flatten(), len(self.codebook)))
 
     def _place(self, which: Tensor, vectors: Tensor) -> None:
         """Move the codes that `which` (K, 1) marks onto their rows of vectors (K, D), with a revived code's usage."""
@@ -242,16 +267,16 @@ def make_encoder(config: "VQVAEConfig") -> nn.Sequential:
     return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Conv2d(hidden, config.code_dim, 1))
 
 
-def make_decoder(config: "VQVAEConfig") -> nn.Sequential:
-    """The way back from `make_encoder` of the same sizes."""
+def make_decoder(config: "VQVAEConfig", inputs: int) -> nn.Sequential:
+    """The way back from `make_encoder` of the same sizes; inputs: channels of what it takes."""
     hidden, side = config.hidden, config.downsample
     if config.architecture == "space-to-depth":
         return nn.Sequential(
-            nn.Conv2d(config.code_dim, hidden, 3, padding=1),
+            nn.Conv2d(inputs, hidden, 3, padding=1),
             *(NormedBlock(hidden) for _ in range(config.residual_blocks)),
             group_norm(hidden), nn.ReLU(inplace=True),
             nn.Conv2d(hidden, config.channels * side**2, 3, padding=1), nn.PixelShuffle(side))
-    layers, wide = [nn.Conv2d(config.code_dim, hidden, 3, padding=1)], hidden
+    layers, wide = [nn.Conv2d(inputs, hidden, 3, padding=1)], hidden
     layers += [ResidualBlock(hidden, config.residual_hidden) for _ in range(config.residual_blocks)]
     for narrow in [hidden // 2] * DOWNSAMPLES.index(side) + [config.channels]:
         layers += [nn.ReLU(inplace=True), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
@@ -270,12 +295,20 @@ class Reconstruction(NamedTuple):
     """A batch through the whole VQ-VAE."""
 
     images: Tensor           # (B, C, H, W), the size of the input; not clipped to [0, 1]
-    quantized: Quantized
+    quantized: list[Quantized]  # of every level, coarse first
 
 
 def grid_size(height: int, width: int, downsample: int) -> tuple[int, int]:
     """Height and width of the encoder's output for images of this height and width."""
     return -(-height // downsample), -(-width // downsample)
+
+
+def grid_sizes(height: int, width: int, downsample: int, levels: int = 1) -> list[tuple[int, int]]:
+    """Height and width of every level's grid of codes, coarse first, for images of this height and width. A code of the
+    last level stands for `downsample` pixels along each side, one of a level before it for 2x2 codes of the next.
+    """
+    rows, columns = grid_size(height, width, downsample * 2**(levels - 1))
+    return [(rows * 2**level, columns * 2**level) for level in range(levels)]
 
 
 @dataclass
@@ -286,7 +319,7 @@ class VQVAEConfig:
     hidden: int                  # channels of encoder and decoder
     residual_blocks: int         # in the encoder, and as many in the decoder
     residual_hidden: int         # channels inside a residual block of the paper
-    downsample: int              # pixels that a code stands for along each side
+    downsample: int              # pixels that a code (of the last level) stands for along each side
     num_codes: int               # K
     code_dim: int                # D
     codebook: str = "ema"        # how the codebook learns
@@ -294,6 +327,7 @@ class VQVAEConfig:
     revive_below: float = 0.02   # share of an even usage below which a code is revived; 0: never
     architecture: str = "paper"  # of encoder and decoder
     normalise: str = "layer"     # how z_e is normalised before it is quantized
+    levels: int = 1              # grids of codes of an image
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -304,6 +338,8 @@ class VQVAEConfig:
             raise ValueError(f"codebook must be one of {', '.join(CODEBOOKS)}, not {self.codebook!r}")
         if self.normalise not in NORMALISATIONS:
             raise ValueError(f"normalise must be one of {', '.join(NORMALISATIONS)}, not {self.normalise!r}")
+        if self.levels not in LEVELS:
+            raise ValueError(f"levels must be one of {', '.join(map(str, LEVELS))}, not {self.levels}")
 
 
 class VQVAE(nn.Module):
@@ -312,6 +348,13 @@ class VQVAE(nn.Module):
     Images are padded at the right and bottom to a multiple of `downsample` and the output is cropped, so the grid of
     codes is (ceil(H / downsample), ceil(W / downsample)). The decoder's output is linear: a sigmoid saturates on
     black backgrounds and passes no gradient there.
+
+    With two levels ([8], section 3.1 and figure 2) the normalised output z of the encoder is itself compressed by a
+    smaller VQ-VAE, `coarse`, to a grid of half the size along each side. The fine level quantizes what its output
+    leaves of z, z - given, and the decoder takes `given` beside z_q. Images are padded to a multiple of 2 * downsample.
+    [8] has another linear map of both in the place of the difference, and no loss for `given`. Here its error,
+    ||given - sg[z]||^2, is part of the coarse level's commitment loss. Without it the fine codes soon hold all, and the
+    coarse ones, though in use, nothing: on faces, those of another image changed the reconstruction by 0.01 dB.
     """
 
     def __init__(self, config: VQVAEConfig):
@@ -319,26 +362,56 @@ class VQVAE(nn.Module):
         self.config = config
         self.encoder = make_encoder(config)
         self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.codebook, config.ema_decay,
-                                         config.revive_below, config.normalise)
-        self.decoder = make_decoder(config)
+                                         config.revive_below, config.normalise if config.levels == 1 else "none")
+        self.decoder = make_decoder(config, config.code_dim * min(2, config.levels))
+        self.coarse = None
+        if config.levels > 1:
+            self.coarse = VQVAE(replace(config, channels=config.code_dim, downsample=2, levels=config.levels - 1))
 
-    def latents(self, images: Tensor) -> Tensor:
-        """Encoder output z_e (B, D, grid height, grid width), before normalising and quantizing."""
-        return self.encoder(pad(images, self.config.downsample))
+    @property
+    def quantizers(self) -> list[VectorQuantizer]:
+        """Those of every level, coarse first."""
+        return [*self.coarse.quantizers, self.quantizer] if self.coarse else [self.quantizer]
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] to codes (B, grid height, grid width) int64."""
-        z_e = self.quantizer.normalise(self.latents(images))
-        return nearest_codes(z_e.flatten(0, 2), self.quantizer.vectors())[0].view(z_e.shape[:3])
+    def grids(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width of every level's grid of codes, coarse first, for images of this height and width."""
+        return grid_sizes(height, width, self.config.downsample, self.config.levels)
 
-    def decode(self, codes: Tensor, height: int, width: int) -> Tensor:
-        """Codes (B, grid height, grid width) to images (B, C, height, width) clipped to [0, 1]."""
-        return self.decoder(self.quantizer.look_up(codes))[:, :, :height, :width].clamp(0, 1)
+    def quantize(self, images: Tensor, how: Callable[[VectorQuantizer, Tensor], Quantized] = VectorQuantizer.quantize
+                 ) -> tuple[list[Quantized], Tensor]:
+        """Quantize images (B, C, H, W) in [0, 1]: every level, coarse first, and what the decoder takes.
+
+        how: the quantizer's method that is called with z_e: `forward`, `quantize` or `start`.
+        """
+        z_e = self.encoder(pad(images, self.config.downsample * 2**(self.config.levels - 1)))
+        if not self.coarse:
+            quantized = how(self.quantizer, z_e)
+            return [quantized], quantized.z_q
+        z = normalised(z_e.float(), self.config.normalise).permute(0, 3, 1, 2)
+        [*coarser, coarse], z_q = self.coarse.quantize(z, how)
+        given = self.coarse.decoder(z_q)
+        error = F.mse_loss(given.float(), z.detach())
+        coarse = coarse._replace(commitment_loss=coarse.commitment_loss + error)
+        quantized = how(self.quantizer, z - given)
+        return [*coarser, coarse, quantized], torch.cat([quantized.z_q, given], 1)
+
+    def look_up(self, codes: list[Tensor]) -> Tensor:
+        """What the decoder takes for the codes of every level, coarse first."""
+        z_q = self.quantizer.look_up(codes[-1])
+        return torch.cat([z_q, self.coarse.decoder(self.coarse.look_up(codes[:-1]))], 1) if self.coarse else z_q
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Images (B, C, H, W) in [0, 1] to codes: a grid (B, grid height, grid width) int64 a level, coarse first."""
+        return [level.codes for level in self.quantize(images)[0]]
+
+    def decode(self, codes: list[Tensor], height: int, width: int) -> Tensor:
+        """Codes as `encode` gives them to images (B, C, height, width) clipped to [0, 1]."""
+        return self.decoder(self.look_up(codes))[:, :, :height, :width].clamp(0, 1)
 
     def forward(self, images: Tensor) -> Reconstruction:
-        quantized = self.quantizer(self.latents(images))
+        levels, z_q = self.quantize(images, VectorQuantizer.forward)
         height, width = images.shape[2:]
-        return Reconstruction(self.decoder(quantized.z_q)[:, :, :height, :width], quantized)
+        return Reconstruction(self.decoder(z_q)[:, :, :height, :width], levels)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -399,7 +472,9 @@ class GatedBlock(nn.Module):
         self.out = nn.Conv2d(hidden, hidden, 1, bias=False)
 
     def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """v, h: (B, C, H, W), the stacks; condition: (B, 4C, 1, 1), added before the gates. Returns v, h."""
+        """v, h: (B, C, H, W), the stacks; condition: (B, 4C, 1, 1) or (B, 4C, H, W), added before the gates. Returns
+        v, h.
+        """
         v_condition, h_condition = condition.chunk(2, 1)
         # sums are in place and in the condition's float32: under autocast convolutions return bfloat16
         v_features = self.vertical(v).to(condition.dtype).add_(v_condition)
@@ -415,6 +490,23 @@ def check_kernel_size(kernel_size: int) -> None:
         raise ValueError(f"kernel_size must be odd and at least 3, not {kernel_size}")
 
 
+class CoarseCodes(nn.Module):
+    """What a prior over a fine grid sees of the coarse grid: features for every position of the fine one ([8],
+    section 3.2). The coarse codes are all given, so that no convolution here is causal. A coarse code's four fine
+    positions have features of their own.
+    """
+
+    def __init__(self, num_codes: int, hidden: int, blocks: int = 2):
+        super().__init__()
+        self.embedding = nn.Embedding(num_codes, hidden)
+        self.layers = nn.Sequential(*(ResidualBlock(hidden, hidden) for _ in range(blocks)), nn.ReLU(),
+                                    nn.Conv2d(hidden, 4 * hidden, 1), nn.PixelShuffle(2))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Coarse codes (B, H, W) to features (B, hidden, 2H, 2W)."""
+        return self.layers(self.embedding(codes).permute(0, 3, 1, 2))
+
+
 @dataclass
 class PixelCNNConfig:
     """The sizes of a PixelCNN, from which a checkpoint rebuilds it. ValueError where they make no network."""
@@ -425,6 +517,7 @@ class PixelCNNConfig:
     layers: int
     kernel_size: int   # of the masked convolutions, odd
     dropout: float = field(default=0.0, kw_only=True)  # share of the gates' outputs that a training step sets to 0
+    coarse_codes: int = field(default=0, kw_only=True)  # K of the coarse grid that is given; 0: there is none
 
     def __post_init__(self) -> None:
         check_kernel_size(self.kernel_size)
@@ -434,7 +527,8 @@ class PixelCNN(nn.Module):
     """Gated PixelCNN [2] over grids of codes, of any height and width, conditioned on a class or on none.
 
     Class `num_classes` means "no class". Training shows it in place of some labels, so that one model draws from
-    p(codes | class) and from p(codes). With `num_classes` 0 it is the only one.
+    p(codes | class) and from p(codes). With `num_classes` 0 it is the only one. With `coarse_codes`, it is conditioned
+    on a coarse grid of half the size too: one more term of the gates, by a 1x1 convolution a layer.
     """
 
     def __init__(self, config: PixelCNNConfig):
@@ -449,16 +543,27 @@ class PixelCNN(nn.Module):
         nn.init.zeros_(self.condition.weight)
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(hidden, 2 * hidden, 1), nn.ReLU(),
                                   nn.Conv2d(2 * hidden, num_codes, 1))
+        self.coarse = None
+        if config.coarse_codes:
+            self.coarse = CoarseCodes(config.coarse_codes, hidden)
+            self.from_coarse = nn.Conv2d(hidden, layers * 4 * hidden, 1, bias=False)
 
-    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, codes: Tensor, labels: Tensor, coarse: Tensor | None = None) -> Tensor:
         """Logits of every code given the codes before it: codes (B, H, W) int64, labels (B,) int64 in
-        [0, num_classes]. Returns (B, K, H, W); the logits at a position depend on earlier codes only.
+        [0, num_classes], coarse (B, H / 2, W / 2) int64 where the model has `coarse_codes`. Returns (B, K, H, W); the
+        logits at a position depend on earlier codes only, and on coarse codes at any place.
         """
         v = h = self.embedding(codes).permute(0, 3, 1, 2)
-        conditions = self.condition(labels)[:, :, None, None].chunk(len(self.blocks), 1)
-        for block, condition in zip(self.blocks, conditions):
+        for block, condition in zip(self.blocks, self.conditions(labels, coarse)):
             v, h = block(v, h, condition)
         return self.head(h)
+
+    def conditions(self, labels: Tensor, coarse: Tensor | None) -> tuple[Tensor, ...]:
+        """What is added before the gates of every layer, as `GatedBlock` takes it."""
+        condition = self.condition(labels)[:, :, None, None]
+        if self.coarse:
+            condition = condition + self.from_coarse(self.coarse(coarse)).to(condition.dtype)
+        return condition.chunk(len(self.blocks), 1)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -485,21 +590,23 @@ def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor
 @torch.no_grad()
 def sample(model: nn.Module, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
            draw: Callable = lambda logits, uniform: invert(logits.softmax(1), uniform),
-           guidance: float = 1.0) -> Tensor:
+           guidance: float = 1.0, coarse: Tensor | None = None) -> Tensor:
     """Grids of codes (B, H, W) drawn from a prior in raster order, with a whole forward pass for every code.
 
     labels: (B,) classes, `num_classes` for none. uniform: (B, H, W) in [0, 1), the chance. known: (B, H, W) codes to
     keep, -1 where one is to be drawn. draw: the rule that chooses codes (B,) from logits (B, K) and chance (B,).
-    guidance: s of `guide`, which takes a second pass, without a class; 1: none.
+    guidance: s of `guide`, which takes a second pass, without a class; 1: none. coarse: (B, H / 2, W / 2) codes that
+    the model is conditioned on, if it is.
     """
+    given = [] if coarse is None else [coarse]
     codes = torch.zeros(uniform.shape, dtype=torch.int64, device=uniform.device)
     for row in range(uniform.shape[1]):
         for column in range(uniform.shape[2]):
-            logits = model(codes, labels)[:, :, row, column]
+            logits = model(codes, labels, *given)[:, :, row, column]
             if guidance != 1:
                 no_class = torch.full_like(labels, model.num_classes)
-                logits = guide(logits, model(codes, no_class)[:, :, row, column], guidance)
+                logits = guide(logits, model(codes, no_class, *given)[:, :, row, column], guidance)
             drawn = draw(logits, uniform[:, row, column])
-            given = drawn if known is None else known[:, row, column]
-            codes[:, row, column] = torch.where(given >= 0, given, drawn)
+            kept = drawn if known is None else known[:, row, column]
+            codes[:, row, column] = torch.where(kept >= 0, kept, drawn)
     return codes

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from attention import FREQUENCIES, TransformerBlock, attend, check_heads, fourier
 from masked import Masked, MaskedConfig
-from modules import CausalConv2d, PixelCNN, PixelCNNConfig, check_kernel_size
+from modules import CausalConv2d, CoarseCodes, PixelCNN, PixelCNNConfig, check_kernel_size
 
 # ---------------------------------------------------------------------------------------------------------
 # PixelSNAIL
@@ -73,10 +73,9 @@ class PixelSNAIL(PixelCNN):
         self.attention = nn.ModuleDict({str(i): CausalAttention(config.hidden, config.heads)
                                         for i in range(every - 1, layers, every)})
 
-    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, codes: Tensor, labels: Tensor, coarse: Tensor | None = None) -> Tensor:
         v = h = embedded = self.embedding(codes).permute(0, 3, 1, 2)
-        conditions = self.condition(labels)[:, :, None, None].chunk(len(self.blocks), 1)
-        for i, (block, condition) in enumerate(zip(self.blocks, conditions)):
+        for i, (block, condition) in enumerate(zip(self.blocks, self.conditions(labels, coarse))):
             v, h = block(v, h, condition)
             if str(i) in self.attention:
                 h = h + self.attention[str(i)](h, embedded)
@@ -98,6 +97,7 @@ class TransformerConfig:
     kernel_size: int   # of the masked convolutions at its start, odd
     heads: int         # they share the `hidden` channels
     dropout: float = 0.0  # share of the inputs and of every residual that a training step sets to 0
+    coarse_codes: int = 0  # K of the coarse grid that is given; 0: there is none
 
     def __post_init__(self) -> None:
         check_kernel_size(self.kernel_size)
@@ -109,7 +109,8 @@ class Transformer(nn.Module):
 
     It starts from masked convolutions, as a PixelCNN does: the input at a position is made of the codes above it, of
     those just before it, of its row and column, and of the class. So the nearest codes are at hand from the first layer
-    on, and attention sees all earlier ones. Class `num_classes` means "no class", as in PixelCNN.
+    on, and attention sees all earlier ones. Class `num_classes` means "no class", as in PixelCNN. With
+    `coarse_codes`, features of a coarse grid at the position are one more term of its input.
     """
 
     def __init__(self, config: TransformerConfig):
@@ -129,17 +130,18 @@ class Transformer(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.5)
         for weight in (self.condition.weight, self.head.weight):
             nn.init.normal_(weight, std=0.02)
+        self.coarse = CoarseCodes(config.coarse_codes, hidden) if config.coarse_codes else None
 
-    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """Logits of every code given the codes before it: codes (B, H, W) int64, labels (B,) int64 in
-        [0, num_classes]. Returns (B, K, H, W); the logits at a position depend on earlier codes only.
-        """
+    def forward(self, codes: Tensor, labels: Tensor, coarse: Tensor | None = None) -> Tensor:
+        """Logits of every code given the codes before it, with inputs and outputs as those of PixelCNN."""
         height, width = codes.shape[1:]
         embedded = self.embedding(codes).permute(0, 3, 1, 2)
         # raster order runs on from row to row: so the end of a row is seen from the start of the next one on
         before = self.before(embedded.flatten(2).unsqueeze(2)).squeeze(2)
         near = (self.above(embedded).flatten(2) + before).transpose(1, 2)
         x = near + self.condition(labels)[:, None] + self.place(fourier(height, width, codes.device))
+        if self.coarse:
+            x = x + self.coarse(coarse).flatten(2).transpose(1, 2)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)

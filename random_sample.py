@@ -14,7 +14,7 @@ import devices
 import figures
 import files
 from cli import run as run_script
-from modules import VQVAE, grid_size, nearest_codes
+from modules import VQVAE, nearest_codes
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 NUM_SAMPLES = 25          # images to make
@@ -24,15 +24,20 @@ BATCH_SIZE = 64           # grids decoded at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
 
-def draw_codes(vqvae: VQVAE, shape: tuple[int, int, int], source: str, generator: torch.Generator) -> Tensor:
-    """Codes (B, H, W) drawn uniformly, or as the nearest to standard Gaussian latents."""
+def draw_codes(vqvae: VQVAE, count: int, grids: list[tuple[int, int]], source: str,
+               generator: torch.Generator) -> list[Tensor]:
+    """Codes (count, height, width) of every level drawn uniformly, or as the nearest to standard Gaussian latents."""
     if source == "uniform":
-        return torch.randint(vqvae.config.num_codes, shape, generator=generator)
-    batch, height, width = shape
+        sizes = [height * width for height, width in grids]
+        drawn = torch.randint(vqvae.config.num_codes, (count, sum(sizes)), generator=generator).split(sizes, 1)
+        return [codes.unflatten(1, grid) for codes, grid in zip(drawn, grids)]
     # one by one: torch.randn gives a batch other numbers than its parts, unless these are multiples of 16 numbers
-    z_e = torch.stack([torch.randn(vqvae.config.code_dim, height, width, generator=generator) for _ in range(batch)])
-    z_e = vqvae.quantizer.normalise(z_e)
-    return nearest_codes(z_e.flatten(0, 2), vqvae.quantizer.vectors().cpu())[0].view(shape)
+    latents = [[torch.randn(vqvae.config.code_dim, *grid, generator=generator) for grid in grids] for _ in range(count)]
+    codes = []
+    for quantizer, z_e in zip(vqvae.quantizers, map(torch.stack, zip(*latents))):
+        z_e = quantizer.normalise(z_e)
+        codes.append(nearest_codes(z_e.flatten(0, 2), quantizer.vectors().cpu())[0].view(z_e.shape[:3]))
+    return codes
 
 
 @torch.no_grad()
@@ -43,14 +48,14 @@ def main(args: argparse.Namespace) -> None:
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
     height, width = stored["data"]["height"], stored["data"]["width"]
-    grid = grid_size(height, width, vqvae.config.downsample)
+    grids = vqvae.grids(height, width)
     generator = torch.Generator().manual_seed(args.SEED)
     output = Path(args.OUTPUT_DIR)
     files.remove(output, "random_sample_*.png")  # of an earlier call
     shown = []
     for part in torch.arange(args.NUM_SAMPLES).split(args.BATCH_SIZE):
-        codes = draw_codes(vqvae, (len(part), *grid), args.SOURCE, generator)
-        images = vqvae.decode(codes.to(device), height, width)
+        codes = draw_codes(vqvae, len(part), grids, args.SOURCE, generator)
+        images = vqvae.decode([level.to(device) for level in codes], height, width)
         for number, image in zip(part.tolist(), images):
             figures.save_image(image, output / f"random_sample_{number}.png")
         shown += images[:figures.room(height, width) - len(shown)]

@@ -110,8 +110,8 @@ def code(networks: Networks, images: Tensor, description: str) -> Coded:
     bar = tqdm(dataset.batches(indices, networks.device, images), desc=description, total=len(indices), leave=False)
     for [part] in bar:
         originals = dataset.to_float(part)
-        codes = networks.vqvae.encode(originals)
-        copies = networks.vqvae.decode(codes, *originals.shape[2:])
+        [codes] = levels = networks.vqvae.encode(originals)
+        copies = networks.vqvae.decode(levels, *originals.shape[2:])
         surprises.append(surprise(networks.prior, codes, no_class(networks.prior, codes)).cpu())
         errors.append((copies - originals).square().mean((1, 2, 3)).cpu())
     return Coded(torch.cat(surprises), torch.cat(errors))
@@ -157,7 +157,7 @@ def find_restorer(output_dir: str, stored: dict, networks: Networks) -> nn.Modul
     """
     if not checkpoint.path_of(output_dir, "masked").exists():
         return networks.prior
-    found, masked = checkpoint.load_prior(output_dir, stored, "masked")
+    [found], [masked] = checkpoint.load_prior(output_dir, stored, "masked")
     if found["data"]["class_names"] and checkpoint.class_dropout(found) == 0:
         return networks.prior
     return masked.to(networks.device)
@@ -170,8 +170,9 @@ def restore(prior: nn.Module, codes: Tensor, unlikely: Tensor, seed: int, batch_
     """
     parts = math.ceil(len(codes) / batch_size)
     with tqdm(desc="restoring", total=parts * codes.shape[1], unit="row", leave=False) as bar:
-        return torch.cat(list(draw_grids(prior, no_class(prior, codes), codes.shape[1:], seed, batch_size, *options,
-                                         known=codes.masked_fill(unlikely, -1), on_row=bar.update)))
+        drawn = draw_grids([prior], no_class(prior, codes), [codes.shape[1:]], seed, batch_size, *options,
+                           known=[codes.masked_fill(unlikely, -1)], on_row=bar.update)
+        return torch.cat([grids for [grids] in drawn])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -227,11 +228,11 @@ def draw_pictures(args: argparse.Namespace, vqvae: VQVAE, restorer: nn.Module, i
     """
     chosen = surprises.sum((1, 2)).argsort(descending=True)[:args.NUM_IMAGES]
     images, surprises = images[chosen], surprises[chosen]
-    codes = encode(vqvae, images).to(next(vqvae.parameters()).device).long()
+    codes = encode(vqvae, images)[0].to(next(vqvae.parameters()).device).long()
     restored = restore(restorer, codes, (surprises > threshold).to(codes.device), args.SEED, args.BATCH_SIZE,
                        args.TEMPERATURE, args.TOP_K, args.TOP_P)
     for i, number in enumerate(chosen.tolist()):
-        copy, restoration = (vqvae.decode(grids[i:i + 1], *images.shape[2:])[0].cpu() for grids in (codes, restored))
+        copy, restoration = (vqvae.decode([grids[i:i + 1]], *images.shape[2:])[0].cpu() for grids in (codes, restored))
         figures.save_score(dataset.to_float(images[i]), copy, restoration, surprises[i], threshold,
                            vqvae.config.downsample, Path(args.OUTPUT_DIR) / f"score_{first + number}.png")
 
@@ -268,7 +269,9 @@ def main(args: argparse.Namespace) -> None:
         return
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
-    prior, model = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
+    if vqvae.config.levels > 1:
+        raise UserError("score.py takes one level of codes, and vqvae.pt has two: train one with LEVELS = 1")
+    [prior], [model] = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
     if prior["stage"] == "masked":
         raise UserError(f"masked.pt has no likelihood to score by: train another prior with "
                         f"{checkpoint.command(args.OUTPUT_DIR, 'transformer')}")

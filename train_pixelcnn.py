@@ -3,6 +3,9 @@
 The images are encoded once, or with AUGMENT anew for every epoch; training sees codes alone. After every epoch
 OUTPUT_DIR holds a checkpoint to continue from, with the weights that did best on the validation split, the history as a
 table, and its curves.
+
+Of a VQ-VAE of two levels, the prior of the coarse codes comes first (`pixelcnn_coarse.pt`), then that of the fine codes
+given the coarse ones (`pixelcnn.pt`). The bits of an image are the sum of both.
 """
 import argparse
 import math
@@ -18,10 +21,11 @@ import devices
 import fast
 import figures
 import masked
+from cli import UserError
 from cli import run as run_script
 from codes import cross_entropy, encode, to_images
 from decode import Reading
-from modules import VQVAE, grid_size
+from modules import VQVAE
 from optimizers import AdamW, Muon
 from priors import PRIORS
 from sampler import draw_grids
@@ -38,6 +42,7 @@ WEIGHT_DECAY = 0.01       # of AdamW: how strongly weights are drawn towards 0
 SEED = 0                  # of the weights and the order of the grids
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 PRIOR = "transformer"     # "transformer", "pixelcnn", "pixelsnail" (with attention between layers) or "masked"
+LEVEL = "all"             # of a VQ-VAE of two levels: only the prior of the "coarse" or the "fine" codes; "all": both
 OPTIMIZER = "auto"        # "muon": matrices by Muon, the rest by Adam; "adam"; "auto": Muon for transformers
 HIDDEN = "auto"           # channels (of either stack, where there are two); "auto": 64; transformer, large grids: 96
 LAYERS = "auto"           # blocks of a transformer, or gated layers of the others; "auto": 4 or 6
@@ -66,14 +71,14 @@ BOTH_SIDES = ("hidden_nll", {"hidden codes given the rest (nats per hidden code)
               "hidden codes given the rest {hidden_nll:.4f} nats, {bits_per_hidden_code:.3f} bits each")
 
 
-def terms(model: nn.Module, codes: Tensor, labels: Tensor, hidden: Tensor | None = None) -> dict[str, Tensor]:
-    """What grids of codes (B, H, W) add to the metrics: the negative log-likelihood in nats per code. With hidden
-    (B, H, W), of a masked prior: see `masked.terms`.
+def terms(model: nn.Module, codes: Tensor, labels: Tensor, *given: Tensor) -> dict[str, Tensor]:
+    """What grids of codes (B, H, W) add to the metrics: the negative log-likelihood in nats per code, given the coarse
+    codes (B, H / 2, W / 2) if there are any. Of a masked prior, with the hidden codes (B, H, W): see `masked.terms`.
     """
     codes = codes.long()
-    if hidden is not None:
-        return masked.terms(model, codes, labels, hidden)
-    return {"nll": cross_entropy(model(codes, labels).float(), codes)}
+    if given and given[0].dtype == torch.bool:
+        return masked.terms(model, codes, labels, *given)
+    return {"nll": cross_entropy(model(codes, labels, *(grid.long() for grid in given)).float(), codes)}
 
 
 def summarise(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
@@ -129,34 +134,66 @@ def main(args: argparse.Namespace) -> None:
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device, memory_format=torch.channels_last)
     args = checkpoint.fill(args, stored)
+    levels = ["coarse", "fine"][-vqvae.config.levels:]
+    if args.LEVEL not in ("all", *levels):
+        raise UserError(f"LEVEL (--level) is {args.LEVEL!r}, but vqvae.pt has one level of codes: leave it at all")
+    if args.PRIOR == "masked" and len(levels) > 1:
+        raise UserError('PRIOR (--prior) of "masked" takes one level of codes, and vqvae.pt has two: choose another')
     if devices.is_main() and checkpoint.unfinished(stored):
         print("vqvae.pt is of a training that was stopped: if that goes on, this prior will not fit it any more",
               file=sys.stderr)
     lock, data = begin(args, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
-    if args.AUGMENT == "none":
-        train = dataset.place(encode(vqvae, data.train.images), device)
-    validation, test = (dataset.place(encode(vqvae, split.images), device) for split in (data.validation, data.test))
+    splits = ["validation", "test"] if args.AUGMENT != "none" else ["train", "validation", "test"]
+    encoded = {split: encode(vqvae, getattr(data, split).images) for split in splits}
+    for level, name in enumerate(levels):
+        if args.LEVEL in ("all", name):
+            if len(levels) > 1 and devices.is_main():
+                print(f"the prior of the {name} codes:")
+            train_level(argparse.Namespace(**vars(args)), level, data, encoded, vqvae, stored)
+    lock.release()
+
+
+def train_level(args: argparse.Namespace, level: int, data: dataset.Data, encoded: dict[str, list[Tensor]],
+                vqvae: VQVAE, stored: dict) -> None:
+    """Train the prior of a level of codes, given those of the level before it. stored: the checkpoint of the VQ-VAE;
+    encoded: the codes of each split by name, without that of the training split under AUGMENT.
+    """
+    device = next(vqvae.parameters()).device
+    torch.manual_seed(args.SEED)  # as if this level alone was trained
+
+    def given(codes: list[Tensor]) -> list[Tensor]:
+        """The level's codes, and those that it is given, on the device if that has room."""
+        return [dataset.place(grids, device) for grids in reversed(codes[max(0, level - 1):level + 1])]
+
+    train = given(encoded["train"]) if args.AUGMENT == "none" else []
+    (validation, *validation_given), (test, *test_given) = (given(encoded[split]) for split in ("validation", "test"))
     train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])
     num_codes, num_classes = vqvae.config.num_codes, len(data.class_names)
     count, positions, grid = len(data.train.images), validation[0].numel(), validation.shape[1:]
     both_sides = args.PRIOR == "masked"
     loss, panels, line = BOTH_SIDES if both_sides else LIKELIHOOD
-    # of the codes of a split, where they are predicted from both sides, the hidden ones
-    validation_masks, test_masks = ([dataset.place(masked.fixed_masks(len(codes), *grid), device)] if both_sides else []
-                                    for codes in (validation, test))
+    if both_sides:  # beside the codes of a split: which are hidden
+        validation_given, test_given = ([dataset.place(masked.fixed_masks(len(codes), *grid), device)]
+                                        for codes in (validation, test))
     fit_to(args, count, positions)
     network, config = PRIORS[args.PRIOR]
-    model = network(configure(config, args, num_codes=num_codes, num_classes=num_classes))
-    start_from_codebook(model, vqvae.quantizer.vectors())
+    model = network(configure(config, args, num_codes=num_codes, num_classes=num_classes,
+                              coarse_codes=num_codes if level else 0))
+    start_from_codebook(model, vqvae.quantizers[level].vectors())
     model.to(device, memory_format=torch.channels_last)
     fast.speed_up(model)
     optimizer = make_optimizer(model, args)
-    run = Run(args, args.PRIOR, model, optimizer, count, f"validation_{loss}", panels, line=line, average=args.AVERAGE,
+    stage = checkpoint.prior_stages(args.PRIOR, vqvae.config.levels)[level]
+    run = Run(args, stage, model, optimizer, count, f"validation_{loss}", panels, line=line, average=args.AVERAGE,
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names,
                                      "class_counts": data.train.labels.bincount(minlength=num_classes).tolist()},
               grid=list(grid), vqvae=checkpoint.fingerprint(stored["model"]),
               images=dataset.digest(data.train))
+    # samples are drawn of the classes in turn, those of fine codes given the coarse ones of validation images
+    most = 64
+    shown = [validation_labels, *validation_given] if level else [torch.arange(most) % max(1, num_classes)]
+    shown = [part[:most].cpu() for part in shown]
     stepped = run.prepare()
     if args.DROPOUT and devices.world() > 1:  # each process drops activations of its own
         steps = args.SEED * 1_000_003 + run.epoch * run.steps + run.done
@@ -164,41 +201,45 @@ def main(args: argparse.Namespace) -> None:
 
     while run.epoch < args.EPOCHS:
         if args.AUGMENT != "none":
-            train = dataset.place(augmented_codes(vqvae, data.train.images, args.AUGMENT, args.SEED, run.epoch), device)
+            train = given(augmented_codes(vqvae, data.train.images, args.AUGMENT, args.SEED, run.epoch))
             devices.wait()  # another process may take longer to encode
-        for codes, labels in run.batches(train, train_labels):
+        for labels, codes, *more in run.batches(train_labels, *train):
             no_class = devices.share(torch.rand(run.batch) < args.CLASS_DROPOUT).to(device)
-            masks = [devices.share(masked.random_masks(run.batch, *grid)).to(device)] if both_sides else []
+            if both_sides:
+                more = [devices.share(masked.random_masks(run.batch, *grid)).to(device)]
             with run.autocast():
-                batch = terms(stepped, codes, labels.masked_fill(no_class, num_classes), *masks)
+                batch = terms(stepped, codes, labels.masked_fill(no_class, num_classes), *more)
             run.step(batch[loss], len(codes), batch)
-        pictured = args.SAMPLE_EVERY and (run.epoch + 1) % args.SAMPLE_EVERY == 0
+        last = level == vqvae.config.levels - 1  # coarse codes alone make no image
+        pictured = last and args.SAMPLE_EVERY and (run.epoch + 1) % args.SAMPLE_EVERY == 0
         path = Path(args.OUTPUT_DIR) / "samples" / f"{args.PRIOR}_epoch_{run.epoch + 1:03d}.png"
-        sums = sum_over(terms, run.kept, args.BATCH_SIZE, validation, validation_labels, *validation_masks)
+        sums = sum_over(terms, run.kept, args.BATCH_SIZE, validation, validation_labels, *validation_given)
         run.end_epoch(summarise(over_processes(run.totals), positions), summarise(sums, positions),
-                      draw=(lambda: save_samples(run.kept, vqvae, stored, args, path)) if pictured else None)
+                      draw=(lambda: save_samples(run.kept, vqvae, stored, args, path, *shown)) if pictured else None)
 
     model.load_state_dict(run.best)
-    sums = sum_over(terms, model, args.BATCH_SIZE, test, test_labels, *test_masks)
+    sums = sum_over(terms, model, args.BATCH_SIZE, test, test_labels, *test_given)
     uniform = math.log2(num_codes) * (1 if both_sides else positions)
     run.finish(summarise(sums, positions), f"; uniform codes: {uniform:.1f}")
-    lock.release()
 
 
-def augmented_codes(vqvae: VQVAE, images: Tensor, how: str, seed: int, epoch: int) -> Tensor:
-    """The codes (N, H, W) of uint8 images as `dataset.augment` changes them, by a chance of seed and epoch alone."""
+def augmented_codes(vqvae: VQVAE, images: Tensor, how: str, seed: int, epoch: int) -> list[Tensor]:
+    """The codes of uint8 images as `dataset.augment` changes them, by a chance of seed and epoch alone."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return encode(vqvae, images, lambda batch: dataset.augment(batch, how, generator))
 
 
 @torch.no_grad()
-def save_samples(model: nn.Module, vqvae: VQVAE, stored: dict, args: argparse.Namespace, path: Path,
-                 count: int = 64) -> None:
-    """Write a grid of `count` samples, the classes in turn."""
+def save_samples(model: nn.Module, vqvae: VQVAE, stored: dict, args: argparse.Namespace, path: Path, labels: Tensor,
+                 *coarse: Tensor) -> None:
+    """Write a grid of samples of classes `labels` (N,), given the coarse codes (N, H, W) if there are any."""
     size = stored["data"]["height"], stored["data"]["width"]
-    labels = torch.arange(count) % max(1, model.num_classes)
-    drawn = draw_grids(model.eval(), labels, grid_size(*size, vqvae.config.downsample), args.SEED, args.BATCH_SIZE)
-    figures.save_grid(torch.cat([to_images(vqvae, codes, *size) for codes in drawn]), path)
+    given = [grids.long() for grids in coarse]
+    drawn = draw_grids([model.eval()], labels, vqvae.grids(*size)[-1:], args.SEED, args.BATCH_SIZE,
+                       coarse=given[0] if given else None)
+    codes = [*given, torch.cat([fine for (fine,) in drawn]).cpu()]
+    device = next(vqvae.parameters()).device
+    figures.save_grid(to_images(vqvae, [grids.to(device) for grids in codes], *size), path)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from cli import UserError
 from cli import run as run_script
 from codes import PIXELS, perplexity, psnr
 from decode import Reading
-from modules import VQVAE, Reconstruction, VQVAEConfig, orthogonality
+from modules import VQVAE, Reconstruction, VectorQuantizer, VQVAEConfig, orthogonality
 from optimizers import AdamW, Muon
 from training import Run, auto_epochs, begin, configure, means, over_processes, save_reconstructions, sum_over
 
@@ -47,11 +47,12 @@ LEARNING_RATE = 2e-3      # the highest; it rises briefly, and at the end falls 
 SEED = 0                  # of the weights, the order of the images and the revival of codes
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 DOWNSAMPLE = 4            # pixels a code stands for along each side: 2, 4, 8 or 16
+LEVELS = 1                # grids of codes of an image: 1, or 2: also a coarse one, of half the size along each side
 ARCHITECTURE = "auto"     # "paper", as in [1], or "space-to-depth"; "auto": "paper" for images of up to 48x48 pixels
 HIDDEN = 64               # channels of encoder and decoder
 RESIDUAL_BLOCKS = 2       # in the encoder, and as many in the decoder
 RESIDUAL_HIDDEN = 32      # channels inside a residual block of the "paper"
-NUM_CODES = "auto"        # K, entries in the codebook; "auto": 128 for images of up to 48x48 pixels, 512 above
+NUM_CODES = "auto"        # K, entries in a level's codebook; "auto": 128 for images of up to 48x48 pixels, 512 above
 CODE_DIM = 32             # D, size of a codebook entry
 NORMALISE = "layer"       # z_e, before it is quantized: "layer" norm, or "length": one length, so cosine distance
 CODEBOOK = "ema"          # how it learns: "ema" (moving averages) or "gradient" (the codebook loss)
@@ -71,6 +72,9 @@ TENSORBOARD = False       # write event files for TensorBoard as well
 PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["train_psnr", "validation_psnr"],
           "latent losses": ["train_codebook_loss", "train_commitment_loss", "validation_commitment_loss"],
           "codebook perplexity": ["train_perplexity", "validation_perplexity"]}
+COARSE_PANELS = {"codebook perplexity, coarse level": ["train_coarse_perplexity", "validation_coarse_perplexity"]}
+LINES = ["MSE {mse:.5f}, PSNR {psnr:.2f} dB, perplexity {perplexity:.1f}, codes used {codes_used:.1%}",
+         "; coarse level: perplexity {coarse_perplexity:.1f}, codes used {coarse_codes_used:.1%}"]
 
 
 def terms(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -80,21 +84,28 @@ def terms(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 def compare(images: Tensor, output: Reconstruction) -> dict[str, Tensor]:
-    """The terms of images and what the model makes of them: MSE over pixels in [0, 1], the two latent losses, and the
-    counts of the codes.
+    """The terms of images and what the model makes of them: MSE over pixels in [0, 1], the two latent losses, summed
+    over the levels, and the counts of the codes: "counts" of the last level, "coarse_counts" of one before it.
     """
-    quantized = output.quantized
-    return {"mse": F.mse_loss(output.images.float(), images), "codebook_loss": quantized.codebook_loss,
-            "commitment_loss": quantized.commitment_loss, "counts": quantized.counts}
+    levels = output.quantized
+    return {"mse": F.mse_loss(output.images.float(), images),
+            "codebook_loss": sum(level.codebook_loss for level in levels),
+            "commitment_loss": sum(level.commitment_loss for level in levels),
+            **{name: level.counts for name, level in zip(("counts", "coarse_counts"), reversed(levels))}}
 
 
 def summarise(totals: dict[str, Tensor]) -> dict[str, float]:
-    """A split's metrics from its sums: means of the terms, PSNR in dB of the mean MSE, perplexity of the codes and the
-    share of the codebook in use.
+    """A split's metrics from its sums: means of the terms, PSNR in dB of the mean MSE, and for each level the
+    perplexity of the codes and the share of the codebook in use.
     """
-    result, counts = means(totals), totals["counts"]
-    return {"mse": result["mse"], "psnr": psnr(result["mse"]), **result, "perplexity": perplexity(counts),
-            "codes_used": (counts > 0).float().mean().item()}
+    result = means(totals)
+    result = {"mse": result["mse"], "psnr": psnr(result["mse"]), **result}
+    for prefix in ("", "coarse_"):
+        counts = totals.get(f"{prefix}counts")
+        if counts is not None:
+            result |= {f"{prefix}perplexity": perplexity(counts),
+                       f"{prefix}codes_used": (counts > 0).float().mean().item()}
+    return result
 
 
 def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> None:
@@ -124,23 +135,25 @@ def main(args: argparse.Namespace) -> None:
     fit_to(args, len(train.images), height, width)
     model = VQVAE(configure(VQVAEConfig, args, channels=channels))
     model.to(device, memory_format=torch.channels_last)
-    devices.join(model.quantizer)
+    for quantizer in model.quantizers:
+        devices.join(quantizer)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = AdamW(weights, args.LEARNING_RATE) if args.OPTIMIZER == "adam" \
-        else Muon(weights, args.LEARNING_RATE, adam=[model.quantizer.codebook])
-    monitor, panels, more = "validation_mse", PANELS, {}
+        else Muon(weights, args.LEARNING_RATE, adam=[quantizer.codebook for quantizer in model.quantizers])
+    two = args.LEVELS == 2
+    monitor, panels, more = "validation_mse", PANELS | (COARSE_PANELS if two else {}), {}
     sharpness = Sharpness(args, model, height, width) if args.ADVERSARIAL or args.PERCEPTUAL else None
     if sharpness:  # sharp images are not those of least error: the last weights are kept
-        monitor, panels, more = None, PANELS | sharpness.panels, sharpness.kept
+        monitor, panels, more = None, panels | sharpness.panels, sharpness.kept
     run = Run(args, "vqvae", model, optimizer, len(train.images), monitor, panels,
-              line="MSE {mse:.5f}, PSNR {psnr:.2f} dB, perplexity {perplexity:.1f}, codes used {codes_used:.1%}",
+              line="".join(LINES[:args.LEVELS]),
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT,
                     "class_names": data.class_names, "reading": reading._asdict(), "value_range": data.value_range,
                     "channels": channels, "height": height, "width": width},
               images=dataset.digest(data.train), **more)
     variance = max(dataset.pixel_variance(train.images), 1e-6)  # puts the error on the scale of the latent losses
     if not run.resumed:
-        start_codebook(model, train.images, args.BATCH_SIZE)
+        start_codebooks(model, train.images, args.BATCH_SIZE)
     stepped = run.prepare()
 
     while run.epoch < args.EPOCHS:
@@ -154,7 +167,7 @@ def main(args: argparse.Namespace) -> None:
             if args.CODEBOOK == "gradient":
                 loss = loss + batch["codebook_loss"]
             if args.ORTHOGONAL:
-                loss = loss + args.ORTHOGONAL * orthogonality(model.quantizer.codebook)
+                loss = loss + args.ORTHOGONAL * sum(orthogonality(level.codebook) for level in model.quantizers)
             if sharpness:
                 with run.autocast():
                     added, sharp = sharpness(error, images, output.images, run.progress, len(images) / run.batch)
@@ -168,22 +181,23 @@ def main(args: argparse.Namespace) -> None:
     model.load_state_dict(run.best)
     result = summarise(sum_over(terms, model, args.BATCH_SIZE, test.images))
     run.finish(result)
-    if result["codes_used"] < 0.5 and devices.is_main():
-        print(f"only {result['codes_used']:.0%} of the codebook is in use: try --codebook ema, or a higher "
+    used = min(result["codes_used"], result.get("coarse_codes_used", 1))
+    if used < 0.5 and devices.is_main():
+        print(f"only {used:.0%} of {'a' if two else 'the'} codebook is in use: try --codebook ema, or a higher "
               f"--revive-below", file=sys.stderr)
     lock.release()
 
 
 @torch.no_grad()
-def start_codebook(model: VQVAE, images: Tensor, batch_size: int, most: int = 256) -> None:
-    """Put the codebook onto the latents of some of the uint8 images, drawn by chance.
+def start_codebooks(model: VQVAE, images: Tensor, batch_size: int, most: int = 256) -> None:
+    """Put the codebook of every level onto the latents of some of the uint8 images, drawn by chance.
 
     They are `most`, fewer if they have more than PIXELS pixels together, but at least a batch.
     """
     count = max(batch_size, min(most, PIXELS // images[0, 0].numel()))
     chosen = devices.share(torch.randperm(len(images))[:count])
     (images,), = dataset.batches([chosen], next(model.parameters()).device, images)
-    model.quantizer.start(model.latents(dataset.to_float(images)))
+    model.quantize(dataset.to_float(images), VectorQuantizer.start)
 
 
 if __name__ == "__main__":

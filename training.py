@@ -34,10 +34,10 @@ from files import atomic, lock_run
 
 # Constants that a run may be continued with another value of; any other one makes it another run
 FREE = {"DATASET", "DATA_DIR", "OUTPUT_DIR", "EPOCHS", "LEARNING_RATE", "DEVICE", "COMPILE", "TENSORBOARD",
-        "SAVE_EVERY", "SAMPLE_EVERY", "RESUME", "OVERWRITE"}
+        "SAVE_EVERY", "SAMPLE_EVERY", "LEVEL", "RESUME", "OVERWRITE"}
 # What runs had before the constant existed
 BEFORE = {"OPTIMIZER": "adam", "ARCHITECTURE": "paper", "NORMALISE": "layer", "ORTHOGONAL": 0.0, "ADVERSARIAL": 0.0,
-          "PERCEPTUAL": 0.0, "DROPOUT": 0.0, "AUGMENT": "none", "AVERAGE": 0.0}
+          "PERCEPTUAL": 0.0, "DROPOUT": 0.0, "AUGMENT": "none", "AVERAGE": 0.0, "LEVELS": 1}
 # What a message calls the content of a checkpoint that a run cannot do without
 CONTENT = {"vqvae": "vqvae.pt", "sizes": "the sizes of the encoder and decoder of vqvae.pt",
            "images": "DATASET (--dataset): the training images or their labels",

@@ -22,7 +22,8 @@ FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_
                               "train_pixelcnn", "train_vae", "generate"])
 # vae goes the same ways but for its draws of z: it is stopped, shared and continued
 STAGES = ["vqvae", "pixelcnn", "masked"]
-CASES = [*STAGES, "adversarial"]  # a vqvae with a discriminator, whose features stand in for those of LPIPS
+# More: a vqvae with a discriminator, whose features stand in for those of LPIPS, and one of two levels
+CASES = [*STAGES, "adversarial", "levels"]
 SHARP = ["--adversarial", "0.5", "--perceptual", "0.5", "--adversarial-start", "0.4"]
 SIZES = {"vqvae": ["--hidden", "32", "--residual-hidden", "16", "--num-codes", "16", "--code-dim", "16",
                    "--revive-below", "0.4"],

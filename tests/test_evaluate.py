@@ -64,7 +64,7 @@ def test_every_row_and_column(script, run):
     # what other scripts say of the same models on the same test split
     stored = checkpoint.load(str(run), "vqvae")
     vqvae, data = checkpoint.build(stored), dataset.load("glyphs", stored["data"]["data_dir"], 300)
-    codes = train_pixelcnn.encode(vqvae, data.test.images)
+    [codes] = train_pixelcnn.encode(vqvae, data.test.images)
     for name in priors:
         model = checkpoint.build(checkpoint.load(str(run), name))
         sums = training.sum_over(train_pixelcnn.terms, model, 50, codes, data.test.labels)

@@ -160,10 +160,10 @@ def test_a_run_from_before_an_option_existed_is_held_to_what_it_had(script, copi
     """
     content = torch.load(copied / "vqvae.pt", weights_only=True)
     for name in ("OPTIMIZER", "ARCHITECTURE", "CLASSES", "VALUE_RANGE", "NORMALISE", "ORTHOGONAL", "ADVERSARIAL",
-                 "PERCEPTUAL", "ADVERSARIAL_START"):
+                 "PERCEPTUAL", "ADVERSARIAL_START", "LEVELS"):
         content["training"]["constants"].pop(name)
     content["training"].pop("companions")
-    for name in ("architecture", "normalise"):
+    for name in ("architecture", "normalise", "levels"):
         content["config"].pop(name)
     for name in ("classes", "value_range"):
         content["data"]["reading"].pop(name)
@@ -172,6 +172,8 @@ def test_a_run_from_before_an_option_existed_is_held_to_what_it_had(script, copi
     assert outcome.status == 1 and "OPTIMIZER (--optimizer) is 'muon', but the run in" in outcome.err
     outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--adversarial", 0.5)
     assert outcome.status == 1 and "ADVERSARIAL (--adversarial) is 0.5, but the run in" in outcome.err
+    outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--levels", 2)
+    assert outcome.status == 1 and "LEVELS (--levels) is 2, but the run in" in outcome.err
     content["training"]["optimizer"] = {}
     torch.save(content, copied / "vqvae.pt")
     outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--architecture", "paper",
