@@ -191,7 +191,7 @@ def _training(run: Path, found: dict[str, dict]) -> list[str]:
                 "Left all epochs, right the later half on a scale of its own. Good: both fall, and the curve of the "
                 "validation split stays near that of the training. If it turns upwards, the network overfits.",
                 "the training writes it", wide=True)]
-    untrained = [_title(stage) for stage in STAGES if stage not in found]
+    untrained = [_title(stage) for stage in STAGES if stage not in found and not stage.endswith("_coarse")]
     return parts + ([_missing(f"not trained in this run, or left out: {', '.join(untrained)}")] if untrained else [])
 
 

@@ -170,7 +170,8 @@ def test_a_level_without_a_prior_is_one_line_that_says_how_to_train_it(script, r
     (run / f"{lacking}.pt").unlink()
     outcome = script(name, "--output-dir", run)
     assert outcome.status == 1 and outcome.err.count("\n") == 1
-    assert f"{lacking}.pt does not exist: make it with `python train_pixelcnn.py --prior pixelcnn{remedy} --output-dir" in outcome.err
+    command = f"python train_pixelcnn.py --prior pixelcnn{remedy} --output-dir"
+    assert f"{lacking}.pt does not exist: make it with `{command}" in outcome.err
 
 
 def test_evaluate_leaves_out_a_prior_that_lacks_a_level(script, run):
