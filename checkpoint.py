@@ -237,7 +237,7 @@ def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None, 
                                               sum(validation_nll(level) * math.prod(level["grid"])
                                                   for level in prior[0])))
     data, config = vqvae["data"], vqvae["config"]
-    stages = prior_stages(name or (there or ["pixelcnn"])[0], config["levels"])
+    stages = prior_stages(name or (there or [DEFAULT_PRIOR])[0], config["levels"])
     grids = grid_sizes(data["height"], data["width"], config["downsample"], config["levels"])
     priors, networks = [], nn.ModuleList()
     for stage, grid in zip(stages, grids):

@@ -174,6 +174,14 @@ def test_a_level_without_a_prior_is_one_line_that_says_how_to_train_it(script, r
     assert f"{lacking}.pt does not exist: make it with `{command}" in outcome.err
 
 
+@pytest.mark.parametrize("name, flags, line", [
+    ("train_pixelcnn", ["--prior", "masked"], 'PRIOR (--prior) of "masked" takes one level of codes'),
+    ("score", [], "score.py takes one level of codes")])
+def test_what_takes_one_level_says_so(script, run, name, flags, line):
+    outcome = script(name, "--output-dir", run, *flags)
+    assert outcome.status == 1 and outcome.err.count("\n") == 1 and line in outcome.err
+
+
 def test_evaluate_leaves_out_a_prior_that_lacks_a_level(script, run):
     (run / "pixelcnn_coarse.pt").unlink()
     outcome = script("evaluate", "--output-dir", run, *FEW)
