@@ -72,7 +72,7 @@ def test_gradients_reach_earlier_codes_alone(prior):
         assert reached.tolist() == [earlier < place for earlier in range(7)]
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", CAUSAL)
 @torch.no_grad()
 def test_the_fine_prior_is_causal_and_sees_every_coarse_code_from_every_position(prior):
     """Another fine code moves all logits after it and none else; another coarse code moves all logits, also those of
@@ -95,7 +95,7 @@ def test_the_fine_prior_is_causal_and_sees_every_coarse_code_from_every_position
         assert moved(codes, changed.view_as(coarse)).all()
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", CAUSAL)
 @torch.no_grad()
 def test_the_four_positions_of_a_coarse_code_are_told_apart(prior):
     """With one and the same code everywhere, inside the grid."""
@@ -185,7 +185,7 @@ def test_a_prior_learns_what_it_is_shown(prior):
     assert F.cross_entropy(model(codes, labels), codes) < 0.05
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", CAUSAL)
 def test_a_fine_prior_learns_what_the_coarse_codes_tell(prior):
     """The fine code is that of the coarse one, anew for every batch: nothing else tells it."""
     torch.manual_seed(0)
