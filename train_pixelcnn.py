@@ -4,8 +4,8 @@ The images are encoded once, or with AUGMENT anew for every epoch; training sees
 OUTPUT_DIR holds a checkpoint to continue from, with the weights that did best on the validation split, the history as a
 table, and its curves.
 
-Of a VQ-VAE of two levels, the prior of the coarse codes comes first (`pixelcnn_coarse.pt`), then that of the fine codes
-given the coarse ones (`pixelcnn.pt`). The bits of an image are the sum of both.
+Of a VQ-VAE of two levels, the prior of the coarse codes comes first (`transformer_coarse.pt`), then that of the fine
+codes given the coarse ones (`transformer.pt`). The bits of an image are the sum of both.
 """
 import argparse
 import math
