@@ -47,7 +47,7 @@ SEED = 0                  # of weights and data, which do not affect the figures
 PRIOR = {"num_codes": 512, "num_classes": 10, "hidden": 64, "layers": 15, "kernel_size": 3}
 MNIST_PRIORS = {"pixelcnn": {"hidden": 64, "layers": 6, "kernel_size": 3},  # as the README trains them
                 "pixelsnail": {"hidden": 64, "layers": 6, "kernel_size": 3, "heads": 4, "attention_every": 3},
-                "transformer": {"hidden": 96, "layers": 4, "kernel_size": 3, "heads": 4}}
+                "transformer": {"hidden": 64, "layers": 4, "kernel_size": 3, "heads": 4}}
 STANDARD = {"channels": 3, "hidden": 128, "residual_blocks": 2, "residual_hidden": 32, "downsample": 4,
             "num_codes": 512, "code_dim": 64}
 MATRIX = 2048             # rows and columns of the matrix product

@@ -106,10 +106,8 @@ def completion_bits(model: nn.Module, codes: Tensor, labels: Tensor, given: Tens
     prior from the codes before it in raster order, given or not.
     """
     if isinstance(model, Masked):
-        nats = masked.nats_in_rounds(model, codes, labels, given.expand_as(codes), steps)
-    else:
-        nats = F.cross_entropy(model(codes, labels, *coarse), codes, reduction="none")[:, ~given].sum(1)
-    return nats / math.log(2)
+        return masked.nats_in_rounds(model, codes, labels, given.expand_as(codes), steps) / math.log(2)
+    return surprise(model, codes, labels, *coarse)[:, ~given].sum(1)
 
 
 def marginals(codes: list[Tensor], num_codes: int) -> dict[str, list[Tensor]]:
