@@ -5,8 +5,8 @@ Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR. Writes 
 decoded by the same VQ-VAE:
     the encoder's codes of the test images that every row is compared with, as an upper bound for any prior
     the prior sampled at several temperatures, and its likeliest code at every position (argmax)
-    where it learnt classes: sampled with guidance of several strengths s, among the likeliest codes (TOP_P)
-    of a masked prior: sampled in several numbers of rounds, also among the likeliest codes, with the time that it took
+    where it learnt classes: sampled with guidance of several strengths s
+    of a masked prior: sampled by the defaults of generate.py in several numbers of rounds, with the time that it took
     independent codes: by their frequency at each position, by their frequency overall, uniform
 
 The columns are those of evaluate.py, and `distinct`: the number of different grids of codes over the number of grids;
@@ -35,10 +35,10 @@ DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the training and of the test part; 0: all
 NUM_SAMPLES = 10_000      # images in every row; at most as many as the test split has
 TEMPERATURES = "0.7 1.0 1.3"  # at which the prior is sampled: they divide the logits
-GUIDANCES = "1 1.5 2 3"   # s with which the prior is sampled: GUIDANCE of generate.py, 1 is none
+GUIDANCES = "1.25 1.5 2 3"  # s with which the prior is sampled: GUIDANCE of generate.py, 1 is none
 STEPS = 16                # rounds in which a masked prior draws a grid; 0: one for each code, as other priors draw
 STEP_COUNTS = "8 16 0"    # STEPS of the rows that compare them, of a masked prior
-TOP_P = 0.9               # of the draws with guidance and of STEP_COUNTS; those at TEMPERATURES are of the whole model
+TOP_P = 1.0               # of the draws with guidance; 1 is the whole model, as of those at TEMPERATURES
 FEATURES = "auto"         # of images: learnt from "classes", or without them: "self"; "auto": from classes if any
 CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier that learns the classes
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
 
     def timed(steps: int) -> Row:
         began = time.perf_counter()
-        codes = subject.draw(prior, 1.0, 0, args.TOP_P, 1.0, steps)
+        codes = subject.draw(prior, 1.0, 0, "auto", "auto", steps)
         seconds = {"seconds": time.perf_counter() - began}
         row = decoded(codes, asked=num_classes > 0)
         return row._replace(measures=row.measures | seconds)
@@ -77,13 +77,12 @@ def main(args: argparse.Namespace) -> None:
     def independent(probabilities: list[Tensor]) -> Row:
         return decoded(draw_independent(probabilities, subject.count, args.SEED), asked=False)
 
-    lacks = checkpoint.lacks_for_guidance([checkpoint.load(args.OUTPUT_DIR, stage)
-                                           for stage in checkpoint.prior_stages(prior, len(models))])
+    lacks = checkpoint.lacks_for_guidance(subject.checkpoints[prior])
     guided = {f"{prior}, top p {args.TOP_P:g}, s = {s:g}": s for s in map(float, args.GUIDANCES.split())
               if s == 1 or not lacks}
     if lacks and num_classes:
         print(f"no rows with guidance, it needs {lacks}")
-    counts = {f"{prior}, top p {args.TOP_P:g}, {steps or 'all'} rounds": steps
+    counts = {f"{prior}, {steps or 'all'} rounds": steps
               for steps in map(int, args.STEP_COUNTS.split()) if prior == "masked"}
     plan = {
         "real images": lambda: Row(subject.originals, judge.baseline),

@@ -33,6 +33,8 @@ VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
 READING = Reading._fields
 DEFAULT_PRIOR = "transformer"  # PRIOR of train_pixelcnn.py
+GUIDED = 1.25          # what GUIDANCE of "auto" is where a draw is given a class
+UNGUIDED_TOP_P = 0.9   # what TOP_P of "auto" is without guidance
 # The network of each stage, and the dataclass of its sizes
 STAGES = {"vqvae": (VQVAE, VQVAEConfig), **PRIORS, **{f"{name}_coarse": PRIORS[name] for name in PRIORS},
           "vae": (VAE, VAEConfig), "classifier": (Classifier, ClassifierConfig)}
@@ -311,11 +313,18 @@ def lacks_for_guidance(priors: list[dict[str, Any]]) -> str:
     return ""
 
 
-def check_guidance(guidance: float, priors: list[dict[str, Any]], given: bool = True, remedy: str = "") -> None:
-    """UserError if GUIDANCE is not 1 and cannot be done.
+def choose_guidance(guidance: float | str, top_p: float | str, priors: list[dict[str, Any]], given: bool = True,
+                    remedy: str = "") -> tuple[float, float]:
+    """GUIDANCE and TOP_P as numbers. What "auto" means was chosen by the tables in docs/RESULTS.md: "New digits".
 
     priors: the checkpoints of its levels. given: whether the draws are given a class; remedy: how to give one.
+    UserError if GUIDANCE is a number other than 1, and cannot be done.
     """
     needs = lacks_for_guidance(priors) or ("" if given else f"a class: {remedy}")
-    if guidance != 1 and needs:
+    if guidance == "auto":
+        guidance = 1.0 if needs else GUIDED
+    elif guidance != 1 and needs:
         raise UserError(f"GUIDANCE (--guidance) of {guidance:g} needs {needs}")
+    if top_p == "auto":  # guidance makes unlikely codes rarer by itself
+        top_p = 1.0 if guidance > 1 else UNGUIDED_TOP_P
+    return guidance, top_p

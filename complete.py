@@ -52,8 +52,8 @@ NUM_IMAGES = 8            # images to complete, drawn from the test split
 NUM_COMPLETIONS = 6       # completions of each
 TEMPERATURE = 1.0         # divides the logits: below 1 plays safe, above 1 is bolder; 0: always the likeliest code
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
-TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
-GUIDANCE = 1.0            # with CLASS_GIVEN, above 1: the rest shows its class more clearly, at twice the time; 1: none
+TOP_P = "auto"            # draw among the fewest codes that reach probability p; "auto": 0.9, but 1 with guidance
+GUIDANCE = "auto"         # above 1: clearer classes, at twice the time; 1: none; "auto": 1.25 with CLASS_GIVEN
 STEPS = 16                # rounds in which a masked prior draws the rest; 0: one for each code, as other priors draw
 SEED = 0                  # of the choice of images and of the draws: the same seed gives the same completions
 BATCH_SIZE = 64           # grids drawn, and images encoded, at once
@@ -129,7 +129,8 @@ def main(args: argparse.Namespace) -> None:
     testset.check_enough(images, args.NUM_IMAGES)
     if args.CLASS_GIVEN and data.class_names != prior["data"]["class_names"]:
         raise UserError("CLASS_GIVEN (--class-given): the classes of DATASET are not those that the prior learnt")
-    checkpoint.check_guidance(args.GUIDANCE, priors, args.CLASS_GIVEN, "give it by CLASS_GIVEN (--class-given)")
+    guidance, top_p = checkpoint.choose_guidance(args.GUIDANCE, args.TOP_P, priors, args.CLASS_GIVEN,
+                                                 "give it by CLASS_GIVEN (--class-given)")
     chosen = testset.choose(images, args.NUM_IMAGES, args.SEED)
     labels = data.test.labels[chosen] if args.CLASS_GIVEN and num_classes \
         else torch.full_like(chosen, num_classes)
@@ -158,7 +159,7 @@ def main(args: argparse.Namespace) -> None:
     shown = []  # the images of the grid, row by row
     with tqdm(desc="completing", total=len(parts) * sum(rows for rows, _ in grids), unit="row", leave=False) as bar:
         drawn = draw_grids(models, labels[image], grids, args.SEED, args.BATCH_SIZE, args.TEMPERATURE, args.TOP_K,
-                           args.TOP_P, args.GUIDANCE, args.STEPS, known=[level[image] for level in known],
+                           top_p, guidance, args.STEPS, known=[level[image] for level in known],
                            on_row=bar.update)
         for part, codes in zip(parts, drawn):
             for number, completion in zip(part.tolist(), vqvae.decode(codes, *size)):

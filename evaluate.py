@@ -70,8 +70,8 @@ LIMIT = None              # use only the first N images of the training and of t
 NUM_SAMPLES = 10_000      # images in every row; at most as many as the test split has
 TEMPERATURE = 1.0         # divides the priors' logits: below 1 plays safe, above 1 is bolder; 0: the likeliest code
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
-TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
-GUIDANCE = 1.0            # above 1: a draw shows its class more clearly, and varies less, at twice the time; 1: none
+TOP_P = "auto"            # draw among the fewest codes that reach probability p; "auto": 0.9, but 1 with guidance
+GUIDANCE = "auto"         # above 1: clearer classes, less variety, twice the time; 1: none; "auto": 1.25 with a class
 STEPS = 16                # rounds in which a masked prior draws a grid; 0: one for each code, as other priors draw
 FEATURES = "auto"         # of images: learnt from "classes", or without them: "self"; "auto": from classes if any
 CLASSIFIER_EPOCHS = 3     # passes over the training images of the classifier that learns the classes
@@ -213,9 +213,12 @@ def main(args: argparse.Namespace) -> None:
     for prefix, counts in zip(("", "coarse_"), uses):
         codebook |= {f"{prefix}codes": len(counts), f"{prefix}codes_used": int((counts > 0).sum()),
                      f"{prefix}perplexity": perplexity(counts)}
+    numbers = {name: checkpoint.choose_guidance(args.GUIDANCE, args.TOP_P, levels)
+               for name, levels in subject.checkpoints.items()}
+    sampling = ", ".join(f"{name} with GUIDANCE {s:g} and TOP_P {p:g}" for name, (s, p) in numbers.items())
     write_report(rows, subject.shown, subject.args, "evaluation",
                  "Real images, their reconstructions, and samples of every model", images_per_row=subject.count,
-                 best=shown, classifier_accuracy=judge.accuracy, **codebook,
+                 sampling=sampling, best=shown, classifier_accuracy=judge.accuracy, **codebook,
                  ssim_images=min(SSIM_IMAGES, len(subject.data.test.images)))
     path = Path(args.OUTPUT_DIR) / "nearest.png"
     save_nearest(subject, f"samples of {shown}", rows[shown].images, nearest[shown].indices, path)

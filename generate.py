@@ -27,8 +27,8 @@ PRIOR = None              # the prior to draw from; None: the one there, or of s
 NUM_SAMPLES = 100         # images to make
 TEMPERATURE = 1.0         # divides the logits: below 1 plays safe, above 1 is bolder; 0: always the likeliest code
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
-TOP_P = 0.9               # draw among the fewest codes whose probabilities reach p together; 1: the model as it is
-GUIDANCE = 1.0            # above 1: a draw shows its class more clearly, and varies less, at twice the time; 1: none
+TOP_P = "auto"            # draw among the fewest codes that reach probability p; "auto": 0.9, but 1 with guidance
+GUIDANCE = "auto"         # above 1: clearer classes, less variety, twice the time; 1: none; "auto": 1.25 with a class
 STEPS = 16                # rounds in which a masked prior draws a grid; 0: one for each code, as other priors draw
 CLASS_LABEL = "all"       # the class to draw, by name or number; "all": all in turn; "none": no class given
 SEED = 0                  # of the draws: the same seed gives the same images
@@ -69,8 +69,8 @@ def main(args: argparse.Namespace) -> None:
     models.to(device)
     prior, num_classes = priors[-1], models[-1].num_classes
     classes, told = checkpoint.choose_classes(args.CLASS_LABEL, prior)
-    checkpoint.check_guidance(args.GUIDANCE, priors, classes != [num_classes],
-                              "choose one by CLASS_LABEL (--class-label)")
+    args.GUIDANCE, args.TOP_P = checkpoint.choose_guidance(args.GUIDANCE, args.TOP_P, priors, classes != [num_classes],
+                                                           "choose one by CLASS_LABEL (--class-label)")
     labels = torch.tensor(classes)[torch.arange(args.NUM_SAMPLES) % len(classes)]
     output = Path(args.SAMPLES_DIR or args.OUTPUT_DIR)
     settings = {name: getattr(args, name)

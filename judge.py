@@ -56,6 +56,7 @@ class Subject:
     stored: dict[str, Any]           # the VQ-VAE's checkpoint
     vqvae: VQVAE
     priors: dict[str, nn.ModuleList]  # by name, the network of every level, coarse first
+    checkpoints: dict[str, list[dict[str, Any]]]  # by name, what these were made of
     data: Data
     chosen: Tensor                   # (count,) indices of test images
     test_codes: list[Tensor]         # codes of the whole test split
@@ -89,11 +90,14 @@ class Subject:
         size = self.stored["data"]["height"], self.stored["data"]["width"]
         return lambda index: self.vqvae.decode([level[index].to(self.device).long() for level in codes], *size)
 
-    def draw(self, prior: str, *options: float) -> list[Tensor]:
+    def draw(self, prior: str, temperature: float, top_k: int, top_p: float | str, guidance: float | str,
+             steps: int) -> list[Tensor]:
         """Codes of `count` images drawn from a prior as generate.py draws them, each given its class in `labels`.
 
-        options: temperature, top_k, top_p, guidance and steps of `make_sampler`.
+        The options are those of `make_sampler`; "auto" is resolved as generate.py does.
         """
+        guidance, top_p = checkpoint.choose_guidance(guidance, top_p, self.checkpoints[prior])
+        options = temperature, top_k, top_p, guidance, steps
         grids = [level.shape[1:] for level in self.test_codes]
         rows = len(self.spans(self.count)) * sum(height for height, _ in grids)
         with tqdm(desc=f"sampling {prior}", total=rows, unit="row", leave=False, disable=None) as bar:
@@ -114,7 +118,8 @@ class Subject:
         return class_by_class(self.labels[:self.compared])[:SHOWN]
 
 
-def load_subject(args: argparse.Namespace, device: torch.device, every: bool = False, guidance: float = 1.0) -> Subject:
+def load_subject(args: argparse.Namespace, device: torch.device, every: bool = False,
+                 guidance: float | str = "auto") -> Subject:
     """Load a run from OUTPUT_DIR and encode its images. every: load every prior of the run, or else PRIOR alone.
 
     FEATURES of "auto" is replaced by what it means for these data.
@@ -129,7 +134,7 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
         [checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)]
     data = testset.load(args, stored)
     for levels, _ in priors:
-        checkpoint.check_guidance(guidance, levels)
+        checkpoint.choose_guidance(guidance, "auto", levels)
         if levels[-1]["data"]["class_names"] != data.class_names:
             raise UserError(f"DATASET (--dataset): its classes are not those that {levels[-1]['stage']}.pt learnt")
     if args.FEATURES == "classes" and len(data.class_names) < 2:
@@ -142,8 +147,9 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
         raise UserError(f"NUM_SAMPLES (--num-samples) of {args.NUM_SAMPLES} and a test split of {len(test)} "
                         f"images leave {len(chosen)} to compare: at least {FEWEST} are needed")
     networks = {levels[-1]["stage"]: network.to(device) for levels, network in priors}
+    checkpoints = {levels[-1]["stage"]: levels for levels, _ in priors}
     independent = marginals(encode(vqvae, data.train.images), vqvae.config.num_codes)
-    return Subject(args, device, stored, vqvae, networks, data, chosen, encode(vqvae, test), independent)
+    return Subject(args, device, stored, vqvae, networks, checkpoints, data, chosen, encode(vqvae, test), independent)
 
 
 def costs(subject: Subject, rows: Iterable[str]) -> dict[str, float]:

@@ -227,6 +227,7 @@ def _measures(run: Path, content: dict[str, Any] | None, stem: str, script: str,
     constants = content["constants"] if isinstance(content.get("constants"), dict) else {}
     told = ", ".join(f"{name} {constants[name]}" for name in ("TEMPERATURE", "TOP_K", "TOP_P", "GUIDANCE", "FEATURES",
                                                               "SEED") if name in constants)
+    told += f"; samples of {content['sampling']}" if content.get("sampling") else ""
     notes = "".join(f"<dt>{_text(COLUMNS[name][0])}</dt><dd>{_text(NOTES[name][1])}"
                     f"{f' ({NOTES[name][0]} is better)' if NOTES[name][0] else ''}</dd>" for name in present)
     parts = [f'<p class="soft">{_text(count)} images a row; {_text(told)}.</p>' if count else "",

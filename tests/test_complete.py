@@ -145,13 +145,13 @@ def test_the_class_can_be_given_with_or_without_guidance(script, run):
     let_classes_matter(run)
 
     def drawn(*more):
-        assert script("complete", "--output-dir", run, *FEW, "--temperature", 2, *more).status == 0
+        assert script("complete", "--output-dir", run, *FEW, "--temperature", 2, "--top-p", 0.9, *more).status == 0
         return completions(run)
 
-    without, given = drawn(), drawn("--class-given")
+    without, given = drawn(), drawn("--class-given", "--guidance", 1)
     assert given != without
     assert drawn("--class-given", "--guidance", 0) == without
-    assert drawn("--class-given", "--guidance", 1) == given
+    assert drawn("--class-given") == drawn("--class-given", "--guidance", 1.25)
     guided = drawn("--class-given", "--guidance", 3)
     assert drawn("--class-given", "--guidance", 3, "--batch-size", 4) == guided
     assert guided not in (without, given)

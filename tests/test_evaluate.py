@@ -193,22 +193,25 @@ def test_ablation_has_no_guided_rows_of_a_prior_that_learnt_no_classless_draws(s
     content = torch.load(tmp_path / "pixelcnn.pt", weights_only=True)
     content["training"]["constants"]["CLASS_DROPOUT"] = 0.0
     torch.save(content, tmp_path / "pixelcnn.pt")
-    outcome = script("ablation", "--output-dir", tmp_path, *FEW)
+    outcome = script("ablation", "--output-dir", tmp_path, *FEW, "--guidances", "1 1.5")
     assert outcome.status == 0 and "no rows with guidance, it needs a prior trained with CLASS_DROPOUT" in outcome.out
     rows = json.loads((tmp_path / "ablation.json").read_text())["rows"]
-    assert [name for name in rows if "s = " in name] == ["pixelcnn, top p 0.9, s = 1"]
+    assert [name for name in rows if "s = " in name] == ["pixelcnn, top p 1, s = 1"]
 
 
 def test_evaluate_draws_with_guidance(script, trained, tmp_path):
     for name in ("vqvae.pt", "pixelcnn.pt"):
         shutil.copy(trained / name, tmp_path)
     let_classes_matter(tmp_path)
-    rows = []
-    for flags in ([], ["--guidance", 1], ["--guidance", 3]):
+    contents = []
+    for flags in ([], ["--guidance", 1.25, "--top-p", 1], ["--guidance", 1]):
         assert script("evaluate", "--output-dir", tmp_path, *FEW, *flags).status == 0
-        rows.append(json.loads((tmp_path / "evaluation.json").read_text())["rows"])
+        contents.append(json.loads((tmp_path / "evaluation.json").read_text()))
+    rows = [content["rows"] for content in contents]
     assert rows[0] == rows[1]
     assert [name for name in rows[0] if rows[0][name] != rows[2][name]] == ["pixelcnn"]
+    assert [content["sampling"] for content in contents] == [
+        f"pixelcnn with GUIDANCE {s:g} and TOP_P {p:g}" for s, p in ((1.25, 1), (1.25, 1), (1, 0.9))]
 
 
 def test_a_run_of_a_vqvae_alone(script, trained, tmp_path):

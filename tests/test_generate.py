@@ -118,10 +118,26 @@ def test_guidance_is_one_of_the_settings(script, run, tmp_path):
     assert samples(tmp_path / "there") == found[2]
 
 
+def test_guidance_is_for_draws_of_a_class(script, run):
+    """What "auto" means, with a class and without, and of a prior that did not learn to draw without one."""
+    def told(*flags):
+        assert script("generate", "--output-dir", run, "--num-samples", 1, *flags).status == 0
+        settings = json.loads((run / "samples.json").read_text())
+        return settings["GUIDANCE"], settings["TOP_P"]
+
+    assert told() == told("--class-label", 1) == (1.25, 1)
+    assert told("--class-label", "none") == told("--guidance", 1) == (1, 0.9)
+    assert told("--guidance", 2) == (2, 1) and told("--top-p", 0.8) == (1.25, 0.8)
+    content = torch.load(run / "pixelcnn.pt", weights_only=True)
+    content["training"]["constants"]["CLASS_DROPOUT"] = 0.0
+    torch.save(content, run / "pixelcnn.pt")
+    assert told() == (1, 0.9)
+
+
 @pytest.mark.parametrize("guidance, again", [(1, 0), (2, 3)])
 def test_samples_of_before_there_was_guidance_had_none(script, run, tmp_path, monkeypatch, guidance, again):
     """In a directory of their own, where only samples.json says whose they are."""
-    flags = ["--output-dir", run, "--samples-dir", tmp_path / "there", "--num-samples", 3]
+    flags = ["--output-dir", run, "--samples-dir", tmp_path / "there", "--num-samples", 3, "--top-p", 0.9]
     assert script("generate", *flags, "--guidance", 1).status == 0
     path = tmp_path / "there" / "samples.json"
     settings = json.loads(path.read_text())
