@@ -174,7 +174,7 @@ def training_step(network: nn.Module, loss: Callable[[], Tensor], device: torch.
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with devices.autocast(device):
             value = loss()
         value.backward()
         optimizer.step()
@@ -190,7 +190,7 @@ def convolutions(network: nn.Module, loss: Callable[[], Tensor], device: torch.d
 
     hooks = [module.register_forward_hook(note) for module in network.modules()
              if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))]
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    autocast = devices.autocast(device)
     with autocast:
         loss()
     for hook in hooks:

@@ -271,7 +271,8 @@ def _stop(number: int, _frame: Any) -> NoReturn:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory, the host's or the device's, did not suffice."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+    said = "out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED"  # the last by cuBLAS and cuDNN
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def _explain(error: RuntimeError | MemoryError, args: argparse.Namespace | None) -> str:

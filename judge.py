@@ -126,7 +126,6 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
     UserError if the networks and the data do not fit each other, if a prior cannot be drawn from with this guidance, if
     fewer than FEWEST images are left to compare, or if there are no classes for FEATURES.
     """
-    torch.set_float32_matmul_precision("highest")  # the distances are small differences, which TF32 would blur
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     args = checkpoint.fill(args, stored)
     vqvae = checkpoint.build(stored).to(device)

@@ -198,8 +198,8 @@ class Run:
         return DistributedDataParallel(self.network) if devices.world() > 1 else self.network
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 on CUDA; elsewhere nothing changes."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        """See `devices.autocast`."""
+        return devices.autocast(self.device)
 
     def batches(self, *tensors: Tensor) -> Iterator[list[Tensor]]:
         """The rest of this epoch's batches: of each, this process's rows of each of the tensors, on the network's
@@ -370,7 +370,7 @@ class Run:
 
     def _write(self, totals: dict[str, Tensor]) -> None:
         random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
+        if self.device.type == "cuda":  # asking for it would start a GPU that the run does not use
             random["cuda"] = torch.cuda.get_rng_state()
         state = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()["state"],
                  "epoch": self.epoch, "step": self.done, "totals": totals, "history": self.history, "random": random,

@@ -56,7 +56,8 @@ def test_errors_that_are_no_bugs_get_one_line(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["generate.py"])
     for error, status, says in [(cli.UserError("no such thing"), 1, "no such thing"), (cli.Stopped(2), 130, "SIGINT"),
                                 (OSError(28, "No space left on device", "x.pt"), 1, "No space left on device: x.pt"),
-                                (RuntimeError("CUDA out of memory"), 1, "out of memory")]:
+                                (RuntimeError("CUDA out of memory"), 1, "out of memory"),
+                                (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), 1, "out of memory")]:
         def fail(_args, error=error):
             raise error
         with pytest.raises(SystemExit) as stop:
