@@ -34,7 +34,6 @@ OVERWRITE = False         # replace the checkpoints that SHARED_DIR holds
 BATCH_SIZE = 64           # validation images at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
-ROUNDING = 2**-10                     # most that rounding may change a tensor, relative to its length as a vector
 STAGES = [stage for stage in checkpoint.STAGES if stage != "classifier"]  # that one is trained where it is needed
 PLACES = ("DATA_DIR", "OUTPUT_DIR")   # constants of a training that mean nothing elsewhere
 
@@ -80,9 +79,11 @@ def weights_alone(stored: dict[str, Any], half: bool) -> dict[str, Any]:
 
 
 def rounded(weight: Tensor) -> Tensor:
-    """A float32 tensor with its values rounded to those of float16, or as it is where they are out of its range."""
+    """A float32 tensor with its values rounded to those of float16, or as it is where they are out of its range: where
+    that changes it, as a vector, by more than 2^-10 of its length; rounding a number alone changes it by up to 2^-11.
+    """
     near = weight.half().float()
-    return near if (near - weight).norm() <= ROUNDING * weight.norm() else weight
+    return near if (near - weight).norm() <= 2**-10 * weight.norm() else weight
 
 
 def packed(weight: Tensor) -> Tensor:
