@@ -1,8 +1,8 @@
 """Replace the parts of generating one by one: is the prior needed, and what does sampling do?
 
-Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR. Writes `ablation.json`, the table, and
-`ablation.png`, a strip of images of every row, and the page `report.html` anew, as evaluate.py does. The rows, all
-decoded by the same VQ-VAE:
+Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR or PRETRAINED. Writes `ablation.json`, the
+table, and `ablation.png`, a strip of images of every row, and the page `report.html` anew, as evaluate.py does. The
+rows, all decoded by the same VQ-VAE:
     the encoder's codes of the test images that every row is compared with, as an upper bound for any prior
     the prior sampled at several temperatures, and its likeliest code at every position (argmax)
     where it learnt classes: sampled with guidance of several strengths s
@@ -29,6 +29,7 @@ from page import write_page
 from report import Progress, Row, write_report
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
+PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
 PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
 DATASET = None            # the images to measure with; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to
@@ -95,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
         rows = progress.rows(plan)
     write_report(rows, subject.shown, subject.args, "ablation", "Is the prior needed, and what does sampling do?",
                  images_per_row=subject.count, classifier_accuracy=judge.accuracy)
-    print(f"wrote {write_page(args.OUTPUT_DIR)}")
+    print(f"wrote {write_page(args.OUTPUT_DIR, args.PRETRAINED)}")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,11 @@ def fingerprint(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def weights_dir(args: argparse.Namespace) -> str:
+    """The directory that a script reads weights from, beside which nothing is written: PRETRAINED, or OUTPUT_DIR."""
+    return args.PRETRAINED or args.OUTPUT_DIR
+
+
 def path_of(output_dir: str, stage: str) -> Path:
     """Where a stage's checkpoint lies in a run's directory."""
     return Path(output_dir) / f"{stage}.pt"
@@ -84,7 +89,8 @@ def save(output_dir: str, stage: str, config: dict, model: dict[str, Tensor], **
 def load(output_dir: str, stage: str) -> dict[str, Any]:
     """Read a stage's checkpoint. UserError, in one line, if it is missing or anything but a whole checkpoint.
 
-    Sizes are checked against the file before memory is allocated.
+    Sizes are checked against the file before memory is allocated. Weights that share.py stored as float16 come as the
+    float32 that the networks have.
     """
     path = path_of(output_dir, stage)
     if not path.exists():
@@ -124,6 +130,9 @@ def load(output_dir: str, stage: str) -> dict[str, Any]:
             raise TypeError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} does not say what images it was trained on: train again") from None
+    if isinstance(content.get("model"), dict):
+        content["model"] = {name: weight.float() if getattr(weight, "dtype", None) == torch.float16 else weight
+                            for name, weight in content["model"].items()}
     return content
 
 
@@ -182,8 +191,12 @@ def build(content: dict[str, Any], weights: str = "model") -> nn.Module:
 
 
 def fill(args: argparse.Namespace, stored: dict[str, Any]) -> argparse.Namespace:
-    """Replace the constants that are None by what the stage before was given; the rest of them stay None."""
-    known = {name.upper(): value for name, value in (stored["data"]["reading"] | stored["data"]).items()}
+    """Replace the constants that are None by what the stage before was given; the rest of them stay None.
+
+    So does IMAGE_SIZE, which is not the same for a folder and for a file: see `testset.find`.
+    """
+    known = {name.upper(): value for name, value in (stored["data"]["reading"] | stored["data"]).items()
+             if name != "image_size"}
     return argparse.Namespace(**{name: known.get(name) if value is None else value
                                  for name, value in vars(args).items()})
 
@@ -192,6 +205,18 @@ def unfinished(stored: dict[str, Any]) -> bool:
     """Whether a checkpoint is of a training that was stopped before its end."""
     state = stored.get("training")
     return isinstance(state, dict) and state.get("finished") is False
+
+
+def is_shared(stored: dict[str, Any]) -> bool:
+    """Whether a checkpoint is one of share.py: weights alone, without what continuing a training needs."""
+    return stored.get("shared") is True
+
+
+def constants(stored: dict[str, Any]) -> dict[str, Any]:
+    """The constants of a training, as its checkpoint keeps them; an older one may not."""
+    state = stored.get("training")
+    found = state.get("constants") if isinstance(state, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def check_images(stored: dict[str, Any], images: Tensor, remedy: str = "") -> None:
@@ -210,7 +235,7 @@ def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[tuple[list[dict[
     the codes of another VQ-VAE than the checkpoint `vqvae`, already built, is left out with a line that says so.
     """
     found = []
-    for name in _priors_there(output_dir, vqvae):
+    for name in priors_there(output_dir, vqvae):
         try:
             found.append(load_prior(output_dir, vqvae, name))
         except UserError as error:
@@ -229,7 +254,7 @@ def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None, 
     Returns checkpoints and networks, as `build` makes them, one for each level, coarse first. UserError if there is
     none that learnt these codes.
     """
-    there = _priors_there(output_dir, vqvae)
+    there = priors_there(output_dir, vqvae)
     if name is None and len(there) > 1:
         priors = load_priors(output_dir, vqvae)
         if not priors:
@@ -258,7 +283,7 @@ def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None, 
     return priors, networks
 
 
-def _priors_there(output_dir: str, vqvae: dict[str, Any]) -> list[str]:
+def priors_there(output_dir: str, vqvae: dict[str, Any]) -> list[str]:
     """The names of the priors of which a run's directory holds a level."""
     return [name for name in PRIORS if any(path_of(output_dir, stage).exists()
                                            for stage in prior_stages(name, vqvae["config"]["levels"]))]
@@ -295,7 +320,7 @@ def choose_classes(asked: str, prior: dict[str, Any]) -> tuple[list[int], str]:
 def class_dropout(prior: dict[str, Any]) -> float | None:
     """The CLASS_DROPOUT that a prior, of which this is the checkpoint, was trained with; None if it does not say."""
     try:
-        return float(prior["training"]["constants"]["CLASS_DROPOUT"])
+        return float(constants(prior)["CLASS_DROPOUT"])
     except (LookupError, TypeError, ValueError, OverflowError):
         return None
 

@@ -91,6 +91,8 @@ RULES = {
     "DATASET": Rule(str, pattern=".+"),
     "DATA_DIR": Rule(str, pattern=".+"),
     "OUTPUT_DIR": Rule(str, pattern=".+"),
+    "PRETRAINED": Rule(str),
+    "SHARED_DIR": Rule(str, pattern=".+"),
     "SAMPLES_DIR": Rule(str),
     "AGAINST": Rule(str),
     "LIMIT": Rule(int, low=0),

@@ -1,8 +1,8 @@
 """Complete images: a part of each is given, and the prior draws codes for the rest, several times.
 
-Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR. Writes `completion_<i>_<j>.png`, the j-th
-completion of image i, and the grid `completions.png`, a row for each image: the original, its given part, and the
-completions.
+Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR or PRETRAINED. Writes
+`completion_<i>_<j>.png`, the j-th completion of image i, and the grid `completions.png`, a row for each image: the
+original, its given part, and the completions.
 
 MASK says which codes of the grid are given ("border": all but the center), and so which pixels: those that these codes
 stand for. Hidden pixels are filled in before encoding, outwards from the given ones, so that none leaks through the
@@ -42,8 +42,9 @@ from modules import grid_size, pad
 from sampler import draw_grids
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
+PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
 PRIOR = None              # the prior to draw from; None: "masked" if there, but with the top given the best other one
-DATASET = None            # the data set whose test images are completed; None: that of the training
+DATASET = None            # the data set whose test images are completed, or one image file; None: that of the training
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # choose among the first N images; 0: all
 MASK = "top"              # given: "top", "bottom", "left", "right", "center", "border", or what an image file has white
@@ -114,20 +115,25 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
+    weights = checkpoint.weights_dir(args)
+    stored = checkpoint.load(weights, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
     args = checkpoint.fill(args, stored)
     grids = vqvae.grids(stored["data"]["height"], stored["data"]["width"])
     side = vqvae.config.downsample * 2**(len(grids) - 1)  # pixels a coarse code stands for
     given = read_mask(args.MASK, stored["data"]["height"], stored["data"]["width"], side)
     both_sides = bool((given.flatten().int().diff() > 0).any())  # a given code comes after a hidden one
-    priors, models = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR, both_sides)
+    priors, models = checkpoint.load_prior(weights, stored, args.PRIOR, both_sides)
     models.to(device)
     prior, num_classes = priors[-1], models[-1].num_classes
-    data = testset.load(args, stored)
-    images = data.test.images
-    testset.check_enough(images, args.NUM_IMAGES)
-    if args.CLASS_GIVEN and data.class_names != prior["data"]["class_names"]:
+    if Path(args.DATASET).is_file():
+        images, class_names = testset.read_file(args.DATASET, stored), []
+        args.NUM_IMAGES = min(args.NUM_IMAGES, len(images))
+    else:
+        data = testset.load(args, stored)
+        images, class_names = data.test.images, data.class_names
+        testset.check_enough(images, args.NUM_IMAGES)
+    if args.CLASS_GIVEN and class_names != prior["data"]["class_names"]:
         raise UserError("CLASS_GIVEN (--class-given): the classes of DATASET are not those that the prior learnt")
     guidance, top_p = checkpoint.choose_guidance(args.GUIDANCE, args.TOP_P, priors, args.CLASS_GIVEN,
                                                  "give it by CLASS_GIVEN (--class-given)")

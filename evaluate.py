@@ -1,7 +1,7 @@
 """Measure a run, each of its models and the baselines: one table, one figure.
 
-Reads `vqvae.pt` and whichever of `transformer.pt`, `pixelcnn.pt`, `pixelsnail.pt`, `masked.pt` and `vae.pt` OUTPUT_DIR
-holds.
+Reads `vqvae.pt` and whichever of `transformer.pt`, `pixelcnn.pt`, `pixelsnail.pt`, `masked.pt` and `vae.pt` OUTPUT_DIR,
+or PRETRAINED, holds.
 Writes `evaluation.json`, the table; `evaluation.png`, a strip of images of every row; of the prior of the fewest bits
 `nearest.png`, samples over their nearest training images, and `samples_by_class.png`; `codebook.png`, how often every
 code occurs; `report.html`, a page of all that the run's directory holds; and `classifier.pt`, kept for the same images
@@ -64,6 +64,7 @@ from report import Progress, Row, write_report
 from vae import VAE, kl
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and any priors and vae.pt
+PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
 DATASET = None            # the images to measure with; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the training and of the test part; 0: all
@@ -197,7 +198,7 @@ def main(args: argparse.Namespace) -> None:
     inception = Inception(device) if args.INCEPTION else None  # first, as it may fail
     subject = load_subject(args, device, every=True, guidance=args.GUIDANCE)
     judge = load_judge(subject, inception)
-    parts = plan(subject, judge, find_vae(args.OUTPUT_DIR, subject.stored))
+    parts = plan(subject, judge, find_vae(checkpoint.weights_dir(args), subject.stored))
     with Progress(costs(subject, parts)) as progress:
         rows = progress.rows(parts)
         nearest = progress.run(NEAREST, lambda: find_nearest(subject, rows))
@@ -235,7 +236,7 @@ def main(args: argparse.Namespace) -> None:
           "their reconstructions; wrote {}".format(
               rows[shown].measures["nearest"], shown, rows["real images"].measures["nearest"],
               rows["VQ-VAE reconstructions"].measures["nearest"], path))
-    print(f"wrote {write_page(args.OUTPUT_DIR)}: all of this on one page")
+    print(f"wrote {write_page(args.OUTPUT_DIR, args.PRETRAINED)}: all of this on one page")
 
 
 if __name__ == "__main__":

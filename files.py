@@ -1,5 +1,6 @@
 """Files that are whole or not there, and directories that one process writes to at a time."""
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,9 +39,13 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove(directory: Path, pattern: str) -> None:
-    """Remove the files of a directory whose names match a pattern."""
+    """Remove the files of a directory whose names match a pattern, in which * stands for a number: the directory may
+    hold files of others too.
+    """
+    numbered = re.escape(pattern).replace(r"\*", r"\d+")
     for path in directory.glob(pattern):
-        path.unlink()
+        if re.fullmatch(numbered, path.name):
+            path.unlink()
 
 
 def lock_run(output_dir: str, hold: bool) -> BaseFileLock:

@@ -1,8 +1,8 @@
 """Make new images: draw grids of codes from a prior, decode them with the VQ-VAE.
 
-Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR; writes `sample_0.png` ..., the grid
-`samples.png` and `samples.json`, what they were drawn with. Sample i depends on SEED and i, not on how many are drawn.
-The same command continues where it was stopped; another one removes the samples of the one before.
+Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR or PRETRAINED; writes `sample_0.png`
+..., the grid `samples.png` and `samples.json`, what they were drawn with. Sample i depends on SEED and i, not on how
+many are drawn. The same command continues where it was stopped; another one removes the samples of the one before.
 """
 import argparse
 import json
@@ -22,6 +22,7 @@ from files import atomic
 from sampler import draw_grids
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
+PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
 SAMPLES_DIR = ""          # where the samples are written; "": to OUTPUT_DIR
 PRIOR = None              # the prior to draw from; None: the one there, or of several that of best validation loss
 NUM_SAMPLES = 100         # images to make
@@ -63,9 +64,10 @@ def keep_samples_of(settings: dict, output: Path, count: int) -> None:
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
-    stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
+    weights = checkpoint.weights_dir(args)
+    stored = checkpoint.load(weights, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
-    priors, models = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
+    priors, models = checkpoint.load_prior(weights, stored, args.PRIOR)
     models.to(device)
     prior, num_classes = priors[-1], models[-1].num_classes
     classes, told = checkpoint.choose_classes(args.CLASS_LABEL, prior)
@@ -76,8 +78,8 @@ def main(args: argparse.Namespace) -> None:
     settings = {name: getattr(args, name)
                 for name in ("TEMPERATURE", "TOP_K", "TOP_P", "GUIDANCE", "CLASS_LABEL", "SEED")}
     settings["STEPS"] = args.STEPS if prior["stage"] == "masked" else 0
-    weights = " ".join(checkpoint.fingerprint(level["model"]) for level in priors)
-    settings |= {"prior": prior["stage"], "weights": weights}
+    settings |= {"prior": prior["stage"],
+                 "weights": " ".join(checkpoint.fingerprint(level["model"]) for level in priors)}
     if devices.is_main():
         keep_samples_of(settings, output, args.NUM_SAMPLES)
     devices.wait()

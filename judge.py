@@ -120,17 +120,19 @@ class Subject:
 
 def load_subject(args: argparse.Namespace, device: torch.device, every: bool = False,
                  guidance: float | str = "auto") -> Subject:
-    """Load a run from OUTPUT_DIR and encode its images. every: load every prior of the run, or else PRIOR alone.
+    """Load a run, its weights from PRETRAINED if that is given, and encode its images. every: load every prior of the
+    run, or else PRIOR alone.
 
     FEATURES of "auto" is replaced by what it means for these data.
     UserError if the networks and the data do not fit each other, if a prior cannot be drawn from with this guidance, if
     fewer than FEWEST images are left to compare, or if there are no classes for FEATURES.
     """
-    stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
+    weights = checkpoint.weights_dir(args)
+    stored = checkpoint.load(weights, "vqvae")
     args = checkpoint.fill(args, stored)
     vqvae = checkpoint.build(stored).to(device)
-    priors = checkpoint.load_priors(args.OUTPUT_DIR, stored) if every else \
-        [checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)]
+    priors = checkpoint.load_priors(weights, stored) if every else \
+        [checkpoint.load_prior(weights, stored, args.PRIOR)]
     data = testset.load(args, stored)
     for levels, _ in priors:
         checkpoint.choose_guidance(guidance, "auto", levels)

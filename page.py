@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,17 @@ dt { float: left; clear: left; margin-right: .5rem; color: var(--text) } dd { ma
 """
 
 
-def write_page(output_dir: str) -> Path:
-    """Write report.html into a run's directory, from the files that are there. Returns its path."""
-    run, found, left_out = Path(output_dir), {}, []
+def write_page(output_dir: str, pretrained: str = "") -> Path:
+    """Write report.html into a run's directory, from the files that are there. Returns its path.
+
+    pretrained: the directory of the weights, if that is another.
+    """
+    run, weights, found, left_out = Path(output_dir), pretrained or output_dir, {}, []
+    by = partial(_by, ["--output-dir", output_dir, *(["--pretrained", pretrained] if pretrained else [])])
     for stage in STAGES:
-        if checkpoint.path_of(output_dir, stage).exists():
+        if checkpoint.path_of(weights, stage).exists():
             try:
-                stored = checkpoint.load(output_dir, stage)
+                stored = checkpoint.load(weights, stage)
                 checkpoint.build(stored)  # checks its sizes
                 found[stage] = stored
             except UserError as error:
@@ -104,14 +109,14 @@ def write_page(output_dir: str) -> Path:
         "Settings": [*map(_missing, left_out), *_settings(found, evaluation)],
         "Training": _training(run, found),
         "Reconstructions": _reconstructions(run),
-        "Samples": _samples(run, evaluation),
-        "Measures": _measures(run, evaluation, "evaluation", "evaluate.py", "samples of every model, a row each: the "
-                              "rows of the priors should look like the real images in the first"),
-        "Ablation": _measures(run, ablation, "ablation", "ablation.py", "what is left where the prior or the sampling "
-                              "is taken away: from the encoder's own codes, the best that a prior could do, down to "
-                              "codes without any prior"),
-        "Nearest training images": _nearest(run, evaluation),
-        "Codebook": _codebook(run, evaluation),
+        "Samples": _samples(run, evaluation, by("evaluate.py")),
+        "Measures": _measures(run, evaluation, "evaluation", by("evaluate.py"), "samples of every model, a row each: "
+                              "the rows of the priors should look like the real images in the first", weights),
+        "Ablation": _measures(run, ablation, "ablation", by("ablation.py"), "what is left where the prior or the "
+                              "sampling is taken away: from the encoder's own codes, the best that a prior could do, "
+                              "down to codes without any prior", weights),
+        "Nearest training images": _nearest(run, evaluation, by("evaluate.py")),
+        "Codebook": _codebook(run, evaluation, by("evaluate.py")),
     }
     data = found["vqvae"]["data"] if "vqvae" in found else {}
     dataset = data.get("dataset", "unknown images")
@@ -168,7 +173,7 @@ def _settings(found: dict[str, dict], evaluation: dict[str, Any] | None) -> list
                      f"{classes}. A code stands for {side}x{side} pixels and is one of {config['num_codes']}.</p>")
     rows = {}
     for stage, stored in found.items():
-        constants = _constants(stored)
+        constants = checkpoint.constants(stored)
         rows[_title(stage)] = {
             "weights": f"{sum(tensor.numel() for tensor in stored['model'].values()):,}",
             **{name: constants[name] for name in SHOWN_FIRST if name in constants},
@@ -205,19 +210,17 @@ def _reconstructions(run: Path) -> list[str]:
                      "`train_vqvae.py` writes it")]
 
 
-def _samples(run: Path, evaluation: dict[str, Any] | None) -> list[str]:
+def _samples(run: Path, evaluation: dict[str, Any] | None, by: str) -> list[str]:
     return [_picture(run / "samples_by_class.png", "new images, by class",
                      f"New images of {_best(evaluation)}. Where the run has classes, above each strip the class that "
-                     f"was asked for. Good: each image shows its class, and no two are the same.",
-                     _by(run, "evaluate.py"))]
+                     f"was asked for. Good: each image shows its class, and no two are the same.", by)]
 
 
-def _measures(run: Path, content: dict[str, Any] | None, stem: str, script: str, seen: str) -> list[str]:
-    """The table and the figure that a script wrote as `stem`.json and `stem`.png."""
+def _measures(run: Path, content: dict[str, Any] | None, stem: str, by: str, seen: str, weights: str) -> list[str]:
+    """The table and the figure that a script wrote as `stem`.json and `stem`.png. weights: their directory."""
     if content is None:
         there = (run / f"{stem}.json").exists()
-        return [_missing(f"{stem}.json cannot be read: {_by(run, script)} again" if there else
-                         f"no {stem}.json: {_by(run, script)}")]
+        return [_missing(f"{stem}.json cannot be read: {by} again" if there else f"no {stem}.json: {by}")]
     rows = content["rows"]
     present = [name for name in COLUMNS if any(name in row for row in rows.values())]
     heads = {name: COLUMNS[name][0] + ARROWS[NOTES[name][0]] for name in present}
@@ -232,21 +235,21 @@ def _measures(run: Path, content: dict[str, Any] | None, stem: str, script: str,
                     f"{f' ({NOTES[name][0]} is better)' if NOTES[name][0] else ''}</dd>" for name in present)
     parts = [f'<p class="soft">{_text(count)} images a row; {_text(told)}.</p>' if count else "",
              _table("", cells, list(heads.values())), f"<dl>{notes}</dl>"]
-    if older := _older(run, f"{stem}.json"):
-        parts.append(_missing(f"{stem}.json was written before {', '.join(older)}: {_by(run, script)} again to "
-                              f"measure what is there now"))
+    if older := _older(run / f"{stem}.json", weights):
+        parts.append(_missing(f"{stem}.json was written before {', '.join(older)}: {by} again to measure what is there "
+                              f"now"))
     return parts + [_picture(run / f"{stem}.png", "strips of images, one for each row of the table",
-                             f"In each column the same test image, or its class; {seen}.", _by(run, script), wide=True)]
+                             f"In each column the same test image, or its class; {seen}.", by, wide=True)]
 
 
-def _nearest(run: Path, evaluation: dict[str, Any] | None) -> list[str]:
+def _nearest(run: Path, evaluation: dict[str, Any] | None, by: str) -> list[str]:
     return [_picture(run / "nearest.png", "samples over the training images nearest to them",
                      f"Samples of {_best(evaluation)}, below each the training image nearest to it by pixels. Good: "
-                     f"alike in kind, and different in detail. Copies would mean that the prior has memorised.",
-                     _by(run, "evaluate.py"), wide=True)]
+                     f"alike in kind, and different in detail. Copies would mean that the prior has memorised.", by,
+                     wide=True)]
 
 
-def _codebook(run: Path, evaluation: dict[str, Any] | None) -> list[str]:
+def _codebook(run: Path, evaluation: dict[str, Any] | None, by: str) -> list[str]:
     parts = []
     if evaluation and {"codes", "codes_used", "perplexity"} <= evaluation.keys():
         used, codes = evaluation["codes_used"], evaluation["codes"]
@@ -256,7 +259,7 @@ def _codebook(run: Path, evaluation: dict[str, Any] | None) -> list[str]:
     return parts + [_picture(run / "codebook.png", "share of every code, in falling order",
                              "How often every code occurs in the test split, most frequent first. Good: a line that "
                              "stays near the even share for most codes. Collapse is a line that drops to nothing after "
-                             "a few.", _by(run, "evaluate.py"), wide=True)]
+                             "a few.", by, wide=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -282,9 +285,9 @@ def _title(stage: str) -> str:
     return TITLES.get(stage, stage)
 
 
-def _by(run: Path, script: str) -> str:
+def _by(flags: list[str], script: str) -> str:
     """What to type to get what is missing."""
-    return f"run `{shlex.join(['python', script, '--output-dir', str(run)])}`"
+    return f"run `{shlex.join(['python', script, *flags])}`"
 
 
 def _missing(line: str) -> str:
@@ -293,10 +296,10 @@ def _missing(line: str) -> str:
     return f'<p class="missing">{marked}</p>'
 
 
-def _older(run: Path, name: str) -> list[str]:
+def _older(measures: Path, weights: str) -> list[str]:
     """The checkpoints that were written after a file of measures, which does not hold for them."""
-    written = (run / name).stat().st_mtime
-    paths = [checkpoint.path_of(str(run), stage) for stage in STAGES]
+    written = measures.stat().st_mtime
+    paths = [checkpoint.path_of(weights, stage) for stage in STAGES]
     return [path.name for path in paths if path.is_file() and path.stat().st_mtime > written]
 
 
@@ -340,13 +343,6 @@ def _table(corner: str, rows: dict[str, dict[str, object]], columns: list[str]) 
                     for title, row in rows.items())
     return (f'<div class="scroll" tabindex="0" role="group" aria-label="table"><table><thead><tr>{head}</tr></thead>'
             f"<tbody>{lines}</tbody></table></div>")
-
-
-def _constants(stored: dict[str, Any]) -> dict[str, Any]:
-    """The constants of a training, as its checkpoint keeps them; an older one may not."""
-    state = stored.get("training")
-    constants = state.get("constants") if isinstance(state, dict) else None
-    return constants if isinstance(constants, dict) else {}
 
 
 def _constants_table(title: str, constants: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Decode random codes, drawn without a prior.
 
-Reads `vqvae.pt` from OUTPUT_DIR. Writes `random_sample_0.png` ... and the grid `random_samples.png` there.
+Reads `vqvae.pt` from OUTPUT_DIR or PRETRAINED. Writes `random_sample_0.png` ... and the grid `random_samples.png`.
 Sample i depends on SEED and i alone, not on how many are drawn.
 """
 import argparse
@@ -17,6 +17,7 @@ from cli import run as run_script
 from modules import VQVAE, nearest_codes
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
+PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
 NUM_SAMPLES = 25          # images to make
 SOURCE = "uniform"        # "uniform": every code as likely as any other; "gaussian": Gaussian latents, quantized
 SEED = 0                  # of the draws: the same seed gives the same images
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
+    stored = checkpoint.load(checkpoint.weights_dir(args), "vqvae")
     vqvae = checkpoint.build(stored).to(device)
     height, width = stored["data"]["height"], stored["data"]["width"]
     grids = vqvae.grids(height, width)

@@ -1,7 +1,8 @@
 """Reconstruct images with the VQ-VAE and measure the error.
 
-Reads `vqvae.pt` from OUTPUT_DIR. Writes `reconstructed_image_0.png` ..., each original beside its reconstruction,
-the grid `reconstructions.png`, originals over reconstructions, and `latents.png`, what the quantizer takes and gives.
+Reads `vqvae.pt` from OUTPUT_DIR or PRETRAINED. Writes `reconstructed_image_0.png` ..., each original beside its
+reconstruction, the grid `reconstructions.png`, originals over reconstructions, and `latents.png`, what the quantizer
+takes and gives.
 
 MSE, PSNR and SSIM are scikit-image's, of images in [0, 1] (data range 1).
 """
@@ -23,10 +24,11 @@ from cli import run as run_script
 from metrics import SSIM_WINDOW, similarity
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
+PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
 DATASET = None            # a data set, a folder or one image file; None: the data set that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # choose among the first N images; 0: all
-IMAGE_SIZE = None         # of a folder's or a file's images, as in the training; "auto": their own
+IMAGE_SIZE = None         # of a folder's images, as in the training; of a file, the training's; "auto": their own
 NUM_IMAGES = 10           # images to reconstruct, drawn from the test split, or from all images of an unknown folder
 LATENT_CHANNEL = 0        # the channel of z_e and z_q to show in latents.png
 SEED = 0                  # of the choice of images
@@ -38,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
+    stored = checkpoint.load(checkpoint.weights_dir(args), "vqvae")
     vqvae = checkpoint.build(stored).to(device)
     args = checkpoint.fill(args, stored)
     if args.LATENT_CHANNEL >= vqvae.config.code_dim:

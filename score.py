@@ -1,8 +1,9 @@
 """Score images: how unlikely each is under the prior, and where.
 
-Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR. Writes `scores.csv`, a row for each image;
-`scores.png`, the most and the least likely, over the surprise of their codes; `score_<i>.png` for the NUM_IMAGES least
-likely of a set, i their row in the table; and with AGAINST `auroc.csv`, how well each score tells the sets apart.
+Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR or PRETRAINED. Writes `scores.csv`, a row for
+each image; `scores.png`, the most and the least likely, over the surprise of their codes; `score_<i>.png` for the
+NUM_IMAGES least likely of a set, i their row in the table; and with AGAINST `auroc.csv`, how well each score tells the
+sets apart.
 
 The surprise of a code is -log2 p(code | codes before it), in bits and without a class. The columns of the table:
     bits             of the image: the sum over its codes, -log2 p(codes)
@@ -16,7 +17,8 @@ The surprise of a code is -log2 p(code | codes before it), in bits and without a
 A prior in raster order blames the first code that does not fit what is before it: what is strange may lie below it or
 to its right.
 
-The threshold is the quantile THRESHOLD of the surprise of all codes of the validation split. A restoration is the image
+The threshold is the quantile THRESHOLD of the surprise of all codes of the validation split. Weights of share.py keep
+what is needed of that split: the bits of every image, and 1,001 quantiles of the surprise. A restoration is the image
 decoded from the codes with those above the threshold drawn again and the others kept [1]. If there is a masked prior,
 `masked.pt`, it draws them, as it sees all codes that are kept.
 
@@ -32,9 +34,7 @@ import csv
 import io
 import math
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,21 +48,22 @@ import files
 import testset
 from cli import UserError
 from cli import run as run_script
-from codes import encode, surprise
-from decode import Reading
+from codes import encode
+from expected import Coded, Expected, Networks, code, expect, lacks_for_scores, no_class, recall, validation_images
 from metrics import auroc, ranks
 from modules import VQVAE
 from sampler import draw_grids
 from testset import Found
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
+PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
 PRIOR = None              # the prior to score by; None: the one there, or of several that of best validation loss
 DATASET = None            # a data set, a folder or one image file; None: the data set of the training, its test split
 AGAINST = ""              # a second set, to be told from the first: a data set, a folder or a file; empty: none
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # score the first N images of a set; 0: all
-IMAGE_SIZE = None         # of a folder's or a file's images, as in the training; "auto": their own; 64: brought to that
-CHANNELS = "auto"         # of the same; "auto": 1 if all are grey, or else 3; 1: made grey; 3: made RGB
+IMAGE_SIZE = None         # of a folder's images, as in the training; of a file, the training's; 64: brought to that
+CHANNELS = "auto"         # "auto": the training's of a file; of a folder 1 if all are grey, or else 3; 1: grey; 3: RGB
 WINDOW = 3                # codes a side of the window of window_bits
 THRESHOLD = 0.95          # codes are unlikely above this quantile of the surprise of the validation split's codes
 NUM_IMAGES = 8            # images of a set with a picture of their own, the least likely
@@ -77,49 +78,8 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 SCORES = ("bits", "window_bits", "unlikely_bits", "mse")
 
 
-class Networks(NamedTuple):
-    vqvae: VQVAE
-    prior: nn.Module
-    device: torch.device
-    batch_size: int
-
-
-class Coded(NamedTuple):
-    """What the networks make of N images, on the host."""
-
-    surprise: Tensor  # (N, grid height, grid width), bits
-    mse: Tensor       # (N,) error of the reconstructions, of pixels in [0, 1]
-
-
-class Expected(NamedTuple):
-    """What the validation images are like."""
-
-    bits: Tensor      # (N,)
-    threshold: float  # bits above which a code is unlikely
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Scores
-
-
-@torch.no_grad()
-def code(networks: Networks, images: Tensor, description: str) -> Coded:
-    """Surprise and error of uint8 images (N, C, H, W). description: of the progress bar."""
-    surprises, errors = [], []
-    indices = torch.arange(len(images)).split(networks.batch_size)
-    bar = tqdm(dataset.batches(indices, networks.device, images), desc=description, total=len(indices), leave=False)
-    for [part] in bar:
-        originals = dataset.to_float(part)
-        [codes] = levels = networks.vqvae.encode(originals)
-        copies = networks.vqvae.decode(levels, *originals.shape[2:])
-        surprises.append(surprise(networks.prior, codes, no_class(networks.prior, codes)).cpu())
-        errors.append((copies - originals).square().mean((1, 2, 3)).cpu())
-    return Coded(torch.cat(surprises), torch.cat(errors))
-
-
-def no_class(prior: nn.Module, codes: Tensor) -> Tensor:
-    """The labels (B,) that say "no class" to a prior, for grids of codes (B, H, W)."""
-    return torch.full((len(codes),), prior.num_classes, device=codes.device)
 
 
 def window_bits(surprises: Tensor, window: int) -> Tensor:
@@ -128,12 +88,6 @@ def window_bits(surprises: Tensor, window: int) -> Tensor:
     """
     sides = [min(window, side) for side in surprises.shape[1:]]
     return F.avg_pool2d(surprises[:, None], sides, 1).amax((1, 2, 3))
-
-
-def expect(coded: Coded, quantile: float) -> Expected:
-    """What the validation images are like; quantile: of the surprise of all their codes, which gives the threshold."""
-    # by numpy, as torch's takes at most 2^24 numbers
-    return Expected(coded.surprise.sum((1, 2)), float(np.quantile(coded.surprise.numpy(), quantile)))
 
 
 def score(coded: Coded, expected: Expected, size: tuple[int, int], window: int, side: int) -> dict[str, Tensor]:
@@ -187,17 +141,6 @@ def find(args: argparse.Namespace, name: str, stored: dict) -> Found:
     except UserError as error:
         raise UserError(str(error).replace("DATASET (--dataset)", f"{name} (--{name.lower()})")) from None
     return found._replace(images=found.images[:args.LIMIT or None])
-
-
-def validation_images(args: argparse.Namespace, stored: dict) -> Tensor:
-    """The validation split of the VQ-VAE's training, which is also its prior's: from the data set that it names, or
-    from DATASET if that is its folder in another place.
-    """
-    learnt, moved = stored["data"]["dataset"], testset.holds_training_images
-    names = {"DATASET": args.DATASET if Path(args.DATASET).is_dir() and moved(args, stored) else learnt,
-             "LIMIT": stored["data"]["limit"]}
-    reading = Reading(**stored["data"]["reading"])._replace(channels=stored["data"]["channels"])
-    return testset.load(argparse.Namespace(**vars(args) | names), stored, reading).validation.images
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -267,24 +210,23 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
+    weights = checkpoint.weights_dir(args)
+    stored = checkpoint.load(weights, "vqvae")
     vqvae = checkpoint.build(stored).to(device)
     if vqvae.config.levels > 1:
         raise UserError("score.py takes one level of codes, and vqvae.pt has two: train one with LEVELS = 1")
-    [prior], [model] = checkpoint.load_prior(args.OUTPUT_DIR, stored, args.PRIOR)
-    if prior["stage"] == "masked":
-        raise UserError(f"masked.pt has no likelihood to score by: train another prior with "
-                        f"{checkpoint.command(args.OUTPUT_DIR, 'transformer')}")
-    if prior["data"]["class_names"] and checkpoint.class_dropout(prior) == 0:
-        again = checkpoint.command(args.OUTPUT_DIR, prior["stage"], "--resume", "never", "--overwrite")
-        raise UserError(f"{prior['stage']}.pt had a CLASS_DROPOUT of 0, so it cannot score without a class: train one "
-                        f"that can with {again}")
+    [prior], [model] = checkpoint.load_prior(weights, stored, args.PRIOR)
+    if lacks := lacks_for_scores(prior):
+        again = checkpoint.command(weights, "transformer") if prior["stage"] == "masked" else \
+            checkpoint.command(weights, prior["stage"], "--resume", "never", "--overwrite")
+        raise UserError(f"{lacks}: train one that can with {again}")
     networks = Networks(vqvae, model.to(device), device, args.BATCH_SIZE)
-    restorer = find_restorer(args.OUTPUT_DIR, stored, networks)
+    restorer = find_restorer(weights, stored, networks)
     args = checkpoint.fill(args, stored)
     side, size = vqvae.config.downsample, (stored["data"]["height"], stored["data"]["width"])
     sets = {name: find(args, name, stored) for name in ("DATASET", "AGAINST") if getattr(args, name)}
-    expected = expect(code(networks, validation_images(args, stored), "scoring validation images"), args.THRESHOLD)
+    expected = recall(prior, args.THRESHOLD) or expect(
+        code(networks, validation_images(args, stored), "scoring validation images"), args.THRESHOLD)
     coded = {name: code(networks, found.images, f"scoring {name}") for name, found in sets.items()}
     scores = {name: score(part, expected, size, args.WINDOW, side) for name, part in coded.items()}
     output = Path(args.OUTPUT_DIR)

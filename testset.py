@@ -41,15 +41,17 @@ def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str, 
     """The images of DATASET: a test split, or all images of a file or of a folder that the VQ-VAE was not trained on,
     brought to IMAGE_SIZE and these channels: 1, 3 or "auto". UserError if there are none, or they do not fit.
 
+    IMAGE_SIZE of None: of a folder as in the training, of a file see `read_file`.
     any_size: whether images of a file or such a folder fit whatever their size and channels; a test split never does.
     """
     remedy = ": add --image-size {height}x{width} --channels {channels}".format_map(stored["data"])
-    reading = Reading(**stored["data"]["reading"])._replace(image_size=args.IMAGE_SIZE)
-    foreign = reading._replace(  # with the range of the training images, so that brightness is comparable
-        channels=channels, value_range=stored["data"].get("value_range", "auto"))
+    reading = Reading(**stored["data"]["reading"])
+    if args.IMAGE_SIZE:
+        reading = reading._replace(image_size=args.IMAGE_SIZE)
+    foreign = reading._replace(channels=channels, value_range=value_range(stored))
     path = Path(args.DATASET)
     if path.is_file():
-        images = decode.read(args.DATASET, foreign)
+        images = read_file(args.DATASET, stored, args.IMAGE_SIZE, channels)
         if not any_size:
             checkpoint.check_images(stored, images, remedy)
         return Found(images, [args.DATASET] * len(images), of_split=False)
@@ -72,6 +74,28 @@ def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str, 
         reading = reading._replace(channels=stored["data"]["channels"])
     data = load(args, stored, reading)
     return Found(data.test.images, [str(path / name) for name in data.test_files], of_split=True)
+
+
+def read_file(path: str, stored: dict[str, Any], image_size: str | None = None, channels: int | str = "auto") -> Tensor:
+    """The images (N, C, H, W) of one file, of any size and kind, brought to the size and the channels of the training,
+    where image_size is None and channels "auto", with a line that says so. UserError if it cannot be decoded.
+    """
+    data = stored["data"]
+    own = Reading(**data["reading"])._replace(image_size="auto", channels="auto", value_range=value_range(stored))
+    before = decode.read(path, own).shape
+    images = decode.read(path, own._replace(
+        image_size="{height}x{width}".format_map(data) if image_size is None else image_size,
+        channels=data["channels"] if channels == "auto" else channels))
+    if images.shape != before:
+        kinds = ["{}x{} pixels and {}".format(*sides, "grey" if count == 1 else "RGB")
+                 for _, count, *sides in (before, images.shape)]
+        print(f"{path}: of {kinds[0]}, scaled and cropped to {kinds[1]}")
+    return images
+
+
+def value_range(stored: dict[str, Any]) -> str:
+    """What other images are scaled between, so that their brightness is comparable: the range of the training's."""
+    return stored["data"].get("value_range", "auto")
 
 
 def holds_training_images(args: argparse.Namespace, stored: dict[str, Any]) -> bool:

@@ -392,6 +392,8 @@ class Run:
             return False
         stored = checkpoint.load(self.args.OUTPUT_DIR, self.stage)
         again = "choose another --output-dir, or start over with --resume never --overwrite"
+        if checkpoint.is_shared(stored):
+            raise UserError(f"{self.path} is of share.py: weights alone, which cannot be continued: {again}")
         try:
             state = stored["training"]
             for name, value in vars(self.args).items():

@@ -90,6 +90,15 @@ def two_levels(tmp_path_factory, data_dir):
     return output
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory, trained):
+    """The directory of the small finished run's weights alone, as float16: copy it before changing anything in it."""
+    import share
+    place = tmp_path_factory.mktemp("shared")
+    share.main(cli.parse(vars(share), ["--output-dir", str(trained), "--shared-dir", str(place), "--device", "cpu"]))
+    return place
+
+
 @pytest.fixture
 def copied(trained, tmp_path, monkeypatch):
     """A copy of the small finished run, to change."""

@@ -157,8 +157,8 @@ def renamed(content: dict) -> None:
     content["model"]["other"] = content["model"].pop("quantizer.codebook")
 
 
-def halved(content: dict) -> None:
-    content["model"]["quantizer.codebook"] = content["model"]["quantizer.codebook"].half()
+def doubled(content: dict) -> None:
+    content["model"]["quantizer.codebook"] = content["model"]["quantizer.codebook"].double()
 
 
 def poisoned(content: dict) -> None:
@@ -179,7 +179,16 @@ def put(*path_and_value):
     return change
 
 
+def unfinished(content: dict) -> None:
+    content["training"]["finished"] = False
+
+
+def shared(content: dict) -> None:
+    content["shared"] = True
+
+
 V, P, A, G, C, R, S, E, B, L = SCRIPTS
+H = "share"
 AGAIN = ["--limit", "300", "--batch-size", "50", "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16",
          "--code-dim", "8", "--epochs", "2"]
 PRIOR = ["--prior", "pixelcnn", "--hidden", "16", "--layers", "2", "--batch-size", "50", "--epochs", "2"]
@@ -275,10 +284,13 @@ TABLE = [
     (L, ["--against", "a\udcff"], None, 2, r"AGAINST (--against) must be text in UTF-8, not 'a\udcff'"),
     (L, ["--num-images", "0"], None, 2, "NUM_IMAGES (--num-images) must be at least 1, not 0"),
     (L, ["--dataset", "{file}"], None, 1, "cannot be decoded"),
-    *[(L, [flag, place], None, 1, f"{name} ({flag}): its images have {has} pixels, the VQ-VAE was trained on 1 "
+    *[(L, [flag, *place], None, 1, f"{name} ({flag}): its images have {has} pixels, the VQ-VAE was trained on 1 "
        "channels and 28x28: add --image-size 28x28 --channels 1")
       for name, flag in (("DATASET", "--dataset"), ("AGAINST", "--against"))
-      for place, has in (("{larger}", "1 channels and 32x20"), ("{coloured}", "3 channels and 28x28"))],
+      for place, has in ((["{larger}", "--image-size", "auto"], "1 channels and 32x20"),
+                         (["{coloured}", "--channels", "3"], "3 channels and 28x28"))],
+    (L, [], changed("pixelcnn.pt", put("expected", {"bits": [1.0]})), 1, "keeps of the validation images is damaged"),
+    (C, ["--dataset", "{coloured}", "--class-given"], None, 1, "CLASS_GIVEN (--class-given): the classes of"),
     *[(L, [flag, "{empty}"], None, 1, f"{name} ({flag}): there is no image in")
       for name, flag in (("DATASET", "--dataset"), ("AGAINST", "--against"))],
     (L, ["--prior", "masked"], instead("masked.pt", "pixelcnn.pt"), 1,
@@ -292,6 +304,22 @@ TABLE = [
     (B, ["--step-counts", "8 all"], None, 2, "STEP_COUNTS (--step-counts) must match"),
     (B, ["--guidances", "1 100"], None, 2, "GUIDANCES (--guidances) must match"),
     (S, ["--source", "noise"], None, 2, "SOURCE (--source) must be one of uniform, gaussian"),
+    # weights to share, and weights of a directory of their own
+    *[(script, ["--pretrained", "{empty}"], None, 1, "empty/vqvae.pt does not exist: make it with `python "
+       "train_vqvae.py --output-dir") for script in (G, C, R, S, E, B, L)],
+    (G, ["--pretrained", "a\udcff"], None, 2, r"PRETRAINED (--pretrained) must be text in UTF-8, not 'a\udcff'"),
+    (H, ["--shared-dir", ""], None, 2, "SHARED_DIR (--shared-dir) must match .+, not ''"),
+    (H, ["--shared-dir", "{run}/../run/"], None, 1, "SHARED_DIR (--shared-dir) is the run's directory itself"),
+    (H, ["--shared-dir", "{trained}"], None, 1, "holds vqvae.pt: choose another directory, or add --overwrite"),
+    (H, ["--shared-dir", "{file}"], None, 1, "File exists"),
+    (H, [], changed("vqvae.pt", unfinished), 1, "vqvae.pt is of a training that has not finished: continue it"),
+    (H, [], changed("pixelcnn.pt", unfinished), 1, "pixelcnn.pt is of a training that has not finished: continue it"),
+    (H, [], changed("vqvae.pt", retrained), 1, "learnt the codes of another vqvae.pt"),
+    (H, [], changed("pixelcnn.pt", put("vqvae", "0" * 64)), 1, "learnt the codes of another vqvae.pt"),
+    *[(H, [], cut(f"{stage}.pt", 0.9), 1, f"{stage}.pt is damaged") for stage in ("vqvae", "pixelcnn")],
+    (V, AGAIN, changed("vqvae.pt", shared), 1, "is of share.py: weights alone, which cannot be continued: choose"),
+    (P, PRIOR, changed("pixelcnn.pt", shared), 1, "is of share.py: weights alone, which cannot be continued: choose"),
+    (P, [*PRIOR, "--resume", "never"], changed("pixelcnn.pt", shared), 1, "is a finished run: choose another"),
     # what a run cannot be continued with
     (V, [*AGAIN, "--num-codes", "32"], None, 1, "NUM_CODES (--num-codes) is 32, but the run in"),
     (V, [*AGAIN, "--levels", "2"], None, 1, "LEVELS (--levels) is 2, but the run in"),
@@ -341,7 +369,7 @@ TABLE = [
     (G, [], instead("pixelcnn.pt", "vqvae.pt"), 1, "pixelcnn.pt is the checkpoint of the stage 'vqvae'"),
     (S, [], changed("vqvae.pt", longer), 1, "weights that are not finite or do not fit its sizes (quantizer.codebook)"),
     (S, [], changed("vqvae.pt", renamed), 1, "do not fit its sizes (other)"),
-    (S, [], changed("vqvae.pt", halved), 1, "do not fit its sizes (quantizer.codebook)"),
+    (S, [], changed("vqvae.pt", doubled), 1, "do not fit its sizes (quantizer.codebook)"),
     (S, [], changed("vqvae.pt", poisoned), 1, "weights that are not finite"),
     (S, [], changed("vqvae.pt", put("config", "hidden", 8192)), 1, "do not fit its sizes"),
     (S, [], changed("vqvae.pt", put("config", "hidden", 10**15)), 1, "must be at most 8192"),
@@ -399,7 +427,7 @@ def once(trained, tmp_path_factory):
             shutil.copy(trained / name, place / "run")
         return place / "run"
     (place / "empty").mkdir()
-    places = {"file": place / "file", "empty": place / "empty",
+    places = {"file": place / "file", "empty": place / "empty", "trained": trained,
               "larger": write(place / "larger.png", noise(32, 20)),
               "coloured": write(place / "coloured.png", noise(28, 28, 3))}
     return SimpleNamespace(renew=renew, places=places)
@@ -416,7 +444,7 @@ def test_a_value_of_another_type_that_says_the_same_or_is_not_needed(script, onc
 
 
 def test_the_table_is_long_enough():
-    assert len(TABLE) >= 60 and {row[0] for row in TABLE} == set(SCRIPTS)
+    assert len(TABLE) >= 60 and {row[0] for row in TABLE} == {*SCRIPTS, H}
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: " ".join([row[0], *row[1], "->", row[4]])[:100])
@@ -426,9 +454,11 @@ def test_bad_input_is_one_line(script, once, data_dir, monkeypatch, row):
     if damage:
         damage(run, monkeypatch)
     before = {path.name: path.read_bytes() for path in run.glob("*.pt") if path.is_file()}
-    flags = [flag.format(**once.places) for flag in flags]
+    flags = [flag.format(run=run, **once.places) for flag in flags]
     given = [] if "--output-dir" in flags else ["--output-dir", run]
     data = ["--data-dir", data_dir] if name == V else []
+    if name == H and "--shared-dir" not in flags:
+        given += ["--shared-dir", run / "shared"]
     outcome = script(name, *data, *given, *flags)
     line = outcome.err.split("\r")[-1]  # after what a progress bar has wiped
     print(f"{name}.py {' '.join(flags)} | {outcome.status} | {line}")

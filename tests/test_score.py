@@ -137,12 +137,26 @@ def test_the_test_split_against_noise(script, run):
 def test_one_image_and_images_brought_to_the_size(script, run):
     image = write(run / "one.png", noise(40, 31, 3))
     flags = ["--output-dir", run, *FEW, "--dataset", image]
-    assert script("score", *flags).status == 1
-    outcome = script("score", *flags, "--image-size", "28x28", "--channels", 1)
-    assert outcome.status == 0, outcome.err
-    [row] = table(run / "scores.csv")
+    assert script("score", *flags, "--image-size", "auto").status == 1
+    rows = []
+    for more in ([], ["--image-size", "28x28", "--channels", 1]):
+        outcome = script("score", *flags, *more)
+        assert outcome.status == 0, outcome.err
+        assert f"{image}: of 40x31 pixels and RGB, scaled and cropped to 28x28 pixels and grey\n" in outcome.out
+        rows += table(run / "scores.csv")
+    row, same = rows
+    assert row == same
     assert row["path"] == str(image) and (run / "score_0.png").exists()
     assert float(row["bits_per_pixel"]) == pytest.approx(float(row["bits"]) / 28 ** 2, rel=1e-4)
+
+
+def test_the_images_of_a_folder_must_fit(script, run):
+    """Those of a file are brought to the training's size; a set is compared as it is, or as flags say."""
+    root = write_many(run / "larger", 3, 32, 20)
+    flags = ["--output-dir", run, *FEW, "--dataset", root]
+    outcome = script("score", *flags)
+    assert outcome.status == 1 and "its images have 1 channels and 32x20 pixels" in outcome.err
+    assert script("score", *flags, "--image-size", 28).status == 0
 
 
 def test_a_folder_that_was_learnt_wherever_it_is_now(script, tmp_path):

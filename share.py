@@ -1,0 +1,150 @@
+"""Share a run: its weights alone, in a directory for others to draw from.
+
+Reads `vqvae.pt`, every prior over its codes, such as `transformer.pt`, and `vae.pt`, if it is there, from OUTPUT_DIR.
+Writes the same files into SHARED_DIR, with what the other scripts need, and without what only continuing a training
+does: optimiser, last weights, random generators. No path of this machine is in them.
+
+With HALF, weights are rounded to float16 where that changes them by less than a thousandth; they are read as float32. A
+prior that can score images also gets what score.py compares with, the bits of the validation images: that takes the
+data set of the training.
+"""
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import checkpoint
+import dataset
+import devices
+from cli import UserError
+from cli import run as run_script
+from expected import Networks, code, keep, lacks_for_scores, validation_images
+from priors import PRIORS
+
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and its priors
+SHARED_DIR = "shared"     # where the weights are written: a directory of their own
+HALF = True               # weights as float16, half the size; False: float32, to the bit those of the run
+DATASET = None            # the data set of the training, where it lies now; None: where it lay then
+DATA_DIR = None           # where data sets are kept, or downloaded to
+OVERWRITE = False         # replace the checkpoints that SHARED_DIR holds
+BATCH_SIZE = 64           # validation images at once
+DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
+
+STAGES = [stage for stage in checkpoint.STAGES if stage != "classifier"]  # that one is trained where it is needed
+PLACES = ("DATA_DIR", "OUTPUT_DIR")   # constants of a training that mean nothing elsewhere
+
+
+def read_run(output_dir: str) -> dict[str, dict[str, Any]]:
+    """The checkpoints of a run by stage. UserError if one is damaged, of a training that has not finished, or of a
+    prior that learnt the codes of another VQ-VAE.
+    """
+    found = {"vqvae": checkpoint.load(output_dir, "vqvae")}
+    checkpoint.build(found["vqvae"])
+    for name in checkpoint.priors_there(output_dir, found["vqvae"]):
+        levels, _ = checkpoint.load_prior(output_dir, found["vqvae"], name)
+        found |= {level["stage"]: level for level in levels}
+    if checkpoint.path_of(output_dir, "vae").exists():
+        found["vae"] = checkpoint.load(output_dir, "vae")
+        checkpoint.build(found["vae"])
+    for stage, stored in found.items():
+        if checkpoint.unfinished(stored):
+            raise UserError(f"{checkpoint.path_of(output_dir, stage)} is of a training that has not finished: continue "
+                            f"it by the command that began it, or move that file away")
+    return found
+
+
+def name_alone(name: str) -> str:
+    """A data set's name as it is; of a folder's path the last part."""
+    if name in ("glyphs", *dataset.TORCHVISION):
+        return name
+    last = Path(os.path.abspath(name)).name or "images"
+    return f"./{last}" if last in ("glyphs", *dataset.TORCHVISION) else last
+
+
+def weights_alone(stored: dict[str, Any], half: bool) -> dict[str, Any]:
+    """A checkpoint without what only continuing its training needs, and without paths; half: with rounded weights."""
+    state = stored.get("training")
+    constants = {name: value for name, value in checkpoint.constants(stored).items() if name not in PLACES}
+    if "DATASET" in constants:
+        constants["DATASET"] = name_alone(constants["DATASET"])
+    history = state.get("history", []) if isinstance(state, dict) else []
+    return stored | {
+        "data": stored["data"] | {"dataset": name_alone(stored["data"]["dataset"]), "data_dir": "data"},
+        "model": {name: rounded(weight) if half else weight for name, weight in stored["model"].items()},
+        "training": {"constants": constants, "history": history, "finished": True}, "shared": True}
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """A float32 tensor with its values rounded to those of float16, or as it is where they are out of its range: where
+    that changes it, as a vector, by more than 2^-10 of its length; rounding a number alone changes it by up to 2^-11.
+    """
+    near = weight.half().float()
+    return near if (near - weight).norm() <= 2**-10 * weight.norm() else weight
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A tensor as float16 if that holds the same values."""
+    half = weight.half()
+    return half if torch.equal(half.float(), weight) else weight
+
+
+def add_expected(contents: dict[str, dict[str, Any]], run: dict[str, Any], args: argparse.Namespace,
+                 device: torch.device) -> None:
+    """Give every prior that can score images what score.py compares with. Without the data set of the training a line
+    says that it lacks. run: the checkpoint of the VQ-VAE, which says where the data set lay.
+    """
+    scoring = [stored for stage, stored in contents.items()
+               if stage in PRIORS and "expected" not in stored and not lacks_for_scores(stored)]
+    if not scoring or run["config"]["levels"] > 1:
+        return
+    try:
+        images = validation_images(checkpoint.fill(args, run), run)
+    except UserError as error:
+        print(f"score.py will ask for the data set where these weights are used: {error}", file=sys.stderr)
+        return
+    vqvae = checkpoint.build(contents["vqvae"]).to(device)
+    for stored in scoring:
+        networks = Networks(vqvae, checkpoint.build(stored).to(device), device, args.BATCH_SIZE)
+        stored["expected"] = keep(code(networks, images, f"scoring by {stored['stage']}.pt"))
+
+
+@torch.no_grad()
+def main(args: argparse.Namespace) -> None:
+    device = devices.pick(args.DEVICE)
+    if not devices.is_main():
+        return
+    if Path(args.SHARED_DIR).resolve() == Path(args.OUTPUT_DIR).resolve():
+        raise UserError(f"SHARED_DIR (--shared-dir) is the run's directory itself, {args.OUTPUT_DIR}: name another")
+    found = read_run(args.OUTPUT_DIR)
+    before = [path for stage in STAGES if (path := checkpoint.path_of(args.SHARED_DIR, stage)).exists()]
+    if before and not args.OVERWRITE:
+        raise UserError(f"SHARED_DIR (--shared-dir): {args.SHARED_DIR} holds {before[0].name}: choose another "
+                        f"directory, or add --overwrite to replace its checkpoints")
+    contents = {stage: weights_alone(stored, args.HALF) for stage, stored in found.items()}
+    known = checkpoint.fingerprint(contents["vqvae"]["model"])
+    for stored in contents.values():
+        if "vqvae" in stored:  # a prior: it belongs to the rounded weights now
+            stored["vqvae"] = known
+    add_expected(contents, found["vqvae"], args, device)
+    for path in before:
+        path.unlink()  # also those that this run has not
+    for stage, stored in contents.items():
+        del stored["format"], stored["version"], stored["stage"]
+        if args.HALF:
+            stored["model"] = {name: packed(weight) for name, weight in stored["model"].items()}
+        path = checkpoint.save(args.SHARED_DIR, stage, **stored)
+        whole = checkpoint.path_of(args.OUTPUT_DIR, stage)
+        print(f"wrote {path}: {size(path)}, {whole} has {size(whole)}")
+
+
+def size(path: Path) -> str:
+    """The size of a file as text."""
+    return f"{path.stat().st_size / 1e6:.2f} MB"
+
+
+if __name__ == "__main__":
+    run_script(main, globals())
