@@ -64,7 +64,7 @@ def test_every_file_and_picture_that_a_page_names_is_there(page):
     text = page.read_text(encoding="utf-8")
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
     missing = [link for link in links if link and not (page.parent / link).exists()]
-    for name in re.findall(r"`((?:\w+/)*[\w.]+\.(?:py|md|txt|toml|ini))`", text):
+    for name in re.findall(r"`((?:\w+/)*[\w.]+\.(?:py|ipynb|md|txt|toml|ini))`", text):
         if not any((place / name).exists() for place in (ROOT, ROOT / "tests", ROOT / "docs")):
             missing.append(name)
     assert not missing, f"{page.name} names {', '.join(missing)}"
