@@ -49,3 +49,15 @@ def test_the_table_of_constants_has_the_defaults():
         module = importlib.import_module(script)
         for name, default in rows.items():
             assert getattr(module, name) == ast.literal_eval(default), (script, name)
+
+
+@pytest.mark.parametrize("page", ["README.md", "pretrained/README.md", "docs/RESULTS.md", "docs/DEVELOPMENT.md"])
+def test_every_file_that_a_page_shows_is_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((ROOT / page).parent / target).is_file(), target
+
+
+def test_every_picture_is_shown():
+    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/RESULTS.md"))
+    assert [path.name for path in (ROOT / "pictures").iterdir() if f"pictures/{path.name}" not in pages] == []
