@@ -118,7 +118,7 @@ def test_ablation_knows_both_levels(script, run):
     assert outcome.status == 0, outcome.err
     rows = json.loads((run / "ablation.json").read_text())["rows"]
     assert rows["uniform codes"]["distinct"] == 1 and rows["pixelcnn, argmax"]["distinct"] * 20 <= 10
-    assert "pixelcnn, top p 0.9, s = 2" in rows
+    assert "pixelcnn, top p 1, s = 2" in rows
     content = torch.load(run / "pixelcnn_coarse.pt", weights_only=True)
     content["training"]["constants"]["CLASS_DROPOUT"] = 0.0
     torch.save(content, run / "pixelcnn_coarse.pt")
