@@ -15,7 +15,7 @@ import checkpoint
 import dataset
 import testset
 from cli import UserError
-from codes import surprise
+from codes import marginals, surprise
 from decode import Reading
 from modules import VQVAE
 
@@ -32,30 +32,33 @@ class Networks(NamedTuple):
 class Coded(NamedTuple):
     """What the networks make of N images, on the host."""
 
-    surprise: Tensor  # (N, grid height, grid width), bits
+    codes: Tensor     # (N, grid height, grid width), int64
+    surprise: Tensor  # of each code, in bits: the same shape
     mse: Tensor       # (N,) error of the reconstructions, of pixels in [0, 1]
 
 
 class Expected(NamedTuple):
     """What the validation images are like."""
 
-    bits: Tensor      # (N,)
-    threshold: float  # bits above which a code is unlikely
+    bits: Tensor       # (N,)
+    threshold: float   # bits above which a code is unlikely
+    code_bits: Tensor  # (K,) of each code by its frequency alone, wherever it stands
 
 
 @torch.no_grad()
 def code(networks: Networks, images: Tensor, description: str) -> Coded:
     """Surprise and error of uint8 images (N, C, H, W). description: of the progress bar."""
-    surprises, errors = [], []
+    grids, surprises, errors = [], [], []
     indices = torch.arange(len(images)).split(networks.batch_size)
     bar = tqdm(dataset.batches(indices, networks.device, images), desc=description, total=len(indices), leave=False)
     for [part] in bar:
         originals = dataset.to_float(part)
         [codes] = levels = networks.vqvae.encode(originals)
         copies = networks.vqvae.decode(levels, *originals.shape[2:])
+        grids.append(codes.cpu())
         surprises.append(surprise(networks.prior, codes, no_class(networks.prior, codes)).cpu())
         errors.append((copies - originals).square().mean((1, 2, 3)).cpu())
-    return Coded(torch.cat(surprises), torch.cat(errors))
+    return Coded(torch.cat(grids), torch.cat(surprises), torch.cat(errors))
 
 
 def no_class(prior: nn.Module, codes: Tensor) -> Tensor:
@@ -87,19 +90,27 @@ def validation_images(args: argparse.Namespace, stored: dict[str, Any]) -> Tenso
                         f"{error}") from None
 
 
-def expect(coded: Coded, quantile: float) -> Expected:
+def code_bits(codes: Tensor, num_codes: int) -> Tensor:
+    """What each of K codes takes in bits (K,) if codes are independent and as frequent as in these (N, H, W)."""
+    [probabilities] = marginals([codes], num_codes)["marginal"]
+    return -probabilities[0, 0].log2().float()
+
+
+def expect(coded: Coded, num_codes: int, quantile: float) -> Expected:
     """What the validation images are like; quantile: of the surprise of all their codes, which gives the threshold."""
     # by numpy, as torch's takes at most 2^24 numbers
-    return Expected(coded.surprise.sum((1, 2)), float(np.quantile(coded.surprise.numpy(), quantile)))
+    return Expected(coded.surprise.sum((1, 2)), float(np.quantile(coded.surprise.numpy(), quantile)),
+                    code_bits(coded.codes, num_codes))
 
 
-def keep(coded: Coded) -> dict[str, Tensor]:
-    """What `recall` needs in the place of the validation images: the bits (N,) of each, in rising order, and the
-    quantiles (1001,) of the surprise of all their codes.
+def keep(coded: Coded, num_codes: int) -> dict[str, Tensor]:
+    """What `recall` needs in the place of the validation images: the bits (N,) of each, in rising order, the quantiles
+    (1001,) of the surprise of all their codes, and the `code_bits` (K,).
     """
     surprises = coded.surprise.numpy()
     return {"bits": coded.surprise.sum((1, 2)).sort().values,
-            "surprise": torch.from_numpy(np.quantile(surprises, SHARES).astype(np.float32))}
+            "surprise": torch.from_numpy(np.quantile(surprises, SHARES).astype(np.float32)),
+            "code_bits": code_bits(coded.codes, num_codes)}
 
 
 def recall(prior: dict[str, Any], quantile: float) -> Expected | None:
@@ -111,11 +122,12 @@ def recall(prior: dict[str, Any], quantile: float) -> Expected | None:
     if kept is None:
         return None
     try:
-        bits, quantiles = kept["bits"], kept["surprise"]
+        bits, quantiles, by_frequency = kept["bits"], kept["surprise"], kept["code_bits"]
         if bits.dim() != 1 or not len(bits) or quantiles.shape != SHARES.shape \
-                or not all(part.is_floating_point() and part.isfinite().all() for part in (bits, quantiles)):
+                or by_frequency.shape != (prior["config"]["num_codes"],) \
+                or not all(part.is_floating_point() and part.isfinite().all() for part in kept.values()):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"what {prior['stage']}.pt keeps of the validation images is damaged: share the run again"
                         ) from None
-    return Expected(bits, float(np.interp(quantile, SHARES, quantiles.numpy())))
+    return Expected(bits, float(np.interp(quantile, SHARES, quantiles.numpy())), by_frequency)

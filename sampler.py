@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention import fourier
+from attention import TransformerBlock, fourier
 from masked import Masked, draw_in_rounds
 from modules import PixelCNN, guide, invert
-from priors import PixelSNAIL, Transformer
+from priors import CausalAttention, PixelSNAIL, Transformer
 
 STEPS = 16  # rounds in which a masked prior draws a grid, where nothing else is said: the default of the scripts
 
@@ -83,6 +83,8 @@ class Sampler:
         self.uniform = torch.zeros(batch_size, width, device=device)
         self.known = torch.full((batch_size, width), -1, device=device)
         self.codes = torch.zeros(batch_size, width, dtype=torch.int64, device=device)
+        self.keep = torch.zeros(batch_size, width, dtype=torch.bool, device=device)
+        self.columns = list(zip(*(row.unbind(1) for row in (self.uniform, self.keep, self.known, self.codes))))
         self.logits = torch.zeros(self.inputs, model.config.num_codes, device=device)  # of the codes drawn last
         self.coarse: Tensor | None = None  # features (inputs, hidden, height, width) of the coarse codes
 
@@ -113,6 +115,7 @@ class Sampler:
             self.uniform[:count] = uniform[:, row]
             if known is not None:
                 self.known[:count] = known[:, row].to(self.known.device)
+            torch.ge(self.known, 0, out=self.keep)
             self._row(row, height)
             grids[:, row] = self.codes[:count]
             on_row()
@@ -136,9 +139,8 @@ class Sampler:
     def _draw(self, column: int) -> Tensor:
         """The codes (inputs,) of one column of the row: the known ones, the others drawn from `logits`."""
         logits = self.logits if self.guidance == 1 else guide(*self.logits.chunk(2), self.guidance)
-        drawn = draw(logits, self.uniform[:, column], *self.options)
-        codes = torch.where(self.known[:, column] >= 0, self.known[:, column], drawn)
-        self.codes[:, column] = codes
+        uniform, keep, known, codes = self.columns[column]
+        torch.where(keep, known, draw(logits, uniform, *self.options), out=codes)
         return codes if self.guidance == 1 else codes.repeat(2)
 
 
@@ -149,7 +151,7 @@ class Sampler:
 class PixelCNNSampler(Sampler):
     """The two stacks of a PixelCNN. It holds a few rows of activations."""
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __init__(self, model: PixelCNN, batch_size: int, width: int, *options: float):
         super().__init__(model, batch_size, width, *options)
         self.hidden, reach = model.config.hidden, model.config.kernel_size // 2
@@ -169,7 +171,8 @@ class PixelCNNSampler(Sampler):
         self.across = [block.across.weight[:, :, 0, 0].T / double[:, None] * double for block in model.blocks]
         self.horizontal_taps = [taps(block.horizontal.weight[:, :, 0]) * double for block in model.blocks]
         self.out = [block.out.weight[:, :, 0, 0].T * 2 for block in model.blocks]
-        self.head = [(conv.bias, conv.weight[:, :, 0, 0].T.contiguous()) for conv in (model.head[1], model.head[3])]
+        self.head = [(conv.bias.repeat(self.inputs, 1), conv.weight[:, :, 0, 0].T.contiguous())
+                     for conv in (model.head[1], model.head[3])]
         if model.coarse:  # what the features of the coarse codes add to the vertical and the horizontal stack
             weight = (model.from_coarse.weight[:, :, 0, 0].T * double.repeat(2 * len(model.blocks))).contiguous()
             self.coarse_taps = [part.chunk(2, 1) for part in weight.chunk(len(model.blocks), 1)]
@@ -195,6 +198,7 @@ class PixelCNNSampler(Sampler):
         self.gated = torch.zeros(self.inputs, self.hidden, device=device)
         self.last = torch.zeros(self.inputs, self.hidden, device=device)  # the horizontal stack's output
         self.places = [self._places(column) for column in range(width)]
+        self.embedded = self.h[0][:, reach:reach + width].unbind(1)
         self.graph = self._capture() if device.type == "cuda" and type(model) is PixelCNN else None
 
     def _places(self, column: int) -> list[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
@@ -266,13 +270,15 @@ class PixelCNNSampler(Sampler):
             so_far = self.v_features[i][j + 1] if j + 1 < self.reach else self.v_bias[i]
             torch.addmm(so_far, window, self.vertical_taps[i][j + 1], out=self.v_features[i][j])
 
-    def _code(self, column: int) -> None:
-        """Draw the codes of one column of the row, by the horizontal stack and the head."""
+    def _code(self, column: int) -> Tensor:
+        """Draw the codes (inputs,) of one column of the row, by the horizontal stack and the head."""
         for i in range(len(self.places[column])):
             self._layer(i, column)
         (bias_1, weight_1), (bias_2, weight_2) = self.head
         torch.addmm(bias_2, torch.addmm(bias_1, self.last.relu(), weight_1).relu_(), weight_2, out=self.logits)
-        self.h[0][:, column + self.reach] = self.model.embedding(self._draw(column))
+        codes = self._draw(column)
+        self.embedded[column].copy_(self.model.embedding.weight.index_select(0, codes))
+        return codes
 
     def _layer(self, i: int, column: int) -> None:
         """The horizontal stack of layer i at one column of the row."""
@@ -310,22 +316,54 @@ class PixelCNNSampler(Sampler):
 
 
 class Memory:
-    """The keys and values (B, positions, C / heads) of one layer's attention so far."""
+    """The keys and values of one layer's attention so far, with the views of every position made once."""
 
-    def __init__(self, batch_size: int, places: int, channels: int, device: torch.device):
-        self.keys, self.values = (torch.zeros(batch_size, places, channels, device=device) for _ in range(2))
+    def __init__(self, inputs: int, places: int, channels: int, device: torch.device):
+        memory = torch.zeros(inputs, places, 2, channels, device=device)
+        keys, values = memory.unbind(2)
+        keys = keys.transpose(1, 2)
+        self.places = memory.unbind(1)  # (inputs, 2, channels) of each position: its key and its value
+        self.seen = [(keys.narrow(2, 0, place + 1), values.narrow(1, 0, place + 1)) for place in range(places)]
 
-    def add(self, place: int, key: Tensor, value: Tensor) -> None:
-        """Keep the key and the value (B, C / heads) of a position."""
-        self.keys[:, place] = key
-        self.values[:, place] = value
+    def look_up(self, query: Tensor, place: int, found: Tensor) -> None:
+        """Write into found the attention of query, both (inputs, heads, channels), to all positions up to `place`."""
+        keys, values = self.seen[place]
+        torch.bmm(torch.bmm(query, keys).softmax(2), values, out=found)
 
-    def look_up(self, query: Tensor, count: int) -> Tensor:
-        """Attention of query (B, C) to the first `count` positions. Returns (B, C)."""
-        channels = self.keys.shape[2]
-        query = query.reshape(len(self.keys), -1, channels) * channels**-0.5
-        weights = torch.bmm(query, self.keys[:, :count].transpose(1, 2)).softmax(2)
-        return torch.bmm(weights, self.values[:, :count]).flatten(1)
+
+class AttentionSampler:
+    """One attention of a PixelSNAIL, at one position after the other.
+
+    Query, key and value are sums of what the normed features give, by one matrix, of what the position gives, from a
+    table, and for key and value of what the code gives, from another table, once it is drawn.
+    """
+
+    def __init__(self, layer: CausalAttention, embedding: Tensor, inputs: int, table: Tensor):
+        """embedding: (K, C), that of the codes. table: `fourier` of the grid's positions."""
+        hidden, heads, device = embedding.shape[1], layer.heads, embedding.device
+        from_features, from_codes = layer.key_value.weight.split(hidden, 1)
+        matrix = torch.cat([layer.query.weight * (hidden // heads)**-0.5, from_features]).T
+        self.shape = (hidden,)
+        self.matrix, self.out = layer.norm.weight[:, None] * matrix, layer.out.weight.T.contiguous()
+        self.from_place = ((layer.place(table) + layer.norm.bias) @ matrix).unbind(0)
+        self.from_code = (embedding @ from_codes.T).unflatten(1, (2, -1))
+        self.features = torch.zeros(inputs, matrix.shape[1], device=device)
+        parts = self.features.view(inputs, heads + 2, -1)  # the queries of all heads, the key and the value
+        self.query, self.key_value = parts[:, :heads], parts[:, heads:]
+        self.found = torch.zeros(inputs, hidden, device=device)
+        self.found_by_head = self.found.view(inputs, heads, -1)
+        # a position sees those before it: so that of each is kept one place further, and the first one is 0
+        self.memory = Memory(inputs, len(table) + 1, hidden // heads, device)
+
+    def step(self, h: Tensor, place: int) -> None:
+        """Add to the features h (inputs, C) of a position what the attention gives."""
+        torch.addmm(self.from_place[place], torch.layer_norm(h, self.shape), self.matrix, out=self.features)
+        self.memory.look_up(self.query, place, self.found_by_head)
+        h.addmm_(self.found, self.out)
+
+    def keep(self, codes: Tensor, place: int) -> None:
+        """Keep the key and the value of the position of the last step, where these codes (inputs,) were drawn."""
+        torch.add(self.key_value, self.from_code.index_select(0, codes), out=self.memory.places[place + 1])
 
 
 class PixelSNAILSampler(PixelCNNSampler):
@@ -333,84 +371,125 @@ class PixelSNAILSampler(PixelCNNSampler):
 
     def __init__(self, model: PixelSNAIL, batch_size: int, width: int, *options: float):
         super().__init__(model, batch_size, width, *options)
-        self.attention = {int(i): layer for i, layer in model.attention.items()}
         self.height = 0
 
     def _start(self, height: int) -> None:
         super()._start(height)
-        if height != self.height:  # the first position of each memory stays 0: nothing came before
-            self.height, device = height, self.codes.device
-            table = fourier(height, self.width, device)
-            self.places_embedded = {i: layer.place(table) for i, layer in self.attention.items()}
-            self.memories = {i: Memory(self.inputs, 1 + height * self.width, self.hidden // layer.heads, device)
-                             for i, layer in self.attention.items()}
-        self.seen = 0  # codes so far
-        self.asked: dict[int, Tensor] = {}  # features behind each layer's last query
+        if height != self.height:
+            self.height, weight = height, self.model.embedding.weight
+            table = fourier(height, self.width, weight.device)
+            self.attention = {int(i): AttentionSampler(layer, weight, self.inputs, table)
+                              for i, layer in self.model.attention.items()}
+        self.place = 0  # of the code to be drawn, in raster order
 
     def _layer(self, i: int, column: int) -> None:
         super()._layer(i, column)
         if i in self.attention:
-            layer, h = self.attention[i], self.places[column][i][3]
-            x = self.asked[i] = layer.norm(h) + self.places_embedded[i][self.seen]
-            h += layer.out(self.memories[i].look_up(layer.query(x), self.seen + 1))
+            self.attention[i].step(self.places[column][i][3], self.place)
 
-    def _code(self, column: int) -> None:
-        super()._code(column)
-        embedded = self.h[0][:, column + self.reach]
-        self.seen += 1
-        for i, x in self.asked.items():
-            self.memories[i].add(self.seen, *self.attention[i].key_value(torch.cat([x, embedded], 1)).chunk(2, 1))
+    def _code(self, column: int) -> Tensor:
+        codes = super()._code(column)
+        for attention in self.attention.values():
+            attention.keep(codes, self.place)
+        self.place += 1
+        return codes
+
+
+def after_norm(norm: nn.LayerNorm, linear: nn.Linear, inputs: int) -> tuple[Tensor, Tensor]:
+    """linear(norm(x)) as bias (inputs, outputs) and matrix (channels, outputs) for an x whose mean is 0 and whose
+    variance is 1 already: they hold the norm's own factors and offsets.
+    """
+    bias = linear.bias + linear.weight @ norm.bias
+    return bias.repeat(inputs, 1), (linear.weight * norm.weight).T.contiguous()
+
+
+class BlockSampler:
+    """A block of a transformer, at one position after the other, with the keys and values of those before."""
+
+    def __init__(self, block: TransformerBlock, inputs: int, places: int):
+        (hidden, size, _), heads, device = block.sizes, block.heads, block.out.weight.device
+        self.shape = (hidden,)
+        self.query_key_value = after_norm(block.norm_1, block.query_key_value, inputs)
+        self.widen = after_norm(block.norm_2, block.mlp[0], inputs)
+        self.out, self.narrow = ((layer.bias, layer.weight.T.contiguous()) for layer in (block.out, block.mlp[2]))
+        self.features = torch.zeros(inputs, hidden + 2 * size, device=device)
+        self.parts = self.features.view(inputs, heads + 2, size)  # the queries of all heads, the key and the value
+        self.query, self.key_value = self.parts[:, :heads], self.parts[:, heads:]
+        # `TransformerBlock.split` in one go: all parts are divided by length * scale + offset. That gives the key length
+        # 1, a query that times its factor and that of `attend`, and leaves the value as it is
+        self.length = torch.zeros(inputs, heads + 2, 1, device=device)
+        self.scale = torch.cat([1 / (block.sharpness * size**0.5), torch.tensor([[1.0], [0.0]], device=device)])
+        self.offset = torch.tensor([[1e-12]] * (heads + 1) + [[1.0]], device=device)
+        self.found, self.wide = (torch.zeros(inputs, channels, device=device) for channels in (hidden, 4 * hidden))
+        self.found_by_head = self.found.view(inputs, heads, size)
+        self.memory = Memory(inputs, places, size, device)
+
+    def step(self, x: Tensor, place: int) -> None:
+        """Add to the input x (inputs, C) of a position what the block gives."""
+        bias, matrix = self.query_key_value
+        torch.addmm(bias, torch.layer_norm(x, self.shape), matrix, out=self.features)
+        torch.linalg.vector_norm(self.parts, dim=2, keepdim=True, out=self.length)
+        self.parts.div_(torch.addcmul(self.offset, self.length, self.scale, out=self.length))
+        self.memory.places[place].copy_(self.key_value)
+        self.memory.look_up(self.query, place, self.found_by_head)
+        bias, matrix = self.out
+        x.add_(bias).addmm_(self.found, matrix)
+        bias, matrix = self.widen
+        torch.addmm(bias, torch.layer_norm(x, self.shape), matrix, out=self.wide)
+        bias, matrix = self.narrow
+        x.add_(bias).addmm_(self.wide.relu_(), matrix)
 
 
 class TransformerSampler(Sampler):
     """A transformer, one code at a time, with the keys and values of the codes before."""
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __init__(self, model: Transformer, batch_size: int, width: int, *options: float):
         super().__init__(model, batch_size, width, *options)
         hidden, self.reach, device = model.config.hidden, model.config.kernel_size // 2, self.codes.device
-        self.matrices = [[(layer.bias, layer.weight.T.contiguous()) for layer in
-                          (block.query_key_value, block.out, block.mlp[0], block.mlp[2])] for block in model.blocks]
-        self.before = model.before.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous()  # matrix of a window
+        self.shape, self.height = (hidden,), 0
+        self.head = after_norm(model.norm, model.head, self.inputs)
+        # what a code adds, by `before`, to the input of each of the next positions: (K, reach, hidden)
+        self.near = torch.einsum("kc,ocj->kjo", model.embedding.weight, model.before.weight[:, :, 0]).flip(1)
         # the embeddings of this row and of `reach` rows above it, with as many zero columns at either side
         self.rows = torch.zeros(self.inputs, hidden, self.reach + 1, width + 2 * self.reach, device=device)
-        # a buffer for the widest result: allocating it for every code takes longer than filling it
-        self.wide = torch.zeros(self.inputs, 4 * hidden, device=device)
-        self.height = 0
+        # the input of the row's positions, and of the next ones as far as it is known; and views of it at a position
+        self.input = torch.zeros(width + self.reach, self.inputs, hidden, device=device)
+        self.places = [(self.input[i], self.input[i + 1:i + 1 + self.reach].transpose(0, 1)) for i in range(width)]
 
     def _start(self, height: int) -> None:
         if height != self.height:
             self.height, device = height, self.codes.device
-            self.places = self.model.place(fourier(height, self.width, device)) + self.model.before.bias
-            self.memories = [Memory(self.inputs, height * self.width, block.sizes[1], device)
-                             for block in self.model.blocks]
+            place = self.model.place(fourier(height, self.width, device)) + self.model.before.bias
+            self.from_place = place.unflatten(0, (height, self.width))
+            self.blocks = [BlockSampler(block, self.inputs, height * self.width) for block in self.model.blocks]
         self.condition = self.model.condition(self.labels)
         self.rows.zero_()
-        self.window = torch.zeros(self.inputs, len(self.before), device=self.codes.device)  # the last codes' embeddings
+        self.input.zero_()
 
     def _row(self, row: int, height: int) -> None:
-        above = self.model.above
-        self.above = F.conv2d(self.rows[:, :, :-1], above.weight, above.bias)[:, :, 0]
+        above, inside = self.model.above, slice(self.reach, self.reach + self.width)
+        known = F.conv2d(self.rows[:, :, :-1], above.weight, above.bias)[:, :, 0].permute(2, 0, 1) + self.condition
+        known += self.from_place[row][:, None]
+        if self.coarse is not None:
+            known += self.coarse[:, :, row].permute(2, 0, 1)
+        self.input[:self.reach] = self.input[self.width:].clone()  # raster order runs on from row to row
+        self.input[self.reach:] = 0
+        self.input[:self.width] += known
         for column in range(self.width):
-            self._code(row, column)
+            self._code(row * self.width + column, column)
+        codes = self.codes if self.guidance == 1 else self.codes.repeat(2, 1)
+        self.rows[:, :, -1, inside] = self.model.embedding(codes).transpose(1, 2)
         self.rows = self.rows.roll(-1, 2)
 
-    def _code(self, row: int, column: int) -> None:
-        """Draw the codes of one position."""
-        place = row * self.width + column  # in raster order
-        x = torch.addmm(self.above[:, :, column] + self.condition + self.places[place], self.window, self.before)
-        if self.coarse is not None:
-            x += self.coarse[:, :, row, column]
-        for block, memory, (ask, answer, widen, narrow) in zip(self.model.blocks, self.memories, self.matrices):
-            query, key, value = block.split(torch.addmm(ask[0], block.norm_1(x), ask[1]))
-            memory.add(place, key, value)
-            x.add_(answer[0]).addmm_(memory.look_up(query, place + 1), answer[1])
-            torch.addmm(widen[0], block.norm_2(x), widen[1], out=self.wide).relu_()
-            x.add_(narrow[0]).addmm_(self.wide, narrow[1])
-        self.logits = self.model.head(self.model.norm(x))
-        embedded = self.model.embedding(self._draw(column))
-        self.rows[:, :, -1, self.reach + column] = embedded
-        self.window = torch.cat([self.window[:, embedded.shape[1]:], embedded], 1)
+    def _code(self, place: int, column: int) -> None:
+        """Draw the codes of one column of the row, at this place in raster order."""
+        x, next_ones = self.places[column]
+        for block in self.blocks:
+            block.step(x, place)
+        bias, matrix = self.head
+        torch.addmm(bias, torch.layer_norm(x, self.shape), matrix, out=self.logits)
+        next_ones.add_(self.near.index_select(0, self._draw(column)))
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ The surprise of a code is -log2 p(code | codes before it), in bits and without a
     bits             of the image: the sum over its codes, -log2 p(codes)
     bits_per_pixel   the same over height times width of the original
     rank             share of the validation images that take fewer bits; 1: none takes as many
+    ratio_bits       bits less those of the same codes, each by its frequency among the validation images' codes [3]
     window_bits      the highest mean surprise of WINDOW x WINDOW codes that are neighbours
     unlikely_bits    the sum over the codes above the threshold alone ([1], the score of a sample)
     unlikely_codes   how many they are
@@ -18,16 +19,19 @@ A prior in raster order blames the first code that does not fit what is before i
 to its right.
 
 The threshold is the quantile THRESHOLD of the surprise of all codes of the validation split. Weights of share.py keep
-what is needed of that split: the bits of every image, and 1,001 quantiles of the surprise. A restoration is the image
-decoded from the codes with those above the threshold drawn again and the others kept [1]. If there is a masked prior,
-`masked.pt`, it draws them, as it sees all codes that are kept.
+what is needed of that split: the bits of every image, 1,001 quantiles of the surprise, and how frequent each code is. A
+restoration is the image decoded from the codes with those above the threshold drawn again and the others kept [1]. If
+there is a masked prior, `masked.pt`, it draws them, as it sees all codes that are kept.
 
 Few bits do not make an image one of the training's kind: simple images can take fewer than those that were learnt [2].
+ratio_bits is the log-likelihood ratio of [3], with independent codes as its background model: what is left of the bits
+is how the codes are arranged.
 
 Papers, cited by number:
 [1] Marimont, Tarroni: Anomaly Detection through Latent Space Restoration using Vector-Quantized Variational
     Autoencoders, 2020, arXiv:2012.06765
 [2] Nalisnick et al., Do Deep Generative Models Know What They Don't Know?, 2018, arXiv:1810.09136
+[3] Ren et al., Likelihood Ratios for Out-of-Distribution Detection, 2019, arXiv:1906.02845
 """
 import argparse
 import csv
@@ -75,7 +79,7 @@ BATCH_SIZE = 64           # images at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
 # the scores of an image, larger for what the prior does not expect: how well each tells two sets apart is reported
-SCORES = ("bits", "window_bits", "unlikely_bits", "mse")
+SCORES = ("bits", "ratio_bits", "window_bits", "unlikely_bits", "mse")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -98,6 +102,7 @@ def score(coded: Coded, expected: Expected, size: tuple[int, int], window: int, 
     most = coded.surprise.flatten(1).argmax(1)
     columns = coded.surprise.shape[2]
     return {"bits": bits, "bits_per_pixel": bits / (height * width), "rank": ranks(bits, expected.bits),
+            "ratio_bits": bits - expected.code_bits[coded.codes].sum((1, 2)),
             "window_bits": window_bits(coded.surprise, window),
             "unlikely_bits": (coded.surprise * unlikely).sum((1, 2)), "unlikely_codes": unlikely.sum((1, 2)),
             "mse": coded.mse,
@@ -225,8 +230,9 @@ def main(args: argparse.Namespace) -> None:
     args = checkpoint.fill(args, stored)
     side, size = vqvae.config.downsample, (stored["data"]["height"], stored["data"]["width"])
     sets = {name: find(args, name, stored) for name in ("DATASET", "AGAINST") if getattr(args, name)}
-    expected = recall(prior, args.THRESHOLD) or expect(
-        code(networks, validation_images(args, stored), "scoring validation images"), args.THRESHOLD)
+    if (expected := recall(prior, args.THRESHOLD)) is None:
+        images = validation_images(args, stored)
+        expected = expect(code(networks, images, "scoring validation images"), vqvae.config.num_codes, args.THRESHOLD)
     coded = {name: code(networks, found.images, f"scoring {name}") for name, found in sets.items()}
     scores = {name: score(part, expected, size, args.WINDOW, side) for name, part in coded.items()}
     output = Path(args.OUTPUT_DIR)

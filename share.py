@@ -5,8 +5,8 @@ Writes the same files into SHARED_DIR, with what the other scripts need, and wit
 does: optimiser, last weights, random generators. No path of this machine is in them.
 
 With HALF, weights are rounded to float16 where that changes them by less than a thousandth; they are read as float32. A
-prior that can score images also gets what score.py compares with, the bits of the validation images: that takes the
-data set of the training.
+prior that can score images also gets what score.py compares with, the bits of the validation images for one: that
+takes the data set of the training.
 """
 import argparse
 import os
@@ -109,7 +109,8 @@ def add_expected(contents: dict[str, dict[str, Any]], run: dict[str, Any], args:
     vqvae = checkpoint.build(contents["vqvae"]).to(device)
     for stored in scoring:
         networks = Networks(vqvae, checkpoint.build(stored).to(device), device, args.BATCH_SIZE)
-        stored["expected"] = keep(code(networks, images, f"scoring by {stored['stage']}.pt"))
+        coded = code(networks, images, f"scoring by {stored['stage']}.pt")
+        stored["expected"] = keep(coded, vqvae.config.num_codes)
 
 
 @torch.no_grad()

@@ -118,7 +118,7 @@ def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> Non
         if getattr(args, name) == "auto":
             setattr(args, name, value)
     if args.EPOCHS == "auto":
-        args.EPOCHS = auto_epochs(3, 2 * pixels, math.ceil(count / args.BATCH_SIZE))
+        args.EPOCHS = auto_epochs(3, min(2 * pixels, 10_000), math.ceil(count / args.BATCH_SIZE))
 
 
 def main(args: argparse.Namespace) -> None:

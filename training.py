@@ -48,7 +48,6 @@ COOLDOWN = 0.4     # share of the steps at the end over which it falls to 0
 CHECK_EVERY = 10   # steps between looks at the loss: each look waits for the device
 PICTURED = 32      # validation images in the picture of an epoch
 PLOT_EVERY = 30    # seconds between plots of the curves, which take a second
-MOST_STEPS = 10_000    # of a training whose EPOCHS is "auto", unless the least number of epochs takes more
 COMPILE_FROM = 20_000  # steps of a run from which compiling, a minute or so, pays off on CUDA
 
 
@@ -75,8 +74,8 @@ def begin(args: argparse.Namespace, reading: Reading) -> tuple[BaseFileLock, dat
 
 
 def auto_epochs(least: int, steps: int, steps_an_epoch: int) -> int:
-    """The passes over the data where EPOCHS is "auto": for so many steps, up to MOST_STEPS, but at least `least`."""
-    return max(least, math.ceil(min(steps, MOST_STEPS) / steps_an_epoch))
+    """The passes over the data where EPOCHS is "auto": for so many steps, but at least `least`."""
+    return max(least, math.ceil(steps / steps_an_epoch))
 
 
 # ---------------------------------------------------------------------------------------------------------

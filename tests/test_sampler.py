@@ -131,11 +131,11 @@ def test_a_sample_depends_on_its_number_alone(prior, guidance):
 @pytest.mark.parametrize("prior", PRIORS)
 def test_the_network_sees_the_batch_twice_only_under_guidance(prior):
     model, seen = random_model(9, 3, 8, 3, 3, prior=prior), []
-    model.embedding.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    model.condition.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     for guidance, batch in ((1.0, 5), (2.0, 10)):
         seen.clear()
         make_sampler(model, 5, 2, guidance=guidance)(torch.zeros(5, dtype=torch.int64), uniforms(0, 0, 5, 2, 2))
-        assert seen == [batch] * 4
+        assert set(seen) == {batch}
 
 
 @pytest.mark.parametrize("prior", PRIORS)

@@ -82,17 +82,23 @@ def test_window_bits(window, expected):
 
 def test_the_columns_of_an_image():
     surprises = torch.tensor([[[1.0, 2, 0], [0, 5, 7]], [[0, 0, 0], [9, 0, 0]]])
-    expected = score.Expected(torch.tensor([8.0, 10, 20, 30]), threshold=4.0)
-    found = score.score(score.Coded(surprises, torch.tensor([0.1, 0.2])), expected, (5, 11), 1, 4)
-    wanted = {"bits": [15, 9], "bits_per_pixel": [15 / 55, 9 / 55], "rank": [0.5, 0.25], "window_bits": [7, 9],
+    grids = torch.tensor([[[0, 0, 0], [0, 0, 1]], [[2, 2, 2], [1, 1, 0]]])
+    expected = score.Expected(torch.tensor([8.0, 10, 20, 30]), threshold=4.0, code_bits=torch.tensor([1.0, 2, 3]))
+    found = score.score(score.Coded(grids, surprises, torch.tensor([0.1, 0.2])), expected, (5, 11), 1, 4)
+    wanted = {"bits": [15, 9], "bits_per_pixel": [15 / 55, 9 / 55], "rank": [0.5, 0.25],
+              "ratio_bits": [15 - 7, 9 - 14], "window_bits": [7, 9],
               "unlikely_bits": [12, 9], "unlikely_codes": [2, 1], "mse": [0.1, 0.2],
               "row": [4, 4], "column": [10, 2]}  # the third column of codes is cut: 8 + 2 is its last pixel
     assert {name: pytest.approx(column.tolist()) for name, column in found.items()} == wanted
 
 
-def test_the_threshold_is_the_quantile_of_all_codes():
-    expected = score.expect(score.Coded(torch.arange(101.0).view(1, 1, 101), torch.zeros(1)), 0.95)
+def test_what_is_expected_of_validation_images():
+    """The threshold is the quantile of all codes' surprise; each of the 3 codes has one added to its count."""
+    grids = torch.zeros(1, 1, 101, dtype=torch.int64)
+    grids[..., 90:] = 2
+    expected = score.expect(score.Coded(grids, torch.arange(101.0).view(1, 1, 101), torch.zeros(1)), 3, 0.95)
     assert expected.threshold == pytest.approx(95) and expected.bits.tolist() == [5050]
+    assert (2**-expected.code_bits).tolist() == pytest.approx([91 / 104, 1 / 104, 12 / 104])
 
 
 def test_a_restoration_draws_the_unlikely_codes_and_no_other(networks):
