@@ -45,6 +45,8 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 SEED = 0                  # of weights and data, which do not affect the figures
 
 PRIOR = {"num_codes": 512, "num_classes": 10, "hidden": 64, "layers": 15, "kernel_size": 3}
+# the transformer that train_pixelcnn.py makes for grids of more than 64 codes
+LARGE_TRANSFORMER = {"num_codes": 512, "num_classes": 10, "hidden": 96, "layers": 4, "kernel_size": 3, "heads": 4}
 MNIST_PRIORS = {"pixelcnn": {"hidden": 64, "layers": 6, "kernel_size": 3},  # as the README trains them
                 "pixelsnail": {"hidden": 64, "layers": 6, "kernel_size": 3, "heads": 4, "attention_every": 3},
                 "transformer": {"hidden": 64, "layers": 4, "kernel_size": 3, "heads": 4}}
@@ -90,8 +92,9 @@ def show(figure: dict[str, float], unit: str = "", scale: float = 1.0) -> str:
 
 def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Every sampler, compared with one forward pass over the same grids and with the plain loop."""
-    model = PixelCNN(PixelCNNConfig(**PRIOR))
-    rows = [race(model, f"sample {batch} x {size}x{size}", batch, size, device, args)
+    large = {"pixelcnn": PRIOR, "transformer": LARGE_TRANSFORMER}
+    models = {name: PRIORS[name][0](PRIORS[name][1](**sizes)) for name, sizes in large.items()}
+    rows = [race(model, f"{name}, {batch} x {size}x{size}", batch, size, device, args) for name, model in models.items()
             for size in map(int, args.GRIDS.split()) for batch in map(int, args.BATCHES.split())]
     for name, sizes in MNIST_PRIORS.items():
         network, config = PRIORS[name]

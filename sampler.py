@@ -415,8 +415,8 @@ class BlockSampler:
         self.features = torch.zeros(inputs, hidden + 2 * size, device=device)
         self.parts = self.features.view(inputs, heads + 2, size)  # the queries of all heads, the key and the value
         self.query, self.key_value = self.parts[:, :heads], self.parts[:, heads:]
-        # `TransformerBlock.split` in one go: all parts are divided by length * scale + offset. That gives the key length
-        # 1, a query that times its factor and that of `attend`, and leaves the value as it is
+        # `TransformerBlock.split` in one go: all parts are divided by length * scale + offset. That gives the key the
+        # length 1, a query that times its factor and that of `attend`, and leaves the value as it is
         self.length = torch.zeros(inputs, heads + 2, 1, device=device)
         self.scale = torch.cat([1 / (block.sharpness * size**0.5), torch.tensor([[1.0], [0.0]], device=device)])
         self.offset = torch.tensor([[1e-12]] * (heads + 1) + [[1.0]], device=device)
