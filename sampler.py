@@ -194,7 +194,7 @@ class PixelCNNSampler(Sampler):
         self.v_features = [[torch.zeros(rows, device=device) for _ in range(reach)] for _ in model.blocks]
         self.gates = torch.zeros(self.inputs, 2 * self.hidden, device=device)  # of the code being drawn
         self.signal, self.valve = self.gates.chunk(2, 1)
-        self.half = torch.tensor(0.5, device=device)  # a Python number would become a new tensor for every code
+        self.half = torch.full((), 0.5, device=device)  # a Python number would become a new tensor for every code
         self.gated = torch.zeros(self.inputs, self.hidden, device=device)
         self.last = torch.zeros(self.inputs, self.hidden, device=device)  # the horizontal stack's output
         self.places = [self._places(column) for column in range(width)]
