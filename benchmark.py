@@ -45,8 +45,8 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 SEED = 0                  # of weights and data, which do not affect the figures
 
 PRIOR = {"num_codes": 512, "num_classes": 10, "hidden": 64, "layers": 15, "kernel_size": 3}
-# the transformer that train_pixelcnn.py makes for grids of more than 64 codes
-LARGE_TRANSFORMER = {"num_codes": 512, "num_classes": 10, "hidden": 96, "layers": 4, "kernel_size": 3, "heads": 4}
+LARGE_PRIORS = {"pixelcnn": PRIOR,  # the transformer: as train_pixelcnn.py makes it for grids of more than 64 codes
+                "transformer": PRIOR | {"hidden": 96, "layers": 4, "heads": 4}}
 MNIST_PRIORS = {"pixelcnn": {"hidden": 64, "layers": 6, "kernel_size": 3},  # as the README trains them
                 "pixelsnail": {"hidden": 64, "layers": 6, "kernel_size": 3, "heads": 4, "attention_every": 3},
                 "transformer": {"hidden": 64, "layers": 4, "kernel_size": 3, "heads": 4}}
@@ -92,10 +92,12 @@ def show(figure: dict[str, float], unit: str = "", scale: float = 1.0) -> str:
 
 def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Every sampler, compared with one forward pass over the same grids and with the plain loop."""
-    large = {"pixelcnn": PRIOR, "transformer": LARGE_TRANSFORMER}
-    models = {name: PRIORS[name][0](PRIORS[name][1](**sizes)) for name, sizes in large.items()}
-    rows = [race(model, f"{name}, {batch} x {size}x{size}", batch, size, device, args) for name, model in models.items()
-            for size in map(int, args.GRIDS.split()) for batch in map(int, args.BATCHES.split())]
+    rows = []
+    for name, sizes in LARGE_PRIORS.items():
+        network, config = PRIORS[name]
+        model = network(config(**sizes))
+        rows += [race(model, f"{name}, {batch} x {size}x{size}", batch, size, device, args)
+                 for size in map(int, args.GRIDS.split()) for batch in map(int, args.BATCHES.split())]
     for name, sizes in MNIST_PRIORS.items():
         network, config = PRIORS[name]
         model = network(config(**sizes, num_codes=128, num_classes=10))

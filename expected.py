@@ -125,7 +125,8 @@ def recall(prior: dict[str, Any], quantile: float) -> Expected | None:
         bits, quantiles, by_frequency = kept["bits"], kept["surprise"], kept["code_bits"]
         if bits.dim() != 1 or not len(bits) or quantiles.shape != SHARES.shape \
                 or by_frequency.shape != (prior["config"]["num_codes"],) \
-                or not all(part.is_floating_point() and part.isfinite().all() for part in kept.values()):
+                or not all(part.is_floating_point() and part.isfinite().all()
+                           for part in (bits, quantiles, by_frequency)):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"what {prior['stage']}.pt keeps of the validation images is damaged: share the run again"

@@ -316,19 +316,30 @@ class PixelCNNSampler(Sampler):
 
 
 class Memory:
-    """The keys and values of one layer's attention so far, with the views of every position made once."""
+    """One layer's attention, at one position after the other, and the keys and values of those before.
 
-    def __init__(self, inputs: int, places: int, channels: int, device: torch.device):
-        memory = torch.zeros(inputs, places, 2, channels, device=device)
+    features, (inputs, C + 2 C / heads): the queries of all heads, the key and the value of the position. found,
+    (inputs, C): what the attention gives.
+    """
+
+    def __init__(self, inputs: int, places: int, hidden: int, heads: int, device: torch.device):
+        size = hidden // heads
+        self.features = torch.zeros(inputs, hidden + 2 * size, device=device)
+        self.parts = self.features.view(inputs, heads + 2, size)
+        self.query, self.key_value = self.parts[:, :heads], self.parts[:, heads:]
+        self.found = torch.zeros(inputs, hidden, device=device)
+        self.found_by_head = self.found.view(inputs, heads, size)
+        memory = torch.zeros(inputs, places, 2, size, device=device)
         keys, values = memory.unbind(2)
         keys = keys.transpose(1, 2)
-        self.places = memory.unbind(1)  # (inputs, 2, channels) of each position: its key and its value
+        # views made once: of each position's key and value (inputs, 2, C / heads), and of those up to each position
+        self.places = memory.unbind(1)
         self.seen = [(keys.narrow(2, 0, place + 1), values.narrow(1, 0, place + 1)) for place in range(places)]
 
-    def look_up(self, query: Tensor, place: int, found: Tensor) -> None:
-        """Write into found the attention of query, both (inputs, heads, channels), to all positions up to `place`."""
+    def look_up(self, place: int) -> None:
+        """Fill `found` by the attention of the queries to all positions up to `place`."""
         keys, values = self.seen[place]
-        torch.bmm(torch.bmm(query, keys).softmax(2), values, out=found)
+        torch.bmm(torch.bmm(self.query, keys).softmax(2), values, out=self.found_by_head)
 
 
 class AttentionSampler:
@@ -340,30 +351,26 @@ class AttentionSampler:
 
     def __init__(self, layer: CausalAttention, embedding: Tensor, inputs: int, table: Tensor):
         """embedding: (K, C), that of the codes. table: `fourier` of the grid's positions."""
-        hidden, heads, device = embedding.shape[1], layer.heads, embedding.device
+        hidden, heads = embedding.shape[1], layer.heads
         from_features, from_codes = layer.key_value.weight.split(hidden, 1)
         matrix = torch.cat([layer.query.weight * (hidden // heads)**-0.5, from_features]).T
         self.shape = (hidden,)
         self.matrix, self.out = layer.norm.weight[:, None] * matrix, layer.out.weight.T.contiguous()
         self.from_place = ((layer.place(table) + layer.norm.bias) @ matrix).unbind(0)
         self.from_code = (embedding @ from_codes.T).unflatten(1, (2, -1))
-        self.features = torch.zeros(inputs, matrix.shape[1], device=device)
-        parts = self.features.view(inputs, heads + 2, -1)  # the queries of all heads, the key and the value
-        self.query, self.key_value = parts[:, :heads], parts[:, heads:]
-        self.found = torch.zeros(inputs, hidden, device=device)
-        self.found_by_head = self.found.view(inputs, heads, -1)
         # a position sees those before it: so that of each is kept one place further, and the first one is 0
-        self.memory = Memory(inputs, len(table) + 1, hidden // heads, device)
+        self.memory = Memory(inputs, len(table) + 1, hidden, heads, embedding.device)
 
     def step(self, h: Tensor, place: int) -> None:
         """Add to the features h (inputs, C) of a position what the attention gives."""
-        torch.addmm(self.from_place[place], torch.layer_norm(h, self.shape), self.matrix, out=self.features)
-        self.memory.look_up(self.query, place, self.found_by_head)
-        h.addmm_(self.found, self.out)
+        memory = self.memory
+        torch.addmm(self.from_place[place], torch.layer_norm(h, self.shape), self.matrix, out=memory.features)
+        memory.look_up(place)
+        h.addmm_(memory.found, self.out)
 
     def keep(self, codes: Tensor, place: int) -> None:
         """Keep the key and the value of the position of the last step, where these codes (inputs,) were drawn."""
-        torch.add(self.key_value, self.from_code.index_select(0, codes), out=self.memory.places[place + 1])
+        torch.add(self.memory.key_value, self.from_code.index_select(0, codes), out=self.memory.places[place + 1])
 
 
 class PixelSNAILSampler(PixelCNNSampler):
@@ -412,28 +419,25 @@ class BlockSampler:
         self.query_key_value = after_norm(block.norm_1, block.query_key_value, inputs)
         self.widen = after_norm(block.norm_2, block.mlp[0], inputs)
         self.out, self.narrow = ((layer.bias, layer.weight.T.contiguous()) for layer in (block.out, block.mlp[2]))
-        self.features = torch.zeros(inputs, hidden + 2 * size, device=device)
-        self.parts = self.features.view(inputs, heads + 2, size)  # the queries of all heads, the key and the value
-        self.query, self.key_value = self.parts[:, :heads], self.parts[:, heads:]
         # `TransformerBlock.split` in one go: all parts are divided by length * scale + offset. That gives the key the
         # length 1, a query that times its factor and that of `attend`, and leaves the value as it is
         self.length = torch.zeros(inputs, heads + 2, 1, device=device)
         self.scale = torch.cat([1 / (block.sharpness * size**0.5), torch.tensor([[1.0], [0.0]], device=device)])
         self.offset = torch.tensor([[1e-12]] * (heads + 1) + [[1.0]], device=device)
-        self.found, self.wide = (torch.zeros(inputs, channels, device=device) for channels in (hidden, 4 * hidden))
-        self.found_by_head = self.found.view(inputs, heads, size)
-        self.memory = Memory(inputs, places, size, device)
+        self.wide = torch.zeros(inputs, 4 * hidden, device=device)
+        self.memory = Memory(inputs, places, hidden, heads, device)
 
     def step(self, x: Tensor, place: int) -> None:
         """Add to the input x (inputs, C) of a position what the block gives."""
+        memory = self.memory
         bias, matrix = self.query_key_value
-        torch.addmm(bias, torch.layer_norm(x, self.shape), matrix, out=self.features)
-        torch.linalg.vector_norm(self.parts, dim=2, keepdim=True, out=self.length)
-        self.parts.div_(torch.addcmul(self.offset, self.length, self.scale, out=self.length))
-        self.memory.places[place].copy_(self.key_value)
-        self.memory.look_up(self.query, place, self.found_by_head)
+        torch.addmm(bias, torch.layer_norm(x, self.shape), matrix, out=memory.features)
+        torch.linalg.vector_norm(memory.parts, dim=2, keepdim=True, out=self.length)
+        memory.parts.div_(torch.addcmul(self.offset, self.length, self.scale, out=self.length))
+        memory.places[place].copy_(memory.key_value)
+        memory.look_up(place)
         bias, matrix = self.out
-        x.add_(bias).addmm_(self.found, matrix)
+        x.add_(bias).addmm_(memory.found, matrix)
         bias, matrix = self.widen
         torch.addmm(bias, torch.layer_norm(x, self.shape), matrix, out=self.wide)
         bias, matrix = self.narrow

@@ -7,7 +7,7 @@ import torch
 import sampler as sampler_module
 from modules import PixelCNN, PixelCNNConfig, sample
 from priors import PixelSNAIL, PixelSNAILConfig, Transformer, TransformerConfig
-from sampler import draw, draw_grids, make_sampler, uniforms
+from sampler import Sampler, draw, draw_grids, make_sampler, uniforms
 
 PRIORS = ["pixelcnn", "pixelsnail", "transformer"]
 
@@ -129,13 +129,22 @@ def test_a_sample_depends_on_its_number_alone(prior, guidance):
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_the_network_sees_the_batch_twice_only_under_guidance(prior):
+def test_the_network_sees_the_batch_twice_only_under_guidance(prior, monkeypatch):
+    """In every round of a masked prior, and for every code of the others, which are drawn from the network's logits."""
     model, seen = random_model(9, 3, 8, 3, 3, prior=prior), []
-    model.condition.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    draw_column = Sampler._draw
+
+    def note(sampler, column):
+        seen.append(len(sampler.logits))
+        return draw_column(sampler, column)
+
+    if prior == "masked":
+        model.embedding.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    monkeypatch.setattr(Sampler, "_draw", note)
     for guidance, batch in ((1.0, 5), (2.0, 10)):
         seen.clear()
         make_sampler(model, 5, 2, guidance=guidance)(torch.zeros(5, dtype=torch.int64), uniforms(0, 0, 5, 2, 2))
-        assert set(seen) == {batch}
+        assert seen == [batch] * 4
 
 
 @pytest.mark.parametrize("prior", PRIORS)
