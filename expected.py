@@ -1,8 +1,9 @@
 """What validation images are like under a prior, which score.py compares others with: measured, or kept by share.py.
 
-The surprise of a code is -log2 p(code | codes before it), in bits and without a class.
+The surprise of a code is -log2 p(code | codes before it), in bits and whatever the class: see `surprise_of_any_class`.
 """
 import argparse
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ import dataset
 import testset
 from cli import UserError
 from codes import marginals, surprise
-from decode import Reading
 from modules import VQVAE
 
 SHARES = np.linspace(0, 1, 1001)  # of which the quantiles are kept
+MOST_CLASSES = 16                 # of so many at most, each is tried
+VERSION = 2                       # change it with anything that changes what `keep` returns for the same images
 
 
 class Networks(NamedTuple):
@@ -46,19 +48,36 @@ class Expected(NamedTuple):
 
 
 @torch.no_grad()
-def code(networks: Networks, images: Tensor, description: str) -> Coded:
-    """Surprise and error of uint8 images (N, C, H, W). description: of the progress bar."""
+def code(networks: Networks, images: Tensor, description: str, turn: int = 0) -> Coded:
+    """Surprise and error of uint8 images (N, C, H, W), turned by so many quarters. description: of the progress bar."""
     grids, surprises, errors = [], [], []
     indices = torch.arange(len(images)).split(networks.batch_size)
     bar = tqdm(dataset.batches(indices, networks.device, images), desc=description, total=len(indices), leave=False)
     for [part] in bar:
-        originals = dataset.to_float(part)
+        originals = dataset.to_float(part).rot90(turn, (2, 3))
         [codes] = levels = networks.vqvae.encode(originals)
         copies = networks.vqvae.decode(levels, *originals.shape[2:])
         grids.append(codes.cpu())
-        surprises.append(surprise(networks.prior, codes, no_class(networks.prior, codes)).cpu())
+        surprises.append(surprise_of_any_class(networks.prior, codes))
         errors.append((copies - originals).square().mean((1, 2, 3)).cpu())
     return Coded(torch.cat(grids), torch.cat(surprises), torch.cat(errors))
+
+
+def surprise_of_any_class(prior: nn.Module, codes: Tensor) -> Tensor:
+    """-log2 p(code | codes before it), in bits, of every code of grids (B, H, W): on the host, float32 (B, H, W).
+
+    Of a prior that learnt classes, up to MOST_CLASSES of them, p(codes) is the mean of p(codes | class) over the
+    classes: closer than what the prior says without a class, which it learnt from few of its steps. So p(code | codes
+    before it) is the ratio of two such means. Of any other prior it is what the prior says without a class.
+    """
+    count = prior.num_classes
+    if not 0 < count <= MOST_CLASSES:
+        return surprise(prior, codes, no_class(prior, codes)).cpu()
+    given = torch.stack([surprise(prior, codes, torch.full((len(codes),), label, device=codes.device)).cpu()
+                         for label in range(count)])
+    nats = given.flatten(2).double().cumsum(2) * math.log(2)  # of the codes so far, given each class
+    bits = (math.log(count) - (-nats).logsumexp(0)) / math.log(2)
+    return bits.diff(dim=1, prepend=bits.new_zeros(len(codes), 1)).view(codes.shape).float()
 
 
 def no_class(prior: nn.Module, codes: Tensor) -> Tensor:
@@ -82,9 +101,8 @@ def validation_images(args: argparse.Namespace, stored: dict[str, Any]) -> Tenso
     learnt, moved = stored["data"]["dataset"], testset.holds_training_images
     names = {"DATASET": args.DATASET if Path(args.DATASET).is_dir() and moved(args, stored) else learnt,
              "LIMIT": stored["data"]["limit"]}
-    reading = Reading(**stored["data"]["reading"])._replace(channels=stored["data"]["channels"])
     try:
-        return testset.load(argparse.Namespace(**vars(args) | names), stored, reading).validation.images
+        return testset.load(argparse.Namespace(**vars(args) | names), stored).validation.images
     except UserError as error:
         raise UserError(f"an image is compared with the validation images of the training, which need its data set: "
                         f"{error}") from None
@@ -103,14 +121,20 @@ def expect(coded: Coded, num_codes: int, quantile: float) -> Expected:
                     code_bits(coded.codes, num_codes))
 
 
-def keep(coded: Coded, num_codes: int) -> dict[str, Tensor]:
+def keep(coded: Coded, num_codes: int) -> dict[str, Any]:
     """What `recall` needs in the place of the validation images: the bits (N,) of each, in rising order, the quantiles
-    (1001,) of the surprise of all their codes, and the `code_bits` (K,).
+    (1001,) of the surprise of all their codes, and the `code_bits` (K,); and VERSION.
     """
     surprises = coded.surprise.numpy()
-    return {"bits": coded.surprise.sum((1, 2)).sort().values,
+    return {"score_version": VERSION, "bits": coded.surprise.sum((1, 2)).sort().values,
             "surprise": torch.from_numpy(np.quantile(surprises, SHARES).astype(np.float32)),
             "code_bits": code_bits(coded.codes, num_codes)}
+
+
+def is_kept(prior: dict[str, Any]) -> bool:
+    """Whether a prior's checkpoint has what `keep` returns in this version."""
+    kept = prior.get("expected")
+    return isinstance(kept, dict) and kept.get("score_version") == VERSION
 
 
 def recall(prior: dict[str, Any], quantile: float) -> Expected | None:
@@ -118,10 +142,11 @@ def recall(prior: dict[str, Any], quantile: float) -> Expected | None:
 
     UserError if that is damaged.
     """
-    kept = prior.get("expected")
-    if kept is None:
+    if (kept := prior.get("expected")) is None:
         return None
     try:
+        if not is_kept(prior):
+            raise ValueError
         bits, quantiles, by_frequency = kept["bits"], kept["surprise"], kept["code_bits"]
         if bits.dim() != 1 or not len(bits) or quantiles.shape != SHARES.shape \
                 or by_frequency.shape != (prior["config"]["num_codes"],) \
@@ -129,6 +154,7 @@ def recall(prior: dict[str, Any], quantile: float) -> Expected | None:
                            for part in (bits, quantiles, by_frequency)):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"what {prior['stage']}.pt keeps of the validation images is damaged: share the run again"
+        raise UserError(f"what {prior['stage']}.pt keeps of the validation images is damaged or of an earlier version: "
+                        f"share the run again"
                         ) from None
     return Expected(bits, float(np.interp(quantile, SHARES, quantiles.numpy())), by_frequency)

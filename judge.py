@@ -20,7 +20,7 @@ import checkpoint
 import dataset
 import folder
 import testset
-from classifier import SELF_VERSION, Classifier, reduction, train_classifier, train_self
+from classifier import SELF_VERSION, Classifier, choose_epochs, reduction, train_classifier, train_self
 from cli import UserError
 from codes import encode, marginals, psnr
 from dataset import Data
@@ -217,14 +217,17 @@ def load_judge(subject: Subject, inception: Inception | None) -> Judge:
     return Judge(subject, classifier, right, real, inception, baseline)
 
 
-def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs: int,
+def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs: int | str,
                     device: torch.device) -> Classifier:
-    """The classifier of a run's images, in eval mode. kind: it learns the "classes", or without them, "self".
+    """The classifier of a run's images, in eval mode. kind: it learns the "classes", or without them, "self". epochs:
+    CLASSIFIER_EPOCHS.
 
     It is read from `classifier.pt` if that was trained in the same way on these images and labels: with classes, for
     as many epochs; and reduces large images as now. Otherwise it is trained and saved there. stored: the VQ-VAE's
     checkpoint.
     """
+    if epochs == "auto":
+        epochs = choose_epochs(len(data.train.images))
     basis = {"images": dataset.digest(data.train)}
     basis |= {"epochs": epochs} if kind == "classes" else {"self": SELF_VERSION}
     path = checkpoint.path_of(output_dir, "classifier")

@@ -5,11 +5,14 @@ each image; `scores.png`, the most and the least likely, over the surprise of th
 NUM_IMAGES least likely of a set, i their row in the table; and with AGAINST `auroc.csv`, how well each score tells the
 sets apart.
 
-The surprise of a code is -log2 p(code | codes before it), in bits and without a class. The columns of the table:
+The surprise of a code is -log2 p(code | codes before it), in bits. Of a prior that learnt classes, up to 16 of them,
+p(codes) is the mean over the classes; of more it is the prior's own without a class. The columns of the table:
     bits             of the image: the sum over its codes, -log2 p(codes)
     bits_per_pixel   the same over height times width of the original
     rank             share of the validation images that take fewer bits; 1: none takes as many
     ratio_bits       bits less those of the same codes, each by its frequency among the validation images' codes [3]
+    turned_bits      with TURNS: bits less the fewest of the image turned by quarters, or by half if it is not square;
+                     above 0: turned, the image is likelier
     window_bits      the highest mean surprise of WINDOW x WINDOW codes that are neighbours
     unlikely_bits    the sum over the codes above the threshold alone ([1], the score of a sample)
     unlikely_codes   how many they are
@@ -68,6 +71,7 @@ DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # score the first N images of a set; 0: all
 IMAGE_SIZE = None         # of a folder's images, as in the training; of a file, the training's; 64: brought to that
 CHANNELS = "auto"         # "auto": the training's of a file; of a folder 1 if all are grey, or else 3; 1: grey; 3: RGB
+TURNS = False             # also turned_bits, for images that lie on their side or their head; takes 4 times as long
 WINDOW = 3                # codes a side of the window of window_bits
 THRESHOLD = 0.95          # codes are unlikely above this quantile of the surprise of the validation split's codes
 NUM_IMAGES = 8            # images of a set with a picture of their own, the least likely
@@ -79,7 +83,7 @@ BATCH_SIZE = 64           # images at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
 # the scores of an image, larger for what the prior does not expect: how well each tells two sets apart is reported
-SCORES = ("bits", "ratio_bits", "window_bits", "unlikely_bits", "mse")
+SCORES = ("bits", "ratio_bits", "turned_bits", "window_bits", "unlikely_bits", "mse")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -108,6 +112,13 @@ def score(coded: Coded, expected: Expected, size: tuple[int, int], window: int, 
             "mse": coded.mse,
             "row": (side * (most // columns) + side // 2).clamp_max(height - 1),
             "column": (side * (most % columns) + side // 2).clamp_max(width - 1)}
+
+
+def turned_bits(networks: Networks, images: Tensor, bits: Tensor) -> Tensor:
+    """Bits (N,) of images (N, C, H, W) less the fewest that any turn takes: by quarters, or by half if not square."""
+    turns = (1, 2, 3) if images.shape[2] == images.shape[3] else (2,)
+    turned = [code(networks, images, f"scoring images turned by {90 * turn} degrees", turn) for turn in turns]
+    return bits - torch.stack([part.surprise.sum((1, 2)) for part in turned]).amin(0)
 
 
 def find_restorer(output_dir: str, stored: dict, networks: Networks) -> nn.Module:
@@ -207,7 +218,7 @@ def save_extremes(sets: dict[str, Found], coded: dict[str, Coded], side: int, th
 def tell_apart(scores: dict[str, dict[str, Tensor]]) -> list[dict]:
     """How well each score tells AGAINST from DATASET: rows of score and AUROC, which is 0.5 for a score of no use."""
     return [{"score": name, "auroc": f"{auroc(scores['AGAINST'][name], scores['DATASET'][name]):.4f}"}
-            for name in SCORES]
+            for name in SCORES if name in scores["DATASET"]]
 
 
 @torch.no_grad()
@@ -235,6 +246,9 @@ def main(args: argparse.Namespace) -> None:
         expected = expect(code(networks, images, "scoring validation images"), vqvae.config.num_codes, args.THRESHOLD)
     coded = {name: code(networks, found.images, f"scoring {name}") for name, found in sets.items()}
     scores = {name: score(part, expected, size, args.WINDOW, side) for name, part in coded.items()}
+    if args.TURNS:
+        for name, found in sets.items():
+            scores[name]["turned_bits"] = turned_bits(networks, found.images, scores[name]["bits"])
     output = Path(args.OUTPUT_DIR)
     files.remove(output, "score_*.png")  # of an earlier call
     files.remove(output, "auroc.csv")
@@ -245,6 +259,8 @@ def main(args: argparse.Namespace) -> None:
         print("{}, {} images: {:.1f} bits on average, a mean rank of {:.0%}, MSE {:.5f}".format(
             getattr(args, name), len(found.images), *(scores[name][key].double().mean().item()
                                                       for key in ("bits", "rank", "mse"))))
+        if args.TURNS:
+            print(f"{(scores[name]['turned_bits'] > 0).sum()} of them are likelier turned than as they are")
     write_table(output / "scores.csv", rows)
     save_extremes(sets, coded, side, expected.threshold, output / "scores.png")
     print(f"unlikely codes: above {expected.threshold:.2f} bits, the quantile {args.THRESHOLD:g} of the validation "

@@ -22,7 +22,7 @@ import dataset
 import devices
 from cli import UserError
 from cli import run as run_script
-from expected import Networks, code, keep, lacks_for_scores, validation_images
+from expected import Networks, code, is_kept, keep, lacks_for_scores, validation_images
 from priors import PRIORS
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and its priors
@@ -98,7 +98,9 @@ def add_expected(contents: dict[str, dict[str, Any]], run: dict[str, Any], args:
     says that it lacks. run: the checkpoint of the VQ-VAE, which says where the data set lay.
     """
     scoring = [stored for stage, stored in contents.items()
-               if stage in PRIORS and "expected" not in stored and not lacks_for_scores(stored)]
+               if stage in PRIORS and not is_kept(stored) and not lacks_for_scores(stored)]
+    for stored in scoring:
+        stored.pop("expected", None)  # of an earlier version
     if not scoring or run["config"]["levels"] > 1:
         return
     try:

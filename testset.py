@@ -70,8 +70,6 @@ def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str, 
                   f"than they should", file=sys.stderr)
             return Found(images, [str(path / name) for name in found.files[:len(images)]], of_split=False)
         print(f"{args.DATASET} holds the training images of this run: taking its test split")
-        # the channels as they were found then: for the folder of the training that changes no pixel
-        reading = reading._replace(channels=stored["data"]["channels"])
     data = load(args, stored, reading)
     return Found(data.test.images, [str(path / name) for name in data.test_files], of_split=True)
 
@@ -100,7 +98,7 @@ def value_range(stored: dict[str, Any]) -> str:
 
 def holds_training_images(args: argparse.Namespace, stored: dict[str, Any]) -> bool:
     """Whether a folder holds the images of the training under another path: it was moved, or is a copy."""
-    reading = Reading(**stored["data"]["reading"])._replace(channels=stored["data"]["channels"])
+    reading = Reading(**stored["data"]["reading"])
     try:
         with redirect_stderr(io.StringIO()):  # the images are loaded again, which says it all
             data = dataset.load(args.DATASET, args.DATA_DIR, stored["data"]["limit"], reading)

@@ -1,4 +1,5 @@
 """score.py: surprise, ranks and AUROC against the obvious sums, what is drawn again, and what the script writes."""
+import argparse
 import csv
 import shutil
 
@@ -12,8 +13,10 @@ from PIL import Image
 import checkpoint
 import codes
 import dataset
+import expected
 import metrics
 import score
+import testset
 
 FEW = ["--num-images", 2, "--limit", 20, "--device", "cpu"]
 
@@ -57,10 +60,31 @@ def test_surprise_is_minus_log2_of_the_probability_and_sums_to_the_likelihood(ne
     with torch.no_grad():
         probabilities = networks.prior(grids, labels).softmax(1)
     for i, row, column in ((0, 0, 0), (1, 3, 6), (2, 6, 2)):
-        expected = -probabilities[i, grids[i, row, column], row, column].log2()
-        assert bits[i, row, column].item() == pytest.approx(expected.item(), abs=1e-4)
+        wanted = -probabilities[i, grids[i, row, column], row, column].log2()
+        assert bits[i, row, column].item() == pytest.approx(wanted.item(), abs=1e-4)
     nats = codes.nll_sums(networks.prior, grids, labels, [torch.arange(3)])["nll"].item() / 3 * 49
     assert bits.sum((1, 2)).mean().item() == pytest.approx(nats / np.log(2), rel=1e-5)
+
+
+def test_surprise_of_any_class_is_of_the_mean_over_the_classes(networks, monkeypatch):
+    grids = torch.randint(0, 16, (3, 7, 7), generator=torch.Generator().manual_seed(0))
+    found = expected.surprise_of_any_class(networks.prior, grids)
+    given = torch.stack([codes.surprise(networks.prior, grids, torch.full((3,), label)) for label in range(10)])
+    for count in (1, 20, 49):  # of the first codes
+        mean = (2 ** -given.flatten(2)[:, :, :count].double().sum(2)).mean(0)
+        torch.testing.assert_close(found.flatten(1)[:, :count].double().sum(1), -mean.log2(), atol=1e-3, rtol=1e-5)
+    monkeypatch.setattr(expected, "MOST_CLASSES", 9)
+    alone = codes.surprise(networks.prior, grids, score.no_class(networks.prior, grids))
+    assert torch.equal(expected.surprise_of_any_class(networks.prior, grids), alone)
+
+
+@pytest.mark.parametrize("height, width, quarters", [(28, 28, (1, 2, 3)), (28, 24, (2,))])
+def test_turned_bits(networks, height, width, quarters):
+    images = torch.from_numpy(np.stack([noise(height, width, seed=i) for i in range(5)]))[:, None]
+    bits, *turned = (score.code(networks, images.rot90(turn, (2, 3)), "").surprise.sum((1, 2))
+                     for turn in (0, *quarters))
+    wanted = bits - torch.stack(turned).min(0).values
+    torch.testing.assert_close(score.turned_bits(networks, images, bits), wanted, atol=1e-3, rtol=1e-4)
 
 
 def test_coding_in_batches_is_coding_one_by_one(networks):
@@ -131,11 +155,16 @@ def test_the_test_split_against_noise(script, run):
     assert sorted(ranks) == [ranks[i] for i in np.argsort(bits)] and 0 <= min(ranks) < max(ranks) <= 1
     areas = {row["score"]: float(row["auroc"]) for row in table(run / "auroc.csv")}
     below = np.mean([bit > other for bit in bits[20:] for other in bits[:20]])
-    assert set(areas) == set(score.SCORES) and areas["bits"] == pytest.approx(below, abs=1e-4) and areas["mse"] == 1
+    assert set(areas) == set(score.SCORES) - {"turned_bits"} and areas["mse"] == 1
+    assert areas["bits"] == pytest.approx(below, abs=1e-4)
     least = {i for start, end in ((0, 20), (20, 29)) for i in np.argsort(bits[start:end])[-2:] + start}
     assert {path.name for path in run.glob("score_*.png")} == {f"score_{i}.png" for i in least}
     with Image.open(run / f"score_{max(least)}.png") as picture, Image.open(run / "scores.png") as strips:
         assert picture.size[0] > 1000 and strips.size[0] > 1000
+    outcome = script("score", "--output-dir", run, *FEW, "--against", root, "--turns")
+    assert outcome.status == 0 and outcome.out.count("are likelier turned than as they are") == 2
+    assert {row["score"] for row in table(run / "auroc.csv")} == set(score.SCORES)
+    assert "turned_bits" in table(run / "scores.csv")[0]
     assert script("score", "--output-dir", run, *FEW).status == 0
     assert not (run / "auroc.csv").exists()  # it is of an earlier call
 
@@ -182,3 +211,17 @@ def test_a_folder_that_was_learnt_wherever_it_is_now(script, tmp_path):
     again = table(tmp_path / "run" / "scores.csv")
     assert [row["bits"] for row in again] == [row["bits"] for row in rows]
     assert all("moved" in row["path"] for row in again)
+
+
+def test_a_moved_folder_of_grey_images_and_a_few_in_colour(script, tmp_path):
+    """Which are resized first, then made grey: the images of the training are found by their pixels."""
+    root, data = write_many(tmp_path / "images", 60, 24, 32), ["--data-dir", tmp_path / "data"]
+    write_many(root, 2, 24, 32, channels=3)
+    out = ["--output-dir", tmp_path / "run"]
+    size = ["--image-size", "12x16"]
+    assert script("train_vqvae", *SMALL_VQVAE, "--batch-size", 10, *out, *data, *size, "--dataset", root).status == 0
+    stored = checkpoint.load(str(tmp_path / "run"), "vqvae")
+    assert stored["data"]["channels"] == 1
+    shutil.move(root, tmp_path / "moved")
+    args = argparse.Namespace(DATASET=str(tmp_path / "moved"), DATA_DIR=str(tmp_path / "data"))
+    assert testset.holds_training_images(args, stored)

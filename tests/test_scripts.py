@@ -13,7 +13,7 @@ import cli
 import figures
 
 SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
-           "evaluate", "ablation", "score", "share"]
+           "evaluate", "ablation", "score", "share", "strange"]
 
 
 def test_one_after_the_other_as_a_user_would(tmp_path, data_dir):
