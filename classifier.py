@@ -30,7 +30,8 @@ STEPS = 200           # of BATCH_SIZE images, however many images there are
 BLUR = 1.0, 4.0       # the least and the greatest standard deviation, in pixels of the reduced image
 NOISE = 0.05, 0.3     # the same, in units of the range of pixels
 TILES = 2, 4, 8       # a side, in which an image is mixed with another
-SELF_VERSION = 1      # change it with anything that changes training without classes: it names the cache
+MIXED = 0.05, 0.5     # the least and the greatest share of tiles that are the other's
+SELF_VERSION = 2      # change it with anything that changes training without classes: it names the cache
 
 
 @dataclass
@@ -186,9 +187,9 @@ def _noisy(images: Tensor, reduce: int) -> Tensor:
 
 
 def _mixed(images: Tensor, _: int = 1) -> Tensor:
-    """Images (B, C, H, W) of which about half of the tiles show another image of the batch, at the same place."""
+    """Images (B, C, H, W) of which a random share of the tiles shows another image of the batch, at the same place."""
     side = TILES[int(torch.randint(len(TILES), ()))]
-    other = torch.rand(len(images), 1, side, side, device=images.device).lt(0.5).float()
+    other = torch.rand(len(images), 1, side, side, device=images.device).lt(_between(*MIXED)).float()
     return torch.where(F.interpolate(other, images.shape[2:]) > 0, images.roll(1, 0), images)
 
 
