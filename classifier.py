@@ -23,8 +23,8 @@ LEARNING_RATE = 2e-3  # of AdamW at the peak of its schedule
 WEIGHT_DECAY = 0.01
 SHIFT = 14            # training images are shifted by up to a 14th of their size: 2 pixels of 28
 LARGEST = 96          # pixels a side up to which images are taken as they are: larger ones are reduced first
-LEAST_STEPS = 440     # of BATCH_SIZE images: as many epochs as make them, but at least ...
-LEAST_EPOCHS = 3      # ... where CLASSIFIER_EPOCHS is "auto"
+LEAST_STEPS = 440     # a CLASSIFIER_EPOCHS of "auto" makes at least so many steps of BATCH_SIZE images ...
+LEAST_EPOCHS = 3      # ... and so many passes
 # Without classes:
 STEPS = 200           # of BATCH_SIZE images, however many images there are
 BLUR = 1.0, 4.0       # the least and the greatest standard deviation, in pixels of the reduced image

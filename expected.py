@@ -1,6 +1,6 @@
 """What validation images are like under a prior, which score.py compares others with: measured, or kept by share.py.
 
-The surprise of a code is -log2 p(code | codes before it), in bits and whatever the class: see `surprise_of_any_class`.
+The surprise of a code is -log2 p(code | codes before it), in bits, of no class in particular: see `classless_surprise`.
 """
 import argparse
 import math
@@ -20,13 +20,14 @@ from codes import marginals, surprise
 from modules import VQVAE
 
 SHARES = np.linspace(0, 1, 1001)  # of which the quantiles are kept
-MOST_CLASSES = 16                 # of so many at most, each is tried
-VERSION = 2                       # change it with anything that changes what `keep` returns for the same images
+MOST_CLASSES = 16                 # up to which the likelihood is the mean over the classes
+VERSION = 3                       # change it with anything that changes what `keep` returns for the same images
 
 
 class Networks(NamedTuple):
     vqvae: VQVAE
     prior: nn.Module
+    classes: Tensor | None  # (C,) the weight of each class: see `class_shares`
     device: torch.device
     batch_size: int
 
@@ -36,6 +37,7 @@ class Coded(NamedTuple):
 
     codes: Tensor     # (N, grid height, grid width), int64
     surprise: Tensor  # of each code, in bits: the same shape
+    labels: Tensor    # (N,) the likeliest class of each image, `num_classes` for none
     mse: Tensor       # (N,) error of the reconstructions, of pixels in [0, 1]
 
 
@@ -50,46 +52,53 @@ class Expected(NamedTuple):
 @torch.no_grad()
 def code(networks: Networks, images: Tensor, description: str, turn: int = 0) -> Coded:
     """Surprise and error of uint8 images (N, C, H, W), turned by so many quarters. description: of the progress bar."""
-    grids, surprises, errors = [], [], []
+    found = []
     indices = torch.arange(len(images)).split(networks.batch_size)
     bar = tqdm(dataset.batches(indices, networks.device, images), desc=description, total=len(indices), leave=False)
     for [part] in bar:
         originals = dataset.to_float(part).rot90(turn, (2, 3))
         [codes] = levels = networks.vqvae.encode(originals)
         copies = networks.vqvae.decode(levels, *originals.shape[2:])
-        grids.append(codes.cpu())
-        surprises.append(surprise_of_any_class(networks.prior, codes))
-        errors.append((copies - originals).square().mean((1, 2, 3)).cpu())
-    return Coded(torch.cat(grids), torch.cat(surprises), torch.cat(errors))
+        errors = (copies - originals).square().mean((1, 2, 3))
+        found.append((codes.cpu(), *classless_surprise(networks.prior, networks.classes, codes), errors.cpu()))
+    return Coded(*map(torch.cat, zip(*found)))
 
 
-def surprise_of_any_class(prior: nn.Module, codes: Tensor) -> Tensor:
-    """-log2 p(code | codes before it), in bits, of every code of grids (B, H, W): on the host, float32 (B, H, W).
+def classless_surprise(prior: nn.Module, classes: Tensor | None, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """-log2 p(code | codes before it), in bits, of every code of grids (B, H, W), float32 (B, H, W), and the likeliest
+    class (B,) of each grid. Both on the host.
 
-    Of a prior that learnt classes, up to MOST_CLASSES of them, p(codes) is the mean of p(codes | class) over the
-    classes: closer than what the prior says without a class, which it learnt from few of its steps. So p(code | codes
-    before it) is the ratio of two such means. Of any other prior it is what the prior says without a class.
+    With `classes`, p(codes) is the mean of p(codes | class), of these weights (C,): closer than what the prior says
+    without a class, which it learnt in few of its steps. Then p(code | codes before it) is the ratio of two such means.
+    Otherwise it is what the prior says without a class, and the class is `num_classes`.
     """
-    count = prior.num_classes
-    if not 0 < count <= MOST_CLASSES:
-        return surprise(prior, codes, no_class(prior, codes)).cpu()
+    if classes is None:
+        labels = torch.full((len(codes),), prior.num_classes, device=codes.device)
+        return surprise(prior, codes, labels).cpu(), labels.cpu()
     given = torch.stack([surprise(prior, codes, torch.full((len(codes),), label, device=codes.device)).cpu()
-                         for label in range(count)])
+                         for label in range(len(classes))])
     nats = given.flatten(2).double().cumsum(2) * math.log(2)  # of the codes so far, given each class
-    bits = (math.log(count) - (-nats).logsumexp(0)) / math.log(2)
-    return bits.diff(dim=1, prepend=bits.new_zeros(len(codes), 1)).view(codes.shape).float()
+    joint = classes.log()[:, None, None] - nats
+    bits = -joint.logsumexp(0) / math.log(2)
+    return bits.diff(dim=1, prepend=bits.new_zeros(len(codes), 1)).view(codes.shape).float(), joint[:, :, -1].argmax(0)
 
 
-def no_class(prior: nn.Module, codes: Tensor) -> Tensor:
-    """The labels (B,) that say "no class" to a prior, for grids of codes (B, H, W)."""
-    return torch.full((len(codes),), prior.num_classes, device=codes.device)
+def class_shares(prior: dict[str, Any]) -> Tensor | None:
+    """The share (C,), float64, of each class in the training of a prior, of which this is the checkpoint. None if the
+    prior scores without a class: it learnt none, more than MOST_CLASSES, or with a CLASS_DROPOUT of 1.
+    """
+    names = prior["data"]["class_names"]
+    if not 0 < len(names) <= MOST_CLASSES or checkpoint.class_dropout(prior) == 1:
+        return None
+    counts = torch.tensor(prior["data"].get("class_counts", [1] * len(names)), dtype=torch.float64)
+    return counts / counts.sum()
 
 
 def lacks_for_scores(prior: dict[str, Any]) -> str:
     """Why a prior over one level of codes, of which this is the checkpoint, cannot score an image; "" if it can."""
     if prior["stage"] == "masked":
         return "masked.pt has no likelihood to score by"
-    if prior["data"]["class_names"] and checkpoint.class_dropout(prior) == 0:
+    if prior["data"]["class_names"] and class_shares(prior) is None and checkpoint.class_dropout(prior) == 0:
         return f"{prior['stage']}.pt had a CLASS_DROPOUT of 0, so it cannot score without a class"
     return ""
 
@@ -134,27 +143,26 @@ def keep(coded: Coded, num_codes: int) -> dict[str, Any]:
 def is_kept(prior: dict[str, Any]) -> bool:
     """Whether a prior's checkpoint has what `keep` returns in this version."""
     kept = prior.get("expected")
-    return isinstance(kept, dict) and kept.get("score_version") == VERSION
+    version = kept.get("score_version") if isinstance(kept, dict) else None
+    return type(version) is int and version == VERSION
 
 
 def recall(prior: dict[str, Any], quantile: float) -> Expected | None:
-    """What `expect` gave, to the nearest of 1001 quantiles, from a prior's checkpoint; None if that does not keep it.
+    """What `expect` gave, to the nearest of 1001 quantiles, from a prior's checkpoint; None if that does not keep it as
+    this version does.
 
     UserError if that is damaged.
     """
-    if (kept := prior.get("expected")) is None:
+    if not is_kept(prior):
         return None
     try:
-        if not is_kept(prior):
-            raise ValueError
-        bits, quantiles, by_frequency = kept["bits"], kept["surprise"], kept["code_bits"]
+        bits, quantiles, by_frequency = (prior["expected"][name] for name in ("bits", "surprise", "code_bits"))
         if bits.dim() != 1 or not len(bits) or quantiles.shape != SHARES.shape \
                 or by_frequency.shape != (prior["config"]["num_codes"],) \
-                or not all(part.is_floating_point() and part.isfinite().all()
+                or not all(part.dtype == torch.float32 and part.isfinite().all()
                            for part in (bits, quantiles, by_frequency)):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"what {prior['stage']}.pt keeps of the validation images is damaged or of an earlier version: "
-                        f"share the run again"
+        raise UserError(f"what {prior['stage']}.pt keeps of the validation images is damaged: share the run again"
                         ) from None
     return Expected(bits, float(np.interp(quantile, SHARES, quantiles.numpy())), by_frequency)

@@ -6,25 +6,26 @@ NUM_IMAGES least likely of a set, i their row in the table; and with AGAINST `au
 sets apart.
 
 The surprise of a code is -log2 p(code | codes before it), in bits. Of a prior that learnt classes, up to 16 of them,
-p(codes) is the mean over the classes; of more it is the prior's own without a class. The columns of the table:
+p(codes) is the mean over the classes, as frequent as in the training; of more it is the prior's own without a class.
+The columns of the table:
     bits             of the image: the sum over its codes, -log2 p(codes)
     bits_per_pixel   the same over height times width of the original
     rank             share of the validation images that take fewer bits; 1: none takes as many
     ratio_bits       bits less those of the same codes, each by its frequency among the validation images' codes [3]
-    turned_bits      with TURNS: bits less the fewest of the image turned by quarters, or by half if it is not square;
-                     above 0: turned, the image is likelier
     window_bits      the highest mean surprise of WINDOW x WINDOW codes that are neighbours
     unlikely_bits    the sum over the codes above the threshold alone ([1], the score of a sample)
     unlikely_codes   how many they are
     mse              error of the reconstruction, of pixels in [0, 1]
     row, column      the middle of the most surprising code, in pixels from the top left corner
+    turned_bits      with TURNS: bits less the fewest of the image turned by quarters, or by half if it is not square;
+                     above 0: turned, the image is likelier
 A prior in raster order blames the first code that does not fit what is before it: what is strange may lie below it or
 to its right.
 
 The threshold is the quantile THRESHOLD of the surprise of all codes of the validation split. Weights of share.py keep
-what is needed of that split: the bits of every image, 1,001 quantiles of the surprise, and how frequent each code is. A
-restoration is the image decoded from the codes with those above the threshold drawn again and the others kept [1]. If
-there is a masked prior, `masked.pt`, it draws them, as it sees all codes that are kept.
+what is needed of that split: the bits of every image, 1,001 quantiles of the surprise, and how frequent each code is.
+A restoration is the image decoded from the codes with those above the threshold drawn again, given the likeliest class,
+and the others kept [1]. If there is a masked prior, `masked.pt`, it draws them, as it sees all codes that are kept.
 
 Few bits do not make an image one of the training's kind: simple images can take fewer than those that were learnt [2].
 ratio_bits is the log-likelihood ratio of [3], with independent codes as its background model: what is left of the bits
@@ -55,8 +56,7 @@ import files
 import testset
 from cli import UserError
 from cli import run as run_script
-from codes import encode
-from expected import Coded, Expected, Networks, code, expect, lacks_for_scores, no_class, recall, validation_images
+from expected import Coded, Expected, Networks, class_shares, code, expect, lacks_for_scores, recall, validation_images
 from metrics import auroc, ranks
 from modules import VQVAE
 from sampler import draw_grids
@@ -71,7 +71,7 @@ DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # score the first N images of a set; 0: all
 IMAGE_SIZE = None         # of a folder's images, as in the training; of a file, the training's; 64: brought to that
 CHANNELS = "auto"         # "auto": the training's of a file; of a folder 1 if all are grey, or else 3; 1: grey; 3: RGB
-TURNS = False             # also turned_bits, for images that lie on their side or their head; takes 4 times as long
+TURNS = False             # also turned_bits, for images on their side or their head; takes 4 times as long
 WINDOW = 3                # codes a side of the window of window_bits
 THRESHOLD = 0.95          # codes are unlikely above this quantile of the surprise of the validation split's codes
 NUM_IMAGES = 8            # images of a set with a picture of their own, the least likely
@@ -123,24 +123,26 @@ def turned_bits(networks: Networks, images: Tensor, bits: Tensor) -> Tensor:
 
 def find_restorer(output_dir: str, stored: dict, networks: Networks) -> nn.Module:
     """The prior that draws the codes of restorations: a masked one, which sees all codes that are kept, if there is one
-    that can draw without a class; else the prior of the scores.
+    that can draw as the scores were made, with a class or without; else the prior of the scores.
     """
     if not checkpoint.path_of(output_dir, "masked").exists():
         return networks.prior
     [found], [masked] = checkpoint.load_prior(output_dir, stored, "masked")
-    if found["data"]["class_names"] and checkpoint.class_dropout(found) == 0:
+    if found["data"]["class_names"] and networks.classes is None and checkpoint.class_dropout(found) == 0:
         return networks.prior
     return masked.to(networks.device)
 
 
-def restore(prior: nn.Module, codes: Tensor, unlikely: Tensor, seed: int, batch_size: int, *options: float) -> Tensor:
-    """Codes (N, H, W) with those where `unlikely` (N, H, W) drawn again from a prior, given the others that it sees.
+def restore(prior: nn.Module, codes: Tensor, labels: Tensor, unlikely: Tensor, seed: int, batch_size: int,
+            *options: float) -> Tensor:
+    """Codes (N, H, W) with those where `unlikely` (N, H, W) drawn again from a prior, given the others that it sees and
+    the classes in labels (N,), `num_classes` for none.
 
     options: temperature, top_k and top_p of `make_sampler`.
     """
     parts = math.ceil(len(codes) / batch_size)
     with tqdm(desc="restoring", total=parts * codes.shape[1], unit="row", leave=False) as bar:
-        drawn = draw_grids([prior], no_class(prior, codes), [codes.shape[1:]], seed, batch_size, *options,
+        drawn = draw_grids([prior], labels, [codes.shape[1:]], seed, batch_size, *options,
                            known=[codes.masked_fill(unlikely, -1)], on_row=bar.update)
         return torch.cat([grids for [grids] in drawn])
 
@@ -180,16 +182,16 @@ def make_rows(name: str, found: Found, scores: dict[str, Tensor], first: int) ->
              **{key: f"{column[i]:.6g}" for key, column in columns.items()}} for i in range(len(found.images))]
 
 
-def draw_pictures(args: argparse.Namespace, vqvae: VQVAE, restorer: nn.Module, images: Tensor, surprises: Tensor,
+def draw_pictures(args: argparse.Namespace, vqvae: VQVAE, restorer: nn.Module, images: Tensor, coded: Coded,
                   threshold: float, first: int) -> None:
     """Write score_<i>.png of the least likely images of a set, i their row in the table, in which the set begins at
-    `first`. restorer: the prior that draws the codes of restorations. surprises: (N, grid height, grid width).
+    `first`. restorer: the prior that draws the codes of restorations, given the likeliest class of each.
     """
-    chosen = surprises.sum((1, 2)).argsort(descending=True)[:args.NUM_IMAGES]
-    images, surprises = images[chosen], surprises[chosen]
-    codes = encode(vqvae, images)[0].to(next(vqvae.parameters()).device).long()
-    restored = restore(restorer, codes, (surprises > threshold).to(codes.device), args.SEED, args.BATCH_SIZE,
-                       args.TEMPERATURE, args.TOP_K, args.TOP_P)
+    chosen = coded.surprise.sum((1, 2)).argsort(descending=True)[:args.NUM_IMAGES]
+    images, surprises = images[chosen], coded.surprise[chosen]
+    codes = coded.codes[chosen].to(next(vqvae.parameters()).device)
+    restored = restore(restorer, codes, coded.labels[chosen], (surprises > threshold).to(codes.device), args.SEED,
+                       args.BATCH_SIZE, args.TEMPERATURE, args.TOP_K, args.TOP_P)
     for i, number in enumerate(chosen.tolist()):
         copy, restoration = (vqvae.decode([grids[i:i + 1]], *images.shape[2:])[0].cpu() for grids in (codes, restored))
         figures.save_score(dataset.to_float(images[i]), copy, restoration, surprises[i], threshold,
@@ -236,7 +238,7 @@ def main(args: argparse.Namespace) -> None:
         again = checkpoint.command(weights, "transformer") if prior["stage"] == "masked" else \
             checkpoint.command(weights, prior["stage"], "--resume", "never", "--overwrite")
         raise UserError(f"{lacks}: train one that can with {again}")
-    networks = Networks(vqvae, model.to(device), device, args.BATCH_SIZE)
+    networks = Networks(vqvae, model.to(device), class_shares(prior), device, args.BATCH_SIZE)
     restorer = find_restorer(weights, stored, networks)
     args = checkpoint.fill(args, stored)
     side, size = vqvae.config.downsample, (stored["data"]["height"], stored["data"]["width"])
@@ -254,7 +256,7 @@ def main(args: argparse.Namespace) -> None:
     files.remove(output, "auroc.csv")
     rows = []
     for name, found in sets.items():
-        draw_pictures(args, vqvae, restorer, found.images, coded[name].surprise, expected.threshold, len(rows))
+        draw_pictures(args, vqvae, restorer, found.images, coded[name], expected.threshold, len(rows))
         rows += make_rows(name, found, scores[name], len(rows))
         print("{}, {} images: {:.1f} bits on average, a mean rank of {:.0%}, MSE {:.5f}".format(
             getattr(args, name), len(found.images), *(scores[name][key].double().mean().item()

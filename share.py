@@ -22,7 +22,7 @@ import dataset
 import devices
 from cli import UserError
 from cli import run as run_script
-from expected import Networks, code, is_kept, keep, lacks_for_scores, validation_images
+from expected import Networks, class_shares, code, is_kept, keep, lacks_for_scores, validation_images
 from priors import PRIORS
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and its priors
@@ -110,7 +110,7 @@ def add_expected(contents: dict[str, dict[str, Any]], run: dict[str, Any], args:
         return
     vqvae = checkpoint.build(contents["vqvae"]).to(device)
     for stored in scoring:
-        networks = Networks(vqvae, checkpoint.build(stored).to(device), device, args.BATCH_SIZE)
+        networks = Networks(vqvae, checkpoint.build(stored).to(device), class_shares(stored), device, args.BATCH_SIZE)
         coded = code(networks, images, f"scoring by {stored['stage']}.pt")
         stored["expected"] = keep(coded, vqvae.config.num_codes)
 

@@ -1,25 +1,24 @@
 """Make images that a prior should find strange: test images, each changed in a known way. Try score.py on them.
 
 Reads the data set that `vqvae.pt` in OUTPUT_DIR or PRETRAINED learnt. Writes folders of PNG files to STRANGE_DIR:
-    unchanged     as many other test images as they are, to compare with
-    turned        turned by 90 degrees
+    unchanged     as many other test images, not changed, to compare with
+    turned        turned by 90 degrees; of square images alone
     upside_down   turned by 180 degrees
     mirrored      left and right exchanged
-    erased        a square is filled with the commonest value of the image, where there was something else
-    added         a square of the value that is furthest from it, anywhere
-A square is a fifth of the shorter side; the names of the files say where: 00012_row_4_column_10.png, of its top left
-pixel.
+    erased        a square is filled with the commonest value of any channel, where there was something else
+    added         a square, black or white, what is further from that value, anywhere
+The side of a square is a fifth of the image's shorter side. The names of the files say where its top left pixel is:
+00012_row_4_column_10.png.
 """
 import argparse
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
-import dataset
-import figures
 import testset
 from cli import UserError
 from cli import run as run_script
@@ -41,29 +40,19 @@ def commonest(image: Tensor) -> int:
     return int(image.flatten().bincount().argmax())
 
 
-def furthest(image: Tensor) -> int:
-    """Black or white, whichever is further from the commonest value of a uint8 image."""
-    return 255 if commonest(image) < 128 else 0
-
-
-def place(image: Tensor, side: int, generator: torch.Generator, busy: bool) -> tuple[int, int]:
-    """Row and column of the top left pixel of a square within an image (C, H, W). busy: the square holds a pixel drawn
-    in proportion to its distance from the commonest value, so that something is erased.
-    """
-    height, width = image.shape[1:]
-    weights = (image.float() - commonest(image)).abs().mean(0).flatten()
-    if not busy or weights.sum() == 0:
-        weights = torch.ones(height * width)
-    row, column = divmod(int(torch.multinomial(weights, 1, generator=generator)), width)
-    return min(max(row - side // 2, 0), height - side), min(max(column - side // 2, 0), width - side)
-
-
 def with_square(image: Tensor, name: str, generator: torch.Generator) -> tuple[Tensor, str]:
-    """An image with a square that is "erased" or "added", and where it is, for the name of its file."""
-    side = round(min(image.shape[1:]) / SHARE) or 1
-    row, column = place(image, side, generator, busy=name == "erased")
-    image = image.clone()
-    image[:, row:row + side, column:column + side] = commonest(image) if name == "erased" else furthest(image)
+    """An image (C, H, W) with a square that is "erased" or "added", and where it is, for the name of its file."""
+    height, width = image.shape[1:]
+    side, value = round(min(height, width) / SHARE) or 1, commonest(image)
+    rows, columns = height - side + 1, width - side + 1  # where its top left pixel can be
+    place, image = int(torch.randint(rows * columns, (), generator=generator)), image.clone()
+    row, column = divmod(place, columns)
+    if name == "erased":  # about a pixel drawn in proportion to its distance from the value
+        distance = (image.float() - value).abs().mean(0).flatten()
+        if distance.sum() > 0:
+            y, x = divmod(int(torch.multinomial(distance, 1, generator=generator)), width)
+            row, column = (min(max(middle - side // 2, 0), most - 1) for middle, most in ((y, rows), (x, columns)))
+    image[:, row:row + side, column:column + side] = value if name == "erased" else 255 if value < 128 else 0
     return image, f"_row_{row}_column_{column}"
 
 
@@ -77,16 +66,16 @@ def change(image: Tensor, name: str, generator: torch.Generator) -> tuple[Tensor
 
 def main(args: argparse.Namespace) -> None:
     stored = checkpoint.load(checkpoint.weights_dir(args), "vqvae")
+    root = Path(args.STRANGE_DIR)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"STRANGE_DIR (--strange-dir): {root} is not empty: remove it, or name another directory")
     args = checkpoint.fill(args, stored)
     images = testset.load(args, stored).test.images
-    names = ["unchanged", "upside_down", "mirrored", "erased", "added"]
-    if images.shape[2] == images.shape[3]:
-        names.insert(1, "turned")
-    root, count = Path(args.STRANGE_DIR), min(args.NUM_IMAGES, len(images) // 2)
+    count = min(args.NUM_IMAGES, len(images) // 2)
     if count == 0:
         raise UserError(f"DATASET (--dataset): the test split of {args.DATASET} has one image: two are needed")
-    if root.exists() and any(root.iterdir()):
-        raise UserError(f"STRANGE_DIR (--strange-dir): {root} is not empty: remove it, or name another directory")
+    square = images.shape[2] == images.shape[3]
+    names = ["unchanged", *(["turned"] if square else []), "upside_down", "mirrored", "erased", "added"]
     generator = torch.Generator().manual_seed(args.SEED)
     chosen = torch.randperm(len(images), generator=generator)[:2 * count]
     with tqdm(desc="writing", total=len(names) * count, unit="image", leave=False) as bar:
@@ -94,10 +83,10 @@ def main(args: argparse.Namespace) -> None:
             (root / name).mkdir(parents=True)
             for i in (chosen[:count] if name == "unchanged" else chosen[count:]).tolist():
                 image, where = change(images[i], name, generator)
-                figures.save_image(dataset.to_float(image), root / name / f"{i:05}{where}.png")
+                pixels = image.permute(1, 2, 0).numpy()
+                Image.fromarray(pixels[:, :, 0] if len(image) == 1 else pixels).save(root / name / f"{i:05}{where}.png")
                 bar.update()
-    print(f"wrote {count} images each to {', '.join(str(root / name) for name in names)}: compare them by "
-          f"score.py --dataset {root / 'unchanged'} --against {root / names[1]}")
+    print(f"wrote {count} images each to {', '.join(str(root / name) for name in names)}")
 
 
 if __name__ == "__main__":

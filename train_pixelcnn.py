@@ -35,7 +35,7 @@ OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the training and of the test part; 0: all
-EPOCHS = "auto"           # passes over the training codes; "auto": 3, or more for 20 steps a position, up to 10^7 codes
+EPOCHS = "auto"           # passes over the training codes; "auto": 3 to 10, for 20 steps a position or 10^7 codes
 BATCH_SIZE = "auto"       # grids of codes a step, over all processes together; "auto": about 2,048 codes, 4 to 32 grids
 LEARNING_RATE = 3e-3      # the highest, of AdamW; it rises briefly, and at the end falls to 0
 WEIGHT_DECAY = 0.01       # of AdamW: how strongly weights are drawn towards 0
@@ -102,7 +102,8 @@ def fit_to(args: argparse.Namespace, count: int, positions: int) -> None:
             setattr(args, name, value)
     if args.EPOCHS == "auto":
         steps = min(20 * positions, 10**7 // (args.BATCH_SIZE * positions))
-        args.EPOCHS = auto_epochs(3, steps, math.ceil(count / args.BATCH_SIZE))
+        epochs = auto_epochs(3, steps, math.ceil(count / args.BATCH_SIZE))
+        args.EPOCHS = min(epochs, 10) if args.AUGMENT == "none" else epochs  # after 10 it learns the images by heart
 
 
 def last_layer(model: nn.Module) -> nn.Module:

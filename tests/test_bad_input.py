@@ -15,6 +15,7 @@ from images import noise, write
 
 import dataset
 import sampler
+from expected import VERSION
 from modules import VQVAE, VQVAEConfig
 
 SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
@@ -289,14 +290,14 @@ TABLE = [
       for name, flag in (("DATASET", "--dataset"), ("AGAINST", "--against"))
       for place, has in ((["{larger}", "--image-size", "auto"], "1 channels and 32x20"),
                          (["{coloured}", "--channels", "3"], "3 channels and 28x28"))],
-    (L, [], changed("pixelcnn.pt", put("expected", {"bits": [1.0]})), 1, "keeps of the validation images is damaged"),
+    *[(L, [], changed("pixelcnn.pt", put("expected", {"score_version": VERSION, "bits": bits, "surprise": bits,
+                                                      "code_bits": bits})), 1, "of the validation images is damaged")
+      for bits in ([1.0], torch.ones(16, dtype=torch.bfloat16))],
     (C, ["--dataset", "{coloured}", "--class-given"], None, 1, "CLASS_GIVEN (--class-given): the classes of"),
     *[(L, [flag, "{empty}"], None, 1, f"{name} ({flag}): there is no image in")
       for name, flag in (("DATASET", "--dataset"), ("AGAINST", "--against"))],
     (L, ["--prior", "masked"], instead("masked.pt", "pixelcnn.pt"), 1,
      "masked.pt is the checkpoint of the stage 'pixelcnn', not of 'masked'"),
-    (L, [], changed("pixelcnn.pt", put("training", "constants", "CLASS_DROPOUT", 0.0)), 1,
-     "pixelcnn.pt had a CLASS_DROPOUT of 0, so it cannot score without a class: train one that can with `python"),
     (E, ["--num-samples", "7"], None, 1, "images leave 7 to compare: at least 8 are needed"),
     (E, ["--classifier-epochs", "0"], None, 2, "CLASSIFIER_EPOCHS (--classifier-epochs) must be at least 1"),
     (E, ["--features", "none"], None, 2, "FEATURES (--features) must be one of auto, classes, self, not 'none'"),

@@ -105,3 +105,8 @@ def test_shifts_are_small_and_lose_nothing_of_a_plain_background():
         assert shifted.shape == image.shape and shifted.sum() == pytest.approx(image.sum().item(), rel=1e-5)
         seen.add(tuple((shifted[0, 0] > 0).nonzero().amin(0).tolist()))
     assert seen == {(10 + y, 12 + x) for y in range(-2, 3) for x in range(-2, 3)}
+
+
+@pytest.mark.parametrize("images, epochs", [(57_000, 3), (19_000, 3), (4_879, 12), (1, 440)])
+def test_a_small_data_set_is_passed_over_more_often(images, epochs):
+    assert classifier.choose_epochs(images) == epochs

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_PIXELCNN, SMALL_VQVAE
+from conftest import SMALL_PIXELCNN, SMALL_VQVAE, let_classes_matter
 from images import noise, write, write_many
 from PIL import Image
 
@@ -30,9 +30,13 @@ def run(trained, tmp_path):
 
 @pytest.fixture
 def networks(trained):
-    stored = checkpoint.load(str(trained), "vqvae")
-    vqvae = checkpoint.build(stored)
-    return score.Networks(vqvae, checkpoint.load_prior(str(trained), stored)[1][0], torch.device("cpu"), 7)
+    return load(trained)
+
+
+def load(run):
+    stored = checkpoint.load(str(run), "vqvae")
+    [prior], [model] = checkpoint.load_prior(str(run), stored)
+    return score.Networks(checkpoint.build(stored), model, score.class_shares(prior), torch.device("cpu"), 7)
 
 
 def table(path):
@@ -55,7 +59,7 @@ def test_auroc_and_ranks_count_pairs():
 
 def test_surprise_is_minus_log2_of_the_probability_and_sums_to_the_likelihood(networks):
     grids = torch.randint(0, 16, (3, 7, 7), generator=torch.Generator().manual_seed(0))
-    labels = score.no_class(networks.prior, grids)
+    labels = torch.full((3,), networks.prior.num_classes)
     bits = codes.surprise(networks.prior, grids, labels)
     with torch.no_grad():
         probabilities = networks.prior(grids, labels).softmax(1)
@@ -66,16 +70,35 @@ def test_surprise_is_minus_log2_of_the_probability_and_sums_to_the_likelihood(ne
     assert bits.sum((1, 2)).mean().item() == pytest.approx(nats / np.log(2), rel=1e-5)
 
 
-def test_surprise_of_any_class_is_of_the_mean_over_the_classes(networks, monkeypatch):
+def test_surprise_without_a_class_is_of_the_mean_over_the_classes(run):
+    let_classes_matter(run)
+    prior = load(run).prior
     grids = torch.randint(0, 16, (3, 7, 7), generator=torch.Generator().manual_seed(0))
-    found = expected.surprise_of_any_class(networks.prior, grids)
-    given = torch.stack([codes.surprise(networks.prior, grids, torch.full((3,), label)) for label in range(10)])
+    weights = torch.tensor([0, 1, 2, 3, 4, 1, 1, 1, 1, 1], dtype=torch.float64) / 15
+    found, likeliest = expected.classless_surprise(prior, weights, grids)
+    given = torch.stack([codes.surprise(prior, grids, torch.full((3,), label)) for label in range(10)])
     for count in (1, 20, 49):  # of the first codes
-        mean = (2 ** -given.flatten(2)[:, :, :count].double().sum(2)).mean(0)
-        torch.testing.assert_close(found.flatten(1)[:, :count].double().sum(1), -mean.log2(), atol=1e-3, rtol=1e-5)
+        likelihoods = weights[:, None] * 2 ** -given.flatten(2)[:, :, :count].double().sum(2)
+        sums = found.flatten(1)[:, :count].double().sum(1)
+        torch.testing.assert_close(sums, -likelihoods.sum(0).log2(), atol=1e-3, rtol=1e-5)
+        assert ((given.flatten(2)[:, :, :count].sum(2).mean(0) - sums).abs() > 0.02).any()  # not the mean of the bits
+    assert torch.equal(likeliest, likelihoods.argmax(0)) and (likeliest > 0).all()
+    found, likeliest = expected.classless_surprise(prior, None, grids)
+    assert torch.equal(found, codes.surprise(prior, grids, torch.full((3,), 10))) and likeliest.tolist() == [10] * 3
+
+
+def test_which_classes_count(trained, monkeypatch):
+    """As many as were learnt; none where there are too many, or where the prior never saw a label."""
+    prior = checkpoint.load(str(trained), "pixelcnn")
+    counts = prior["data"]["class_counts"] = [0, *range(1, 10)]
+    assert expected.class_shares(prior).tolist() == pytest.approx([count / 45 for count in counts])
+    prior["training"]["constants"]["CLASS_DROPOUT"] = 1.0
+    assert expected.class_shares(prior) is None and not expected.lacks_for_scores(prior)
+    prior["training"]["constants"]["CLASS_DROPOUT"] = 0.0
+    assert not expected.lacks_for_scores(prior)
     monkeypatch.setattr(expected, "MOST_CLASSES", 9)
-    alone = codes.surprise(networks.prior, grids, score.no_class(networks.prior, grids))
-    assert torch.equal(expected.surprise_of_any_class(networks.prior, grids), alone)
+    assert expected.class_shares(prior) is None
+    assert "CLASS_DROPOUT of 0, so it cannot score without a class" in expected.lacks_for_scores(prior)
 
 
 @pytest.mark.parametrize("height, width, quarters", [(28, 28, (1, 2, 3)), (28, 24, (2,))])
@@ -98,17 +121,18 @@ def test_coding_in_batches_is_coding_one_by_one(networks):
         assert one.mse.item() == pytest.approx((copy - original).square().mean().item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("window, expected", [(1, [8.0, 9.0]), (2, [6.0, 9.0]), (9, [4.0, 9.0])])
-def test_window_bits(window, expected):
+@pytest.mark.parametrize("window, wanted", [(1, [8.0, 9.0]), (2, [6.0, 9.0]), (9, [4.0, 9.0])])
+def test_window_bits(window, wanted):
     surprises = torch.stack([torch.arange(9.0).view(3, 3), torch.full((3, 3), 9.0)])
-    torch.testing.assert_close(score.window_bits(surprises, window), torch.tensor(expected))
+    torch.testing.assert_close(score.window_bits(surprises, window), torch.tensor(wanted))
 
 
 def test_the_columns_of_an_image():
     surprises = torch.tensor([[[1.0, 2, 0], [0, 5, 7]], [[0, 0, 0], [9, 0, 0]]])
     grids = torch.tensor([[[0, 0, 0], [0, 0, 1]], [[2, 2, 2], [1, 1, 0]]])
-    expected = score.Expected(torch.tensor([8.0, 10, 20, 30]), threshold=4.0, code_bits=torch.tensor([1.0, 2, 3]))
-    found = score.score(score.Coded(grids, surprises, torch.tensor([0.1, 0.2])), expected, (5, 11), 1, 4)
+    usual = score.Expected(torch.tensor([8.0, 10, 20, 30]), threshold=4.0, code_bits=torch.tensor([1.0, 2, 3]))
+    coded = score.Coded(grids, surprises, torch.zeros(2), torch.tensor([0.1, 0.2]))
+    found = score.score(coded, usual, (5, 11), 1, 4)
     wanted = {"bits": [15, 9], "bits_per_pixel": [15 / 55, 9 / 55], "rank": [0.5, 0.25],
               "ratio_bits": [15 - 7, 9 - 14], "window_bits": [7, 9],
               "unlikely_bits": [12, 9], "unlikely_codes": [2, 1], "mse": [0.1, 0.2],
@@ -120,18 +144,20 @@ def test_what_is_expected_of_validation_images():
     """The threshold is the quantile of all codes' surprise; each of the 3 codes has one added to its count."""
     grids = torch.zeros(1, 1, 101, dtype=torch.int64)
     grids[..., 90:] = 2
-    expected = score.expect(score.Coded(grids, torch.arange(101.0).view(1, 1, 101), torch.zeros(1)), 3, 0.95)
-    assert expected.threshold == pytest.approx(95) and expected.bits.tolist() == [5050]
-    assert (2**-expected.code_bits).tolist() == pytest.approx([91 / 104, 1 / 104, 12 / 104])
+    coded = score.Coded(grids, torch.arange(101.0).view(1, 1, 101), torch.zeros(1), torch.zeros(1))
+    usual = score.expect(coded, 3, 0.95)
+    assert usual.threshold == pytest.approx(95) and usual.bits.tolist() == [5050]
+    assert (2**-usual.code_bits).tolist() == pytest.approx([91 / 104, 1 / 104, 12 / 104])
 
 
 def test_a_restoration_draws_the_unlikely_codes_and_no_other(networks):
     grids = torch.randint(0, 16, (5, 7, 7), generator=torch.Generator().manual_seed(1))
     unlikely = torch.rand(5, 7, 7, generator=torch.Generator().manual_seed(2)) < 0.3
-    restored = score.restore(networks.prior, grids, unlikely, 0, 2, 1.0, 0, 1.0)
+    labels = torch.arange(5)
+    restored = score.restore(networks.prior, grids, labels, unlikely, 0, 2, 1.0, 0, 1.0)
     assert torch.equal(restored[~unlikely], grids[~unlikely])
     assert (restored[unlikely] != grids[unlikely]).float().mean() > 0.5
-    assert torch.equal(restored, score.restore(networks.prior, grids, unlikely, 0, 5, 1.0, 0, 1.0))
+    assert torch.equal(restored, score.restore(networks.prior, grids, labels, unlikely, 0, 5, 1.0, 0, 1.0))
 
 
 # ---- the script
@@ -162,9 +188,10 @@ def test_the_test_split_against_noise(script, run):
     with Image.open(run / f"score_{max(least)}.png") as picture, Image.open(run / "scores.png") as strips:
         assert picture.size[0] > 1000 and strips.size[0] > 1000
     outcome = script("score", "--output-dir", run, *FEW, "--against", root, "--turns")
-    assert outcome.status == 0 and outcome.out.count("are likelier turned than as they are") == 2
-    assert {row["score"] for row in table(run / "auroc.csv")} == set(score.SCORES)
-    assert "turned_bits" in table(run / "scores.csv")[0]
+    assert outcome.status == 0 and {row["score"] for row in table(run / "auroc.csv")} == set(score.SCORES)
+    for name in ("DATASET", "AGAINST"):
+        likelier = sum(row["set"] == name and float(row["turned_bits"]) > 0 for row in table(run / "scores.csv"))
+        assert f"{likelier} of them are likelier turned than as they are" in outcome.out
     assert script("score", "--output-dir", run, *FEW).status == 0
     assert not (run / "auroc.csv").exists()  # it is of an earlier call
 
@@ -214,7 +241,7 @@ def test_a_folder_that_was_learnt_wherever_it_is_now(script, tmp_path):
 
 
 def test_a_moved_folder_of_grey_images_and_a_few_in_colour(script, tmp_path):
-    """Which are resized first, then made grey: the images of the training are found by their pixels."""
+    """A few coloured images are resized before they are made grey, as in the training: the pixels are the same."""
     root, data = write_many(tmp_path / "images", 60, 24, 32), ["--data-dir", tmp_path / "data"]
     write_many(root, 2, 24, 32, channels=3)
     out = ["--output-dir", tmp_path / "run"]

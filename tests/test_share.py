@@ -189,6 +189,30 @@ def test_sharing_again(script, shared, trained, copied, tmp_path):
     assert sorted(path.name for path in place.iterdir()) == ["pixelcnn.pt", "vqvae.pt"]
 
 
+def test_what_is_kept_for_scores_is_renewed(script, shared, data_dir, tmp_path):
+    """By score.py and share.py, from the data set; without it share.py leaves out what is of an earlier version."""
+    run, gone = (shutil.copytree(shared, tmp_path / name) for name in ("run", "gone"))
+    content = torch.load(run / "pixelcnn.pt", weights_only=True)
+    kept, content["expected"] = content["expected"], {"bits": torch.ones(3)}
+    for place in (run, gone):
+        torch.save(content, place / "pixelcnn.pt")
+    content = torch.load(gone / "vqvae.pt", weights_only=True)
+    content["data"]["dataset"] = "no/such/folder"
+    torch.save(content, gone / "vqvae.pt")
+    data = ["--data-dir", data_dir]
+    for place in (run, gone):
+        outcome = script("share", "--output-dir", place, "--shared-dir", place / "again", *data)
+        assert outcome.status == 0 and ("score.py will ask for the data set" in outcome.err) == (place == gone)
+    assert "expected" not in checkpoint.load(str(gone / "again"), "pixelcnn")
+    torch.testing.assert_close(checkpoint.load(str(run / "again"), "pixelcnn")["expected"], kept)
+    tables = []
+    for place in (run, shared):
+        outcome = script("score", "--pretrained", place, "--output-dir", tmp_path / "out", *data, "--limit", 5)
+        assert outcome.status == 0, outcome.err
+        tables.append((tmp_path / "out" / "scores.csv").read_text())
+    assert tables[0] == tables[1]
+
+
 # ---- trainings
 
 

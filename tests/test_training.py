@@ -36,6 +36,15 @@ def test_a_continued_epoch_gets_the_rest_of_the_batches(tmp_path):
         assert batches(step) == whole[step:]
 
 
+@pytest.mark.parametrize("count, positions, augment, epochs", [
+    (57_000, 49, "none", 3), (5_000, 49, "none", 7), (500, 49, "none", 10), (500, 49, "shift", 62),
+    (8_524, 256, "none", 5), (4_879, 1024, "none", 3), (500, 1024, "none", 10), (500, 1024, "flip", 20)])
+def test_the_length_of_a_prior_follows_from_grids_and_images(count, positions, augment, epochs):
+    args = cli.parse(vars(train_pixelcnn), ["--augment", augment])
+    train_pixelcnn.fit_to(args, count, positions)
+    assert args.EPOCHS == epochs
+
+
 def test_sums_over_a_split_give_the_mean_over_codes():
     """Batches of unequal size must not weigh their grids differently."""
     torch.manual_seed(0)
