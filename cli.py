@@ -152,6 +152,7 @@ RULES = {
     "CLASSIFIER_EPOCHS": Rule(int, low=1, words=("auto",)),
     "NUM_COMPLETIONS": Rule(int, low=1),
     "MASK": Rule(str, pattern=".+"),
+    "SQUARE": Rule(float, above=0, high=1),
     "WINDOW": Rule(int, low=1),
     "THRESHOLD": Rule(float, low=0, high=1),
     "TEMPERATURE": Rule(float, low=0),

@@ -7,8 +7,7 @@ Reads the data set that `vqvae.pt` in OUTPUT_DIR or PRETRAINED learnt. Writes fo
     mirrored      left and right exchanged
     erased        a square is filled with the commonest value of any channel, where there was something else
     added         a square, black or white, what is further from that value, anywhere
-The side of a square is a fifth of the image's shorter side. The names of the files say where its top left pixel is:
-00012_row_4_column_10.png.
+The names of the files say where the top left pixel of a square is: 00012_row_4_column_10.png.
 """
 import argparse
 from pathlib import Path
@@ -30,9 +29,8 @@ DATASET = None            # the data set; None: that of the training
 DATA_DIR = None           # where data sets are kept, or downloaded to
 LIMIT = None              # use only the first N images of the test split; 0: all
 NUM_IMAGES = 2000         # in every folder; at most half of the test split
+SQUARE = 0.2              # side of a square, as a share of the image's shorter side
 SEED = 0                  # of the choice of images, and of the places of squares
-
-SHARE = 5                 # a square is this part of the shorter side
 
 
 def commonest(image: Tensor) -> int:
@@ -40,10 +38,12 @@ def commonest(image: Tensor) -> int:
     return int(image.flatten().bincount().argmax())
 
 
-def with_square(image: Tensor, name: str, generator: torch.Generator) -> tuple[Tensor, str]:
-    """An image (C, H, W) with a square that is "erased" or "added", and where it is, for the name of its file."""
+def with_square(image: Tensor, name: str, share: float, generator: torch.Generator) -> tuple[Tensor, str]:
+    """An image (C, H, W) with a square that is "erased" or "added", and where it is, for the name of its file. share:
+    SQUARE.
+    """
     height, width = image.shape[1:]
-    side, value = round(min(height, width) / SHARE) or 1, commonest(image)
+    side, value = round(share * min(height, width)) or 1, commonest(image)
     rows, columns = height - side + 1, width - side + 1  # where its top left pixel can be
     place, image = int(torch.randint(rows * columns, (), generator=generator)), image.clone()
     row, column = divmod(place, columns)
@@ -56,10 +56,12 @@ def with_square(image: Tensor, name: str, generator: torch.Generator) -> tuple[T
     return image, f"_row_{row}_column_{column}"
 
 
-def change(image: Tensor, name: str, generator: torch.Generator) -> tuple[Tensor, str]:
-    """A uint8 image (C, H, W) changed as the folder of this name says, and what the name of its file says of it."""
+def change(image: Tensor, name: str, share: float, generator: torch.Generator) -> tuple[Tensor, str]:
+    """A uint8 image (C, H, W) changed as the folder of this name says, and what the name of its file says of it. share:
+    SQUARE.
+    """
     if name in ("erased", "added"):
-        return with_square(image, name, generator)
+        return with_square(image, name, share, generator)
     return {"unchanged": lambda: image, "turned": lambda: image.rot90(1, (1, 2)),
             "upside_down": lambda: image.rot90(2, (1, 2)), "mirrored": lambda: image.flip(2)}[name](), ""
 
@@ -82,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
         for name in names:
             (root / name).mkdir(parents=True)
             for i in (chosen[:count] if name == "unchanged" else chosen[count:]).tolist():
-                image, where = change(images[i], name, generator)
+                image, where = change(images[i], name, args.SQUARE, generator)
                 pixels = image.permute(1, 2, 0).numpy()
                 Image.fromarray(pixels[:, :, 0] if len(image) == 1 else pixels).save(root / name / f"{i:05}{where}.png")
                 bar.update()

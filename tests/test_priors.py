@@ -190,12 +190,13 @@ def test_a_fine_prior_learns_what_the_coarse_codes_tell(prior):
     """The fine code is that of the coarse one, anew for every batch: nothing else tells it."""
     torch.manual_seed(0)
     model, labels = given(prior, 7), torch.zeros(8, dtype=torch.int64)
-    optimizer = torch.optim.Adam(model.parameters(), 0.02)
-    for _ in range(120):
+    optimizer, losses = torch.optim.Adam(model.parameters(), 0.01), []
+    for _ in range(160):
         coarse = torch.randint(7, (8, 2, 2))
         codes = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
         loss = F.cross_entropy(model(codes, labels, coarse)[:, :, :1, :1], codes[:, :1, :1])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.2
+        losses.append(loss.item())
+    assert sum(losses[-20:]) / 20 < 0.2  # by guessing: ln 7

@@ -11,7 +11,7 @@ import strange
 
 
 def changed(image, name, seed=0):
-    return strange.change(image, name, torch.Generator().manual_seed(seed))
+    return strange.change(image, name, 0.2, torch.Generator().manual_seed(seed))
 
 
 def test_turned_and_mirrored():
