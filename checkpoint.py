@@ -306,7 +306,7 @@ def choose_classes(asked: str, prior: dict[str, Any]) -> tuple[list[int], str]:
     if asked == "none" or (asked == "all" and not names):
         return [len(names)], "without a class" if names else ""
     if asked == "all":
-        counts = prior["data"].get("class_counts", [1] * len(names))
+        counts = class_counts(prior)
         missing = ", ".join(name for name, count in zip(names, counts) if not count)
         return [label for label, count in enumerate(counts) if count], \
             "all classes in turn" + (f" but those without a training image ({missing})" if missing else "")
@@ -315,6 +315,11 @@ def choose_classes(asked: str, prior: dict[str, Any]) -> tuple[list[int], str]:
         there = f"0 to {len(names) - 1} ({', '.join(names)})" if names else "none"
         raise UserError(f"CLASS_LABEL (--class-label): there is no class {asked}; there are {there}")
     return [number], f"of class {number} ({names[number]})"
+
+
+def class_counts(prior: dict[str, Any]) -> list[int]:
+    """The training images of each class that a prior, of which this is the checkpoint, learnt; 1 where it says none."""
+    return prior["data"].get("class_counts", [1] * len(prior["data"]["class_names"]))
 
 
 def class_dropout(prior: dict[str, Any]) -> float | None:

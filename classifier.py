@@ -75,7 +75,7 @@ class Classifier(nn.Module):
 
 def choose_epochs(count: int) -> int:
     """The passes over `count` training images where CLASSIFIER_EPOCHS is "auto"."""
-    return max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / math.ceil(count / BATCH_SIZE)))
+    return dataset.auto_epochs(LEAST_EPOCHS, LEAST_STEPS, math.ceil(count / BATCH_SIZE))
 
 
 def train_classifier(data: Data, epochs: int, device: torch.device) -> Classifier:

@@ -129,6 +129,11 @@ def gather(tensor: Tensor, index: Tensor) -> Tensor:
     return torch.from_numpy(tensor.numpy()[index.numpy()])
 
 
+def auto_epochs(least: int, steps: int, steps_an_epoch: int) -> int:
+    """The passes over the data where EPOCHS is "auto": for so many steps, but at least `least`."""
+    return max(least, math.ceil(steps / steps_an_epoch))
+
+
 def batches(indices: Iterable[Tensor], device: torch.device, *tensors: Tensor) -> Iterator[list[Tensor]]:
     """For every index tensor its rows of each of the tensors, on the device.
 

@@ -90,7 +90,7 @@ def class_shares(prior: dict[str, Any]) -> Tensor | None:
     names = prior["data"]["class_names"]
     if not 0 < len(names) <= MOST_CLASSES or checkpoint.class_dropout(prior) == 1:
         return None
-    counts = torch.tensor(prior["data"].get("class_counts", [1] * len(names)), dtype=torch.float64)
+    counts = torch.tensor(checkpoint.class_counts(prior), dtype=torch.float64)
     return counts / counts.sum()
 
 

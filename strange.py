@@ -32,6 +32,10 @@ NUM_IMAGES = 2000         # in every folder; at most half of the test split
 SQUARE = 0.2              # side of a square, as a share of the image's shorter side
 SEED = 0                  # of the choice of images, and of the places of squares
 
+WHOLE = {"unchanged": lambda image: image, "turned": lambda image: image.rot90(1, (1, 2)),
+         "upside_down": lambda image: image.rot90(2, (1, 2)), "mirrored": lambda image: image.flip(2)}
+SQUARES = "erased", "added"
+
 
 def commonest(image: Tensor) -> int:
     """The commonest value of a uint8 image (C, H, W)."""
@@ -60,10 +64,7 @@ def change(image: Tensor, name: str, share: float, generator: torch.Generator) -
     """A uint8 image (C, H, W) changed as the folder of this name says, and what the name of its file says of it. share:
     SQUARE.
     """
-    if name in ("erased", "added"):
-        return with_square(image, name, share, generator)
-    return {"unchanged": lambda: image, "turned": lambda: image.rot90(1, (1, 2)),
-            "upside_down": lambda: image.rot90(2, (1, 2)), "mirrored": lambda: image.flip(2)}[name](), ""
+    return with_square(image, name, share, generator) if name in SQUARES else (WHOLE[name](image), "")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -77,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
     if count == 0:
         raise UserError(f"DATASET (--dataset): the test split of {args.DATASET} has one image: two are needed")
     square = images.shape[2] == images.shape[3]
-    names = ["unchanged", *(["turned"] if square else []), "upside_down", "mirrored", "erased", "added"]
+    names = [name for name in (*WHOLE, *SQUARES) if square or name != "turned"]
     generator = torch.Generator().manual_seed(args.SEED)
     chosen = torch.randperm(len(images), generator=generator)[:2 * count]
     with tqdm(desc="writing", total=len(names) * count, unit="image", leave=False) as bar:

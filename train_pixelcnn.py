@@ -29,7 +29,7 @@ from modules import VQVAE
 from optimizers import AdamW, Muon
 from priors import PRIORS
 from sampler import draw_grids
-from training import Run, auto_epochs, begin, configure, means, over_processes, sum_over
+from training import Run, begin, configure, means, over_processes, sum_over
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
@@ -102,7 +102,7 @@ def fit_to(args: argparse.Namespace, count: int, positions: int) -> None:
             setattr(args, name, value)
     if args.EPOCHS == "auto":
         steps = min(20 * positions, 10**7 // (args.BATCH_SIZE * positions))
-        epochs = auto_epochs(3, steps, math.ceil(count / args.BATCH_SIZE))
+        epochs = dataset.auto_epochs(3, steps, math.ceil(count / args.BATCH_SIZE))
         args.EPOCHS = min(epochs, 10) if args.AUGMENT == "none" else epochs  # after 10 it learns the images by heart
 
 

@@ -25,7 +25,7 @@ from codes import PIXELS, perplexity, psnr
 from decode import Reading
 from modules import VQVAE, Reconstruction, VectorQuantizer, VQVAEConfig, orthogonality
 from optimizers import AdamW, Muon
-from training import Run, auto_epochs, begin, configure, means, over_processes, save_reconstructions, sum_over
+from training import Run, begin, configure, means, over_processes, save_reconstructions, sum_over
 
 DATASET = "glyphs"        # "glyphs" (drawn here, no download), a torchvision name (mnist, cifar10, ...) or a folder
 DATA_DIR = "data"         # where data sets are kept, or downloaded to
@@ -118,7 +118,7 @@ def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> Non
         if getattr(args, name) == "auto":
             setattr(args, name, value)
     if args.EPOCHS == "auto":
-        args.EPOCHS = auto_epochs(3, min(2 * pixels, 10_000), math.ceil(count / args.BATCH_SIZE))
+        args.EPOCHS = dataset.auto_epochs(3, min(2 * pixels, 10_000), math.ceil(count / args.BATCH_SIZE))
 
 
 def main(args: argparse.Namespace) -> None:

@@ -73,11 +73,6 @@ def begin(args: argparse.Namespace, reading: Reading) -> tuple[BaseFileLock, dat
         return lock, dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading, args.OUTPUT_DIR)
 
 
-def auto_epochs(least: int, steps: int, steps_an_epoch: int) -> int:
-    """The passes over the data where EPOCHS is "auto": for so many steps, but at least `least`."""
-    return max(least, math.ceil(steps / steps_an_epoch))
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Sums over a split
 
