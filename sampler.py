@@ -10,6 +10,8 @@ A row of a PixelCNN is a function of static buffers. On a GPU it is captured onc
 every row, so that the time of launching kernels does not count. Attention looks back further with every code and is
 not captured.
 
+A few grids on a CPU take their steps in C, where the machine has a compiler: see native.py.
+
 A masked prior draws many codes at once, in any order: see masked.py, whose rounds MaskedSampler runs.
 
 Guidance needs the logits of the same grids without a class. The network then sees the batch twice, the second time
@@ -28,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import native
 from attention import TransformerBlock, fourier
 from masked import Masked, draw_in_rounds
 from modules import PixelCNN, guide, invert
@@ -199,7 +202,12 @@ class PixelCNNSampler(Sampler):
         self.last = torch.zeros(self.inputs, self.hidden, device=device)  # the horizontal stack's output
         self.places = [self._places(column) for column in range(width)]
         self.embedded = self.h[0][:, reach:reach + width].unbind(1)
-        self.graph = self._capture() if device.type == "cuda" and type(model) is PixelCNN else None
+        alone = type(model) is PixelCNN  # without attention
+        self.step = self._step
+        if alone and native.pays(self.inputs, device):
+            layers = list(zip(self.horizontal_taps, self.out, self.h_features, self.h))
+            self.step = native.pixelcnn(layers, self.head, self.logits, reach)
+        self.graph = self._capture() if alone and device.type == "cuda" else None
 
     def _places(self, column: int) -> list[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
         """What `_code` reads and writes at a column, for each layer, as views made once: making a view takes as long
@@ -271,14 +279,18 @@ class PixelCNNSampler(Sampler):
             torch.addmm(so_far, window, self.vertical_taps[i][j + 1], out=self.v_features[i][j])
 
     def _code(self, column: int) -> Tensor:
-        """Draw the codes (inputs,) of one column of the row, by the horizontal stack and the head."""
+        """Draw the codes (inputs,) of one column of the row."""
+        self.step(column)
+        codes = self._draw(column)
+        self.embedded[column].copy_(self.model.embedding.weight.index_select(0, codes))
+        return codes
+
+    def _step(self, column: int) -> None:
+        """Fill `logits` for one column of the row, by the horizontal stack and the head."""
         for i in range(len(self.places[column])):
             self._layer(i, column)
         (bias_1, weight_1), (bias_2, weight_2) = self.head
         torch.addmm(bias_2, torch.addmm(bias_1, self.last.relu(), weight_1).relu_(), weight_2, out=self.logits)
-        codes = self._draw(column)
-        self.embedded[column].copy_(self.model.embedding.weight.index_select(0, codes))
-        return codes
 
     def _layer(self, i: int, column: int) -> None:
         """The horizontal stack of layer i at one column of the row."""
@@ -415,7 +427,7 @@ class BlockSampler:
 
     def __init__(self, block: TransformerBlock, inputs: int, places: int):
         (hidden, size, _), heads, device = block.sizes, block.heads, block.out.weight.device
-        self.shape = (hidden,)
+        self.shape, self.heads = (hidden,), heads
         self.query_key_value = after_norm(block.norm_1, block.query_key_value, inputs)
         self.widen = after_norm(block.norm_2, block.mlp[0], inputs)
         self.out, self.narrow = ((layer.bias, layer.weight.T.contiguous()) for layer in (block.out, block.mlp[2]))
@@ -466,7 +478,13 @@ class TransformerSampler(Sampler):
             self.height, device = height, self.codes.device
             place = self.model.place(fourier(height, self.width, device)) + self.model.before.bias
             self.from_place = place.unflatten(0, (height, self.width))
-            self.blocks = [BlockSampler(block, self.inputs, height * self.width) for block in self.model.blocks]
+            places = height * self.width
+            self.blocks = [BlockSampler(block, self.inputs, places) for block in self.model.blocks]
+            self.step = self._step
+            if native.pays(self.inputs, device):
+                layers = [(block.query_key_value, block.out, block.widen, block.narrow) for block in self.blocks]
+                lengths = [1 / block.scale[:block.heads] for block in self.blocks]
+                self.step = native.transformer(layers, lengths, self.head, self.logits, places)
         self.condition = self.model.condition(self.labels)
         self.rows.zero_()
         self.input.zero_()
@@ -489,11 +507,15 @@ class TransformerSampler(Sampler):
     def _code(self, place: int, column: int) -> None:
         """Draw the codes of one column of the row, at this place in raster order."""
         x, next_ones = self.places[column]
+        self.step(x, place)
+        next_ones.add_(self.near.index_select(0, self._draw(column)))
+
+    def _step(self, x: Tensor, place: int) -> None:
+        """Fill `logits` from the input x (inputs, C) of a place, which is overwritten."""
         for block in self.blocks:
             block.step(x, place)
         bias, matrix = self.head
         torch.addmm(bias, torch.layer_norm(x, self.shape), matrix, out=self.logits)
-        next_ones.add_(self.near.index_select(0, self._draw(column)))
 
 
 # ---------------------------------------------------------------------------------------------------------

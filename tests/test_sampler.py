@@ -4,6 +4,7 @@ import random
 import pytest
 import torch
 
+import native
 import sampler as sampler_module
 from modules import PixelCNN, PixelCNNConfig, sample
 from priors import PixelSNAIL, PixelSNAILConfig, Transformer, TransformerConfig
@@ -48,9 +49,17 @@ def kept(monkeypatch):
     return seen
 
 
+@pytest.fixture(params=["torch", "C"])
+def steps(request, monkeypatch):
+    """Take the steps of all samplers by torch, or in C where they are written in it."""
+    if request.param == "C" and native.library() is None:
+        pytest.skip("no C compiler builds step.c here")
+    monkeypatch.setattr(native, "INPUTS", 1000 if request.param == "C" else 0)
+
+
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("seed", range(16))
-def test_same_codes_and_logits_as_the_plain_loop(seed, prior, kept):
+def test_same_codes_and_logits_as_the_plain_loop(seed, prior, kept, steps):
     pick = random.Random(seed)
     num_codes, num_classes = pick.randint(2, 40), pick.choice([0, 1, 5])
     hidden, layers, kernel_size = pick.choice([4, 10, 16]), pick.randint(1, 5), pick.choice([3, 5, 7])
@@ -74,7 +83,7 @@ def test_same_codes_and_logits_as_the_plain_loop(seed, prior, kept):
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("seed", range(8))
-def test_same_codes_and_logits_as_the_plain_loop_given_a_coarse_grid(seed, prior, kept):
+def test_same_codes_and_logits_as_the_plain_loop_given_a_coarse_grid(seed, prior, kept, steps):
     pick = random.Random(seed)
     num_classes, coarse_codes, layers = pick.choice([0, 3]), pick.randint(2, 9), pick.randint(1, 4)
     model = random_model(9, num_classes, 8, layers, pick.choice([3, 5]), seed, prior, coarse_codes)

@@ -1,0 +1,116 @@
+"""step.c, the samplers' steps in C: where it is built, where it is not, and that it gives what torch gives."""
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import native
+from priors import PRIORS
+from sampler import make_sampler, uniforms
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler builds step.c here")
+SIZES = {"pixelcnn": {"hidden": 48, "layers": 6, "kernel_size": 5},
+         "transformer": {"hidden": 96, "layers": 3, "kernel_size": 3, "heads": 4}}
+
+
+def model_of(prior, **sizes):
+    torch.manual_seed(0)
+    network, config = PRIORS[prior]
+    model = network(config(num_codes=70, num_classes=3, **SIZES[prior] | sizes)).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.15)
+    return model
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """An empty cache folder, and no library that was built before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.library.cache_clear()
+    yield tmp_path / "vqvae"
+    native.library.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("inputs", [1, 2, 4, 7])
+@pytest.mark.parametrize("prior, sizes", [("pixelcnn", {}), ("pixelcnn", {"hidden": 33, "kernel_size": 3}),
+                                          ("transformer", {}), ("transformer", {"hidden": 42, "heads": 1}),
+                                          ("transformer", {"hidden": 18, "heads": 6})])
+def test_steps_in_c_give_the_logits_of_torch(prior, sizes, inputs, monkeypatch):
+    model, labels, uniform = model_of(prior, **sizes), torch.arange(inputs) % 3, uniforms(0, 0, inputs, 9, 11)
+    logits, codes = {}, {}
+    for limit in (0, 7):
+        monkeypatch.setattr(native, "INPUTS", limit)
+        sampler, seen = make_sampler(model, inputs, 11), []
+        step = sampler._draw
+        sampler._draw = lambda column: (seen.append(sampler.logits.clone()), step(column))[1]  # noqa: B023
+        codes[limit], logits[limit] = sampler(labels, uniform), torch.stack(seen)
+    assert torch.equal(codes[0], codes[7])
+    torch.testing.assert_close(logits[0], logits[7], atol=1e-4, rtol=1e-4)
+    assert not torch.equal(logits[0], logits[7])  # they are not computed in the same way
+
+
+@pytest.mark.parametrize("prior", SIZES)
+def test_only_small_batches_take_their_steps_in_c(prior, monkeypatch):
+    def no_build():
+        raise AssertionError
+    monkeypatch.setattr(native, "library", no_build)
+    make_sampler(model_of(prior), native.INPUTS + 1, 3)
+    make_sampler(model_of(prior), native.INPUTS // 2 + 1, 3, guidance=2.0)  # the network sees the batch twice
+    assert not native.pays(1, torch.device("cuda"))
+    with pytest.raises(AssertionError):
+        native.pays(1, torch.device("cpu"))
+
+
+@needs_compiler
+def test_the_library_is_built_once(cache, monkeypatch):
+    assert native.library() is not None
+    [built] = cache.iterdir()
+    assert (cache.stat().st_mode & 0o77) == 0
+    native.library.cache_clear()
+    monkeypatch.setattr(native.subprocess, "run", None)  # it is not built again
+    assert native.library() is not None
+    assert list(cache.iterdir()) == [built]
+
+
+def no_compiler(monkeypatch, cache):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+
+
+def another_compiler(monkeypatch, cache):
+    monkeypatch.setenv("CC", "/no/such/compiler")
+
+
+def failing_compiler(monkeypatch, cache):
+    monkeypatch.setenv("CC", shutil.which("false") or sys.executable)
+
+
+def a_file_in_the_way(monkeypatch, cache):
+    cache.write_text("")
+
+
+def damaged_library(monkeypatch, cache):
+    cache.mkdir()
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+
+
+@pytest.mark.parametrize("obstacle", [no_compiler, another_compiler, failing_compiler, a_file_in_the_way,
+                                      damaged_library])
+def test_without_the_library_all_goes_on_with_torch(obstacle, cache, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        obstacle(patch, cache)
+        assert native.library() is None
+    codes = make_sampler(model_of("transformer"), 1, 4)(torch.zeros(1, dtype=torch.int64), uniforms(0, 0, 1, 4, 4))
+    assert codes.shape == (1, 4, 4)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_this_machine_builds_it():
+    """Linux with a compiler is where the tests run; elsewhere nothing is known."""
+    if platform.system() != "Linux" or not shutil.which("cc"):
+        pytest.skip("not Linux with a C compiler")
+    assert native.library() is not None
