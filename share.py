@@ -30,7 +30,7 @@ SHARED_DIR = "shared"     # where the weights are written: a directory of their 
 HALF = True               # weights as float16, half the size; False: float32, to the bit those of the run
 DATASET = None            # the data set of the training, where it lies now; None: where it lay then
 DATA_DIR = None           # where data sets are kept, or downloaded to
-OVERWRITE = False         # replace the checkpoints that SHARED_DIR holds
+OVERWRITE = False         # replace the shared checkpoints that SHARED_DIR holds
 BATCH_SIZE = 64           # validation images at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
@@ -123,17 +123,21 @@ def main(args: argparse.Namespace) -> None:
     if Path(args.SHARED_DIR).resolve() == Path(args.OUTPUT_DIR).resolve():
         raise UserError(f"SHARED_DIR (--shared-dir) is the run's directory itself, {args.OUTPUT_DIR}: name another")
     found = read_run(args.OUTPUT_DIR)
-    before = [path for stage in STAGES if (path := checkpoint.path_of(args.SHARED_DIR, stage)).exists()]
-    if before and not args.OVERWRITE:
-        raise UserError(f"SHARED_DIR (--shared-dir): {args.SHARED_DIR} holds {before[0].name}: choose another "
-                        f"directory, or add --overwrite to replace its checkpoints")
+    before = {stage: path for stage in STAGES if (path := checkpoint.path_of(args.SHARED_DIR, stage)).exists()}
+    for stage, path in before.items():
+        if not args.OVERWRITE:
+            raise UserError(f"SHARED_DIR (--shared-dir): {args.SHARED_DIR} holds {path.name}: choose another "
+                            f"directory, or add --overwrite to replace its checkpoints")
+        if not checkpoint.load(args.SHARED_DIR, stage).get("shared"):
+            raise UserError(f"SHARED_DIR (--shared-dir): {path} is of a training, which --overwrite does not replace: "
+                            f"choose another directory")
     contents = {stage: weights_alone(stored, args.HALF) for stage, stored in found.items()}
     known = checkpoint.fingerprint(contents["vqvae"]["model"])
     for stored in contents.values():
         if "vqvae" in stored:  # a prior: it belongs to the rounded weights now
             stored["vqvae"] = known
     add_expected(contents, found["vqvae"], args, device)
-    for path in before:
+    for path in before.values():
         path.unlink()  # also those that this run has not
     for stage, stored in contents.items():
         del stored["format"], stored["version"], stored["stage"]

@@ -175,16 +175,22 @@ def test_two_levels_and_a_masked_prior_still_belong_to_their_codes(script, two_l
 
 
 def test_sharing_again(script, shared, trained, copied, tmp_path):
-    """Of shared weights too; what the run has not is removed, and only if it may be."""
+    """Of shared weights too; what the run has not is removed, and only if it may be. Trainings are not."""
     place = tmp_path / "again"
     flags = ["--output-dir", shared, "--shared-dir", place]
     assert script("share", *flags).status == 0
     for name in ("vqvae.pt", "pixelcnn.pt"):
         assert (place / name).read_bytes() == (shared / name).read_bytes()
-    shutil.copy(trained / "pixelcnn.pt", place / "pixelsnail.pt")
+    other = torch.load(shared / "pixelcnn.pt", weights_only=True)
+    torch.save(other | {"stage": "pixelsnail"}, place / "pixelsnail.pt")
     before = listing(place)
     outcome = script("share", *flags)
     assert outcome.status == 1 and "add --overwrite" in outcome.err and listing(place) == before
+    shutil.copy(trained / "pixelcnn.pt", place / "pixelcnn.pt")
+    before = listing(place)
+    outcome = script("share", *flags, "--overwrite")
+    assert outcome.status == 1 and "pixelcnn.pt is of a training" in outcome.err and listing(place) == before
+    (place / "pixelcnn.pt").unlink()
     assert script("share", *flags, "--overwrite").status == 0
     assert sorted(path.name for path in place.iterdir()) == ["pixelcnn.pt", "vqvae.pt"]
 
