@@ -41,6 +41,7 @@ PER_CODE_GRIDS = "8 16 32 64"  # sizes of the grids for the cost of a code
 PER_CODE_BATCH = 16       # grids at once for the cost of a code
 PLAIN_CODES = 2           # codes that the plain loop draws; its time for a whole grid is extrapolated from them
 COMPILED = True           # also measure compiled training steps, which compile for a minute or two first
+PRECISION = "auto"        # of training steps, and of the product: as that of train_vqvae.py
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 SEED = 0                  # of weights and data, which do not affect the figures
 
@@ -173,20 +174,22 @@ def cost_per_code(device: torch.device, args: argparse.Namespace) -> list[dict[s
     return rows
 
 
-def training_step(network: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Callable[[], None]:
-    """A training step as in the scripts: forward, backward, fused optimiser; bf16 autocast on CUDA."""
+def training_step(network: nn.Module, loss: Callable[[], Tensor], device: torch.device,
+                  precision: str) -> Callable[[], None]:
+    """A training step as in the scripts: forward, backward, fused optimiser."""
     optimizer = AdamW((weight for weight in network.parameters() if weight.requires_grad), 1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
-        with devices.autocast(device):
+        with devices.autocast(device, precision):
             value = loss()
         value.backward()
         optimizer.step()
     return step
 
 
-def convolutions(network: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Callable[[], None]:
+def convolutions(network: nn.Module, loss: Callable[[], Tensor], device: torch.device,
+                 precision: str) -> Callable[[], None]:
     """The convolutions of a training step alone, forward and backward: a step whose other operations take no time."""
     calls = []
 
@@ -195,7 +198,7 @@ def convolutions(network: nn.Module, loss: Callable[[], Tensor], device: torch.d
 
     hooks = [module.register_forward_hook(note) for module in network.modules()
              if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))]
-    autocast = devices.autocast(device)
+    autocast = devices.autocast(device, precision)
     with autocast:
         loss()
     for hook in hooks:
@@ -221,7 +224,7 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
 
     The same for their convolutions alone, whose share is close to the most that a whole step can reach.
     """
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = devices.precision(device, args.PRECISION)
     left, right = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
     images = torch.rand(256, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     codes = torch.randint(PRIOR["num_codes"], (128, 8, 8), device=device)
@@ -242,12 +245,12 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
         network.to(device, memory_format=torch.channels_last).train()
         fast.speed_up(network)
         loss = partial(loss_of, network)
-        alone = convolutions(network, loss, device)
-        works = {"step, eager": training_step(network, loss, device), "its convolutions": alone}
+        alone = convolutions(network, loss, device, args.PRECISION)
+        works = {"step, eager": training_step(network, loss, device, args.PRECISION), "its convolutions": alone}
         if args.COMPILED:
             compiled = copy.deepcopy(network)
             compiled.compile()
-            works["step, compiled"] = training_step(compiled, partial(loss_of, compiled), device)
+            works["step, compiled"] = training_step(compiled, partial(loss_of, compiled), device, args.PRECISION)
         turns = Turns(device, args.REPEATS, product=lambda: left @ right, **works)
         whole, part = flops(lambda: loss().backward()), flops(alone)
         rows += [throughput(f"{stage} {name}", turns, name, part if work is alone else whole, count)

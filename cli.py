@@ -145,6 +145,7 @@ RULES = {
     "SAVE_EVERY": Rule(float, above=0),
     "RESUME": Rule(str, choices=("auto", "never")),
     "COMPILE": Rule(str, choices=("auto", "yes", "no")),
+    "PRECISION": Rule(str, choices=("auto", "float32", "bfloat16")),
     "SAMPLE_EVERY": Rule(int, low=0),
     "NUM_SAMPLES": Rule(int, low=1, high=10_000_000),
     "NUM_IMAGES": Rule(int, low=1),

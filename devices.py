@@ -59,14 +59,28 @@ def pick(name: str) -> torch.device:
     return device
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """The precision of a training step: bfloat16 where a GPU computes in it, elsewhere nothing changes.
+def precision(device: torch.device, wanted: str) -> torch.dtype:
+    """What a training step computes in: "float32", "bfloat16", or "auto": bfloat16 where the device is made for it.
 
-    cuDNN has no convolutions in bfloat16 for GPUs before Ampere. Matrix products that this leaves in float32 are not
-    rounded to TF32: the distances of the quantizer are small differences, and a sample would depend on its batch.
+    Those are GPUs since Ampere, as cuDNN has no convolutions in it for older ones, and CPUs with AVX512_BF16. UserError
+    where bfloat16 is wanted of an older GPU; other CPUs imitate it.
     """
-    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.autocast(device.type, torch.bfloat16, enabled=able)
+    if device.type == "cuda":
+        able = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        able = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    if wanted == "bfloat16" and device.type == "cuda" and not able:
+        raise UserError("PRECISION (--precision): this GPU does not compute in bfloat16: choose float32")
+    return torch.bfloat16 if wanted == "bfloat16" or wanted == "auto" and able else torch.float32
+
+
+def autocast(device: torch.device, wanted: str) -> torch.autocast:
+    """A context in which networks compute in this `precision`.
+
+    Matrix products that it leaves in float32 are not rounded to TF32: the distances of the quantizer are small
+    differences, and a sample would depend on its batch.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device, wanted) == torch.bfloat16)
 
 
 def rank() -> int:

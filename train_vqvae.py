@@ -67,6 +67,7 @@ SAVE_EVERY = 600          # seconds between checkpoints within an epoch; there i
 RESUME = "auto"           # "auto" continues an unfinished run; "never" starts over
 OVERWRITE = False         # let RESUME = "never" replace a finished run
 COMPILE = "auto"          # torch.compile: "yes", "no", or "auto": for long runs on CUDA, where its start pays off
+PRECISION = "auto"        # of a training step: "float32", "bfloat16", or "auto": bfloat16 where the device has it
 TENSORBOARD = False       # write event files for TensorBoard as well
 
 PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["train_psnr", "validation_psnr"],

@@ -33,8 +33,8 @@ from decode import Reading
 from files import atomic, lock_run
 
 # Constants that a run may be continued with another value of; any other one makes it another run
-FREE = {"DATASET", "DATA_DIR", "OUTPUT_DIR", "EPOCHS", "LEARNING_RATE", "DEVICE", "COMPILE", "TENSORBOARD",
-        "SAVE_EVERY", "SAMPLE_EVERY", "LEVEL", "RESUME", "OVERWRITE"}
+FREE = {"DATASET", "DATA_DIR", "OUTPUT_DIR", "EPOCHS", "LEARNING_RATE", "DEVICE", "COMPILE", "PRECISION",
+        "TENSORBOARD", "SAVE_EVERY", "SAMPLE_EVERY", "LEVEL", "RESUME", "OVERWRITE"}
 # What runs had before the constant existed
 BEFORE = {"OPTIMIZER": "adam", "ARCHITECTURE": "paper", "NORMALISE": "layer", "ORTHOGONAL": 0.0, "ADVERSARIAL": 0.0,
           "PERCEPTUAL": 0.0, "DROPOUT": 0.0, "AUGMENT": "none", "AVERAGE": 0.0, "LEVELS": 1}
@@ -185,7 +185,9 @@ class Run:
         """The network as a step calls it: compiled if COMPILE says so, and with gradients of all processes."""
         args, left = self.args, (self.args.EPOCHS - self.epoch) * self.steps - self.done
         if left > 0 and devices.is_main():
-            print(f"training for {left} steps of {args.BATCH_SIZE} ({args.EPOCHS} epochs of {self.steps} steps)")
+            dtype = str(devices.precision(self.device, args.PRECISION)).removeprefix("torch.")
+            print(f"training for {left} steps of {args.BATCH_SIZE} ({args.EPOCHS} epochs of {self.steps} steps) in "
+                  f"{dtype}")
         if args.COMPILE == "yes" or (args.COMPILE == "auto" and self.device.type == "cuda"
                                      and args.EPOCHS * self.steps > COMPILE_FROM):
             self.network.compile()
@@ -193,7 +195,7 @@ class Run:
 
     def autocast(self) -> torch.autocast:
         """See `devices.autocast`."""
-        return devices.autocast(self.device)
+        return devices.autocast(self.device, self.args.PRECISION)
 
     def batches(self, *tensors: Tensor) -> Iterator[list[Tensor]]:
         """The rest of this epoch's batches: of each, this process's rows of each of the tensors, on the network's

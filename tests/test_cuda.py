@@ -32,7 +32,7 @@ import sampler as sampler_module
 import train_vqvae
 import training
 from attention import attend
-from cli import parse
+from cli import UserError, parse
 from masked import nats_in_rounds
 from modules import ARCHITECTURES, VQVAE, VectorQuantizer, VQVAEConfig, nearest_codes
 from optimizers import AdamW, Muon
@@ -121,7 +121,7 @@ def test_the_nearest_codes_are_those_of_float64(device):
     assert (codes == exact.argmin(1)).float().mean() > 0.9999
     quantizer = VectorQuantizer(512, 64).to(device).eval()
     latents = z_e.view(2, 100, 100, 64).permute(0, 3, 1, 2)
-    with devices.autocast(device):
+    with devices.autocast(device, "auto"):
         under = quantizer(latents).codes
     assert torch.equal(under, quantizer(latents).codes)
 
@@ -276,7 +276,7 @@ def test_training_with_a_discriminator(device, data_dir, tmp_path, monkeypatch, 
 @on_gpu
 def test_a_step_computes_in_bfloat16_where_the_gpu_can(on_cuda):
     network = VQVAE(VQVAEConfig(3, 16, 1, 8, 4, 16, 8)).to(on_cuda)
-    with devices.autocast(on_cuda):
+    with devices.autocast(on_cuda, "auto"):
         output = network(torch.rand(2, 3, 16, 16, device=on_cuda))
     able = torch.cuda.get_device_capability(on_cuda) >= (8, 0)
     assert output.images.dtype == (torch.bfloat16 if able else torch.float32)
@@ -499,6 +499,12 @@ def test_bfloat16_only_where_the_gpu_has_convolutions_in_it(monkeypatch, capabil
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     asked = []
     monkeypatch.setattr(torch, "autocast", lambda kind, dtype, enabled: asked.append((kind, dtype, enabled)))
-    devices.autocast(torch.device("cuda:0"))
-    devices.autocast(torch.device("cpu"))
-    assert asked == [("cuda", torch.bfloat16, able), ("cpu", torch.bfloat16, False)]
+    cuda = torch.device("cuda:0")
+    for wanted in ("auto", "float32"):
+        devices.autocast(cuda, wanted)
+    assert asked == [("cuda", torch.bfloat16, able), ("cuda", torch.bfloat16, False)]
+    if able:
+        assert devices.precision(cuda, "bfloat16") == torch.bfloat16
+    else:
+        with pytest.raises(UserError, match="choose float32"):
+            devices.precision(cuda, "bfloat16")

@@ -9,9 +9,43 @@ from pathlib import Path
 
 import faults
 import pytest
+import torch
+from conftest import SMALL_VQVAE
 from faults import EPOCHS
 
 import checkpoint
+import devices
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_step_computes_in_bfloat16_where_that_is_fast_or_asked_for(able, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able, raising=False)
+    x, found = torch.rand(2, 3), {}
+    for wanted in ("auto", "float32", "bfloat16"):
+        with devices.autocast(CPU, wanted):
+            found[wanted] = (x @ x.T).dtype
+    assert found == {"auto": torch.bfloat16 if able else torch.float32, "float32": torch.float32,
+                     "bfloat16": torch.bfloat16}
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")  # an older torch
+    assert devices.precision(CPU, "auto") == torch.float32
+    assert devices.precision(torch.device("mps"), "auto") == torch.float32
+
+
+def test_trainings_in_both_precisions(script, data_dir, tmp_path):
+    """They learn the same to 2%, a run may change between them, and what is measured is of float32 weights."""
+    def train(directory, precision, epochs):
+        flags = [*SMALL_VQVAE, "--data-dir", data_dir, "--output-dir", tmp_path / directory, "--epochs", epochs]
+        outcome = script("train_vqvae", *flags, "--precision", precision)
+        assert outcome.status == 0, outcome.err
+        stored = checkpoint.load(str(tmp_path / directory), "vqvae")
+        assert all(weight.dtype != torch.bfloat16 for weight in stored["model"].values())
+        return [row["validation_mse"] for row in stored["training"]["history"]]
+    exact, rounded = train("a", "float32", 2), train("b", "bfloat16", 2)
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert train("b", "float32", 3)[:2] == rounded
 
 
 @pytest.mark.parametrize("name, tolerance, more", [
@@ -26,7 +60,8 @@ def test_two_processes_are_one_and_others_continue_what_two_began(cases, name, t
     case = cases[name]
     stage = case.stage
     # a seed with which no vector lies halfway between two codes to within rounding: it would choose either of them
-    flags = [*case.flags, "--limit", 410, "--batch-size", 20, "--epochs", 1, "--seed", 4, *more]
+    flags = [*case.flags, "--limit", 410, "--batch-size", 20, "--epochs", 1, "--seed", 4, "--precision", "float32",
+             *more]
     (alone, log), (shared, _), (stopped, _) = case.new(), case.new(), case.new()
     assert faults.run(case.script, [*flags, "--output-dir", alone], log) == 0
     assert checkpoint.load(alone, stage)["training"]["count"] == 390
