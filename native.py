@@ -64,7 +64,7 @@ def pixelcnn(layers: Sequence[Sequence[Tensor]], head: Sequence[tuple[Tensor, Te
         net += [pack(torch.zeros(taps.shape[1]), taps), pack(torch.zeros(out.shape[1]), out), features, row]
     (inputs, width, _), hidden = features.shape, len(out)
     sizes = (inputs, hidden, len(layers), logits.shape[1], width, reach)
-    step = bind("pixelcnn", sizes, [*net, *(pack(*layer) for layer in head)])
+    step = Function("pixelcnn", sizes, [*net, *(pack(*layer) for layer in head)])
     scratch = torch.zeros(4 * inputs * hidden)
     return lambda column: step(column, scratch, logits)
 
@@ -82,7 +82,7 @@ def transformer(blocks: Sequence[Sequence[tuple[Tensor, Tensor]]], lengths: Sequ
         keys, values = (pack(torch.zeros(columns), torch.zeros(rows, columns)).repeat(inputs, 1, 1)
                         for rows, columns in ((size, places), (places, size)))
         net += [*(pack(*layer) for layer in block), length, keys, values]
-    step = bind("transformer", (inputs, hidden, len(blocks), logits.shape[1], heads, places), [*net, pack(*head)])
+    step = Function("transformer", (inputs, hidden, len(blocks), logits.shape[1], heads, places), [*net, pack(*head)])
     scratch = torch.zeros(inputs * (6 * hidden + 2 * size) + heads * places)
     return lambda x, place: step(place, x, scratch, logits)
 
@@ -93,13 +93,14 @@ def pack(bias: Tensor, weight: Tensor) -> Tensor:
     return F.pad(rows, (0, -weight.shape[1] % PANEL)).unflatten(1, (-1, PANEL)).transpose(0, 1).contiguous()
 
 
-def bind(name: str, sizes: Sequence[int], net: Sequence[Tensor]) -> Callable[..., None]:
-    """A function of step.c, given its sizes and its network. It takes a number, and contiguous tensors."""
-    function = getattr(library(), name)
-    function.restype = None
-    given = (*map(ctypes.c_long, sizes), (ctypes.c_void_p * len(net))(*(part.data_ptr() for part in net)))
+class Function:
+    """A function of step.c, with its sizes and its network given. It takes a number, and contiguous float32 tensors."""
 
-    def call(place: int, *tensors: Tensor) -> None:
-        function(*given, ctypes.c_long(place), *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors))
-    call.net = net  # keeps the memory that `given` points to
-    return call
+    def __init__(self, name: str, sizes: Sequence[int], net: Sequence[Tensor]):
+        self.function, self.net = getattr(library(), name), net  # `given` points to the memory of net
+        self.function.restype = None
+        self.given = (*map(ctypes.c_long, sizes), (ctypes.c_void_p * len(net))(*(part.data_ptr() for part in net)))
+
+    def __call__(self, place: int, *tensors: Tensor) -> None:
+        pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
+        self.function(*self.given, ctypes.c_long(place), *pointers)

@@ -58,7 +58,7 @@ SAVE_EVERY = 600          # seconds between checkpoints within an epoch; there i
 RESUME = "auto"           # "auto" continues an unfinished run; "never" starts over
 OVERWRITE = False         # let RESUME = "never" replace a finished run
 COMPILE = "auto"          # torch.compile: "yes", "no", or "auto": for long runs on CUDA, where its start pays off
-PRECISION = "auto"        # of a training step: "float32", "bfloat16", or "auto": bfloat16 on GPUs that have it
+PRECISION = "auto"        # of a training step: "float32", "bfloat16", or "auto": bfloat16 where it is faster
 TENSORBOARD = False       # write event files for TensorBoard as well
 
 BETAS = (0.9, 0.99)       # of AdamW
@@ -134,8 +134,8 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Op
 
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
-    if device.type == "cpu" and args.PRECISION == "auto":
-        args.PRECISION = "float32"  # its matrices are too small to gain by bfloat16
+    if device.type == "cpu" and args.PRIOR != "pixelcnn" and args.PRECISION == "auto":
+        args.PRECISION = "float32"  # on CPUs the gradient of torch's attention takes longer in bfloat16
     stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
     vqvae = checkpoint.build(stored).to(device, memory_format=torch.channels_last)
     args = checkpoint.fill(args, stored)
