@@ -12,14 +12,15 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-INPUTS = 4      # a larger batch keeps torch's operators busy
+INPUTS = 8      # a larger batch keeps the operators of torch busy
 PANEL = 16      # columns of a panel of weights, as in step.c
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-shared", "-fPIC"]
 VECTORS = {"AVX2": ["-mavx2", "-mfma"], "AVX512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512vl"]}
@@ -52,8 +53,31 @@ def pays(inputs: int, device: torch.device) -> bool:
     return device.type == "cpu" and inputs <= INPUTS and library() is not None
 
 
+class Function:
+    """A function of step.c with its first arguments given, whose memory it keeps: whole numbers, others, contiguous
+    tensors, and lists of tensors.
+    """
+
+    def __init__(self, name: str, *given: Any):
+        self.function, self.kept = getattr(library(), name), given
+        self.function.restype = None
+        self.given = tuple(map(as_c, given))
+
+    def __call__(self, *more: Any) -> None:
+        self.function(*self.given, *map(as_c, more))
+
+
+def as_c(value: Any) -> Any:
+    """An argument of a function of step.c."""
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, list):
+        return (ctypes.c_void_p * len(value))(*(part.data_ptr() for part in value))
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_long(value)
+
+
 def pixelcnn(layers: Sequence[Sequence[Tensor]], head: Sequence[tuple[Tensor, Tensor]], logits: Tensor,
-             reach: int) -> Callable[[int], None]:
+             reach: int) -> Function:
     """PixelCNNSampler's `_step` in C: a function of the column, which fills logits (B, K).
 
     layers: of each the taps, the matrix `out`, the features from the vertical stack (B, width, 2 C) and the input
@@ -63,14 +87,12 @@ def pixelcnn(layers: Sequence[Sequence[Tensor]], head: Sequence[tuple[Tensor, Te
     for taps, out, features, row in layers:
         net += [pack(torch.zeros(taps.shape[1]), taps), pack(torch.zeros(out.shape[1]), out), features, row]
     (inputs, width, _), hidden = features.shape, len(out)
-    sizes = (inputs, hidden, len(layers), logits.shape[1], width, reach)
-    step = Function("pixelcnn", sizes, [*net, *(pack(*layer) for layer in head)])
-    scratch = torch.zeros(4 * inputs * hidden)
-    return lambda column: step(column, scratch, logits)
+    return Function("pixelcnn", inputs, hidden, len(layers), logits.shape[1], width, reach,
+                    [*net, *(pack(*layer) for layer in head)], torch.zeros(4 * inputs * hidden), logits)
 
 
 def transformer(blocks: Sequence[Sequence[tuple[Tensor, Tensor]]], lengths: Sequence[Tensor],
-                head: tuple[Tensor, Tensor], logits: Tensor, places: int) -> Callable[[Tensor, int], None]:
+                head: tuple[Tensor, Tensor], logits: Tensor, places: int) -> Function:
     """TransformerSampler's `_step` in C: a function of the input x (B, C) and its place, which fills logits (B, K).
 
     blocks: of each bias and matrix of `query_key_value`, `out`, `widen` and `narrow`. lengths: of each the lengths
@@ -82,25 +104,22 @@ def transformer(blocks: Sequence[Sequence[tuple[Tensor, Tensor]]], lengths: Sequ
         keys, values = (pack(torch.zeros(columns), torch.zeros(rows, columns)).repeat(inputs, 1, 1)
                         for rows, columns in ((size, places), (places, size)))
         net += [*(pack(*layer) for layer in block), length, keys, values]
-    step = Function("transformer", (inputs, hidden, len(blocks), logits.shape[1], heads, places), [*net, pack(*head)])
     scratch = torch.zeros(inputs * (6 * hidden + 2 * size) + heads * places)
-    return lambda x, place: step(place, x, scratch, logits)
+    return Function("transformer", inputs, hidden, len(blocks), logits.shape[1], heads, places, [*net, pack(*head)],
+                    scratch, logits)
+
+
+def choose(logits: Tensor, guidance: float, temperature: float, uniform: Tensor, known: Tensor,
+           codes: Tensor) -> Function:
+    """Sampler's `_draw` in C, without top_k and top_p: a function of the column, which fills that of codes (B, width).
+
+    logits: (B, K), or with guidance (2 B, K). uniform, known: (B, width).
+    """
+    return Function("choose", codes.shape[0], logits.shape[1], codes.shape[1], float(guidance), float(temperature),
+                    uniform, known, logits, torch.zeros(logits.shape[1]), codes)
 
 
 def pack(bias: Tensor, weight: Tensor) -> Tensor:
     """Panels (ceil(N / 16), 1 + K, 16) of weight (K, N) under bias, which is (N,), or (B, N) with equal rows."""
     rows = torch.cat([bias.view(-1, weight.shape[1])[:1], weight])
     return F.pad(rows, (0, -weight.shape[1] % PANEL)).unflatten(1, (-1, PANEL)).transpose(0, 1).contiguous()
-
-
-class Function:
-    """A function of step.c, with its sizes and its network given. It takes a number, and contiguous float32 tensors."""
-
-    def __init__(self, name: str, sizes: Sequence[int], net: Sequence[Tensor]):
-        self.function, self.net = getattr(library(), name), net  # `given` points to the memory of net
-        self.function.restype = None
-        self.given = (*map(ctypes.c_long, sizes), (ctypes.c_void_p * len(net))(*(part.data_ptr() for part in net)))
-
-    def __call__(self, place: int, *tensors: Tensor) -> None:
-        pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
-        self.function(*self.given, ctypes.c_long(place), *pointers)

@@ -89,6 +89,7 @@ class Sampler:
         self.keep = torch.zeros(batch_size, width, dtype=torch.bool, device=device)
         self.columns = list(zip(*(row.unbind(1) for row in (self.uniform, self.keep, self.known, self.codes))))
         self.logits = torch.zeros(self.inputs, model.config.num_codes, device=device)  # of the codes drawn last
+        self.choose: Callable[[int], None] | None = None  # what draws a column in C
         self.coarse: Tensor | None = None  # features (inputs, hidden, height, width) of the coarse codes
 
     @torch.inference_mode()
@@ -139,11 +140,21 @@ class Sampler:
         """Draw a row into `codes`."""
         raise NotImplementedError
 
+    def _in_c(self, step: Callable[..., None]) -> Callable[..., None]:
+        """This step in C; draw in C too, where neither top_k nor top_p is in use."""
+        temperature, top_k, top_p = self.options
+        if temperature > 0 and top_k == 0 and top_p >= 1:
+            self.choose = native.choose(self.logits, self.guidance, temperature, self.uniform, self.known, self.codes)
+        return step
+
     def _draw(self, column: int) -> Tensor:
         """The codes (inputs,) of one column of the row: the known ones, the others drawn from `logits`."""
-        logits = self.logits if self.guidance == 1 else guide(*self.logits.chunk(2), self.guidance)
         uniform, keep, known, codes = self.columns[column]
-        torch.where(keep, known, draw(logits, uniform, *self.options), out=codes)
+        if self.choose:
+            self.choose(column)
+        else:
+            logits = self.logits if self.guidance == 1 else guide(*self.logits.chunk(2), self.guidance)
+            torch.where(keep, known, draw(logits, uniform, *self.options), out=codes)
         return codes if self.guidance == 1 else codes.repeat(2)
 
 
@@ -206,7 +217,7 @@ class PixelCNNSampler(Sampler):
         self.step = self._step
         if alone and native.pays(self.inputs, device):
             layers = list(zip(self.horizontal_taps, self.out, self.h_features, self.h))
-            self.step = native.pixelcnn(layers, self.head, self.logits, reach)
+            self.step = self._in_c(native.pixelcnn(layers, self.head, self.logits, reach))
         self.graph = self._capture() if alone and device.type == "cuda" else None
 
     def _places(self, column: int) -> list[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
@@ -484,7 +495,7 @@ class TransformerSampler(Sampler):
             if native.pays(self.inputs, device):
                 layers = [(block.query_key_value, block.out, block.widen, block.narrow) for block in self.blocks]
                 lengths = [1 / block.scale[:block.heads] for block in self.blocks]
-                self.step = native.transformer(layers, lengths, self.head, self.logits, places)
+                self.step = self._in_c(native.transformer(layers, lengths, self.head, self.logits, places))
         self.condition = self.model.condition(self.labels)
         self.rows.zero_()
         self.input.zero_()

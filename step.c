@@ -67,6 +67,27 @@ static inline float exponential(float x) {
     return sum * power;
 }
 
+/* Sampler: the codes at one column of a row of grids, (rows, width) each: the known ones, -1 for none, and the others
+   drawn as `draw` does without top_k and top_p, at this temperature, from logits (rows, codes). With a guidance that is
+   not 1 as many logits without a class come after them. chances: `codes` numbers. */
+void choose(long rows, long codes, long width, float guidance, float temperature, const float *uniform,
+            const int64_t *known, const float *logits, float *chances, int64_t *out, long column) {
+    const float *free = guidance == 1 ? logits : logits + rows * codes;
+    for (long place = column; rows--; place += width, logits += codes, free += codes) {
+        long code = 0;
+        float largest = -INFINITY, most = 1 - 1.0f / (1 << 23);
+        double sum = 0;
+        for (long k = 0; k < codes; k++) chances[k] = free[k] + guidance * (logits[k] - free[k]);
+        for (long k = 0; k < codes; k++) largest = chances[k] > largest ? chances[k] : largest;
+        for (long k = 0; k < codes; k++) chances[k] = (chances[k] - largest) / temperature;
+        for (long k = 0; k < codes; k++) chances[k] = chances[k] < -87 ? 0 : exponential(chances[k]);
+        for (long k = 0; k < codes; k++) chances[k] = (float)(sum += chances[k]);
+        float target = (uniform[place] < most ? uniform[place] : most) * chances[codes - 1];
+        while (code < codes - 1 && chances[code] <= target) code++;
+        out[place] = known[place] < 0 ? code : known[place];
+    }
+}
+
 static inline float sigmoid(float x) { return 1 / (1 + exponential(-x)); }
 
 static void relu(long count, float *x) {
@@ -77,8 +98,8 @@ static void relu(long count, float *x) {
    net: for each layer its taps, its `out`, the features from the vertical stack (rows, width, 2 hidden) and its input
    (rows, width + 2 reach, hidden), of which the layer before fills the next column; then both layers of the head.
    scratch: 4 rows * hidden numbers. */
-void pixelcnn(long rows, long hidden, long layers, long codes, long width, long reach, float *const *net, long column,
-              float *scratch, float *logits) {
+void pixelcnn(long rows, long hidden, long layers, long codes, long width, long reach, float *const *net,
+              float *scratch, float *logits, long column) {
     float *gates = scratch, *gated = gates + rows * 2 * hidden, *last = gated + rows * hidden;
     long stride = (width + 2 * reach) * hidden;
     for (long layer = 0; layer < layers; layer++, net += 4) {
@@ -136,7 +157,7 @@ static void softmax(long rows, long width, float *x, long stride) {
    keys, a matrix (size, places), and the values, a matrix (places, size), with size = hidden / heads; then the head.
    scratch: rows * (6 hidden + 2 size) + heads * places numbers. */
 void transformer(long rows, long hidden, long blocks, long codes, long heads, long places, float *const *net,
-                 long place, float *x, float *scratch, float *logits) {
+                 float *scratch, float *logits, float *x, long place) {
     long size = hidden / heads, parts = hidden + 2 * size;
     float *normed = scratch, *features = normed + rows * hidden, *wide = features + rows * parts;
     float *found = normed, *chances = wide + rows * 4 * hidden;

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import native
+from modules import guide
 from priors import PRIORS
-from sampler import make_sampler, uniforms
+from sampler import draw, make_sampler, uniforms
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler builds step.c here")
 SIZES = {"pixelcnn": {"hidden": 48, "layers": 6, "kernel_size": 5},
@@ -51,6 +52,25 @@ def test_steps_in_c_give_the_logits_of_torch(prior, sizes, inputs, monkeypatch):
     assert torch.equal(codes[0], codes[7])
     torch.testing.assert_close(logits[0], logits[7], atol=1e-4, rtol=1e-4)
     assert not torch.equal(logits[0], logits[7])  # they are not computed in the same way
+
+
+@needs_compiler
+@pytest.mark.parametrize("guidance", [1.0, 1.5, 0.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 2.5, 1e-30])
+def test_codes_drawn_in_c_are_those_of_torch(temperature, guidance):
+    """At the ends of [0, 1) rounding decides: there it must be a possible code."""
+    torch.manual_seed(0)
+    logits = 4 * torch.randn(600 if guidance == 1 else 1200, 70)
+    uniform, known = torch.rand(600, 3), torch.full((600, 3), -1)
+    uniform[:50], uniform[50:100], known[100:150] = 0, 1 - 2**-24, 5
+    codes = torch.full((600, 3), -7)
+    native.choose(logits, guidance, temperature, uniform, known, codes)(1)
+    guided = logits if guidance == 1 else guide(*logits.chunk(2), guidance)
+    expected = torch.where(known[:, 1] >= 0, known[:, 1], draw(guided, uniform[:, 1], temperature))
+    assert torch.equal(codes[100:, 1], expected[100:])
+    chance = (guided / max(temperature, 1e-3)).double().softmax(1)
+    assert (chance[:100].gather(1, codes[:100, 1:2]) > 1e-38).all()
+    assert (codes[:, [0, 2]] == -7).all()
 
 
 @pytest.mark.parametrize("prior", SIZES)

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 import native
-import sampler as sampler_module
-from modules import PixelCNN, PixelCNNConfig, sample
+from modules import PixelCNN, PixelCNNConfig, guide, sample
 from priors import PixelSNAIL, PixelSNAILConfig, Transformer, TransformerConfig
 from sampler import Sampler, draw, draw_grids, make_sampler, uniforms
 
@@ -40,12 +39,13 @@ def plain(model, labels, uniform, known=None, guidance=1.0, coarse=None, **optio
 @pytest.fixture
 def kept(monkeypatch):
     """The list to which samplers add the logits (batch_size, K) that they draw each code from."""
-    seen = []
+    seen, draw_column = [], Sampler._draw
 
-    def record(logits, *options):
-        seen.append(logits.clone())
-        return draw(logits, *options)
-    monkeypatch.setattr(sampler_module, "draw", record)
+    def record(sampler, column):
+        logits = sampler.logits.clone()
+        seen.append(logits if sampler.guidance == 1 else guide(*logits.chunk(2), sampler.guidance))
+        return draw_column(sampler, column)
+    monkeypatch.setattr(Sampler, "_draw", record)
     return seen
 
 
