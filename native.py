@@ -9,7 +9,7 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ VECTORS = {"AVX2": ["-mavx2", "-mfma"], "AVX512": ["-mavx2", "-mfma", "-mavx512f
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """step.c as a library, built if it is not in the user's cache folder; None where it can't be built or read."""
-    compiler = os.environ.get("CC") or shutil.which("cc")
+    compiler = shlex.split(os.environ.get("CC") or "cc")
     source = Path(__file__).with_name("step.c")
     flags = FLAGS + VECTORS.get(torch.backends.cpu.get_cpu_capability(), [])
     try:
@@ -40,11 +40,11 @@ def library() -> ctypes.CDLL | None:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache) as folder:  # two processes may build it at once
                 built = Path(folder) / path.name
-                subprocess.run([compiler, *flags, str(source), "-o", str(built), "-lm"], check=True, timeout=60,
+                subprocess.run([*compiler, *flags, str(source), "-o", str(built), "-lm"], check=True, timeout=60,
                                capture_output=True)
                 built.replace(path)
         return ctypes.CDLL(str(path))
-    except (OSError, RuntimeError, TypeError, subprocess.SubprocessError):  # no compiler, no home, no right to write
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # no compiler, no home, no right to write
         return None
 
 
