@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-INPUTS = 8      # a larger batch keeps the operators of torch busy
+INPUTS = 16     # a larger batch keeps the operators of torch busy
 PANEL = 16      # columns of a panel of weights, as in step.c
-FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-shared", "-fPIC"]
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math",
+         "-ffinite-math-only", "-shared", "-fPIC"]
 VECTORS = {"AVX2": ["-mavx2", "-mfma"], "AVX512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512vl"]}
 
 

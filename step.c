@@ -75,9 +75,9 @@ void choose(long rows, long codes, long width, float guidance, float temperature
     const float *free = guidance == 1 ? logits : logits + rows * codes;
     for (long place = column; rows--; place += width, logits += codes, free += codes) {
         long code = 0;
-        float largest = -INFINITY, most = 1 - 1.0f / (1 << 23);
         double sum = 0;
         for (long k = 0; k < codes; k++) chances[k] = free[k] + guidance * (logits[k] - free[k]);
+        float largest = chances[0], most = 1 - 1.0f / (1 << 23);
         for (long k = 0; k < codes; k++) largest = chances[k] > largest ? chances[k] : largest;
         for (long k = 0; k < codes; k++) chances[k] = (chances[k] - largest) / temperature;
         for (long k = 0; k < codes; k++) chances[k] = chances[k] < -87 ? 0 : exponential(chances[k]);
