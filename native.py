@@ -30,10 +30,10 @@ VECTORS = {"AVX2": ["-mavx2", "-mfma"], "AVX512": ["-mavx2", "-mfma", "-mavx512f
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """step.c as a library, built if it is not in the user's cache folder; None where it can't be built or read."""
-    compiler = shlex.split(os.environ.get("CC") or "cc")
     source = Path(__file__).with_name("step.c")
     flags = FLAGS + VECTORS.get(torch.backends.cpu.get_cpu_capability(), [])
     try:
+        compiler = shlex.split(os.environ.get("CC") or "cc")
         made_of = repr((compiler, flags, platform.platform(), source.read_bytes()))
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqvae"
         path = cache / f"step-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
@@ -45,7 +45,7 @@ def library() -> ctypes.CDLL | None:
                                capture_output=True)
                 built.replace(path)
         return ctypes.CDLL(str(path))
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # no compiler, no home, no right to write
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError):  # no compiler, no home, no right to write
         return None
 
 

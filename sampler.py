@@ -140,12 +140,12 @@ class Sampler:
         """Draw a row into `codes`."""
         raise NotImplementedError
 
-    def _in_c(self, step: Callable[..., None]) -> Callable[..., None]:
-        """This step in C; draw in C too, where neither top_k nor top_p is in use."""
+    def _go_in_c(self, step: Callable[..., None]) -> None:
+        """Take this step, which is in C; draw in C too, where neither top_k nor top_p is in use."""
+        self.step = step
         temperature, top_k, top_p = self.options
         if temperature > 0 and top_k == 0 and top_p >= 1:
             self.choose = native.choose(self.logits, self.guidance, temperature, self.uniform, self.known, self.codes)
-        return step
 
     def _draw(self, column: int) -> Tensor:
         """The codes (inputs,) of one column of the row: the known ones, the others drawn from `logits`."""
@@ -217,7 +217,7 @@ class PixelCNNSampler(Sampler):
         self.step = self._step
         if alone and native.pays(self.inputs, device):
             layers = list(zip(self.horizontal_taps, self.out, self.h_features, self.h))
-            self.step = self._in_c(native.pixelcnn(layers, self.head, self.logits, reach))
+            self._go_in_c(native.pixelcnn(layers, self.head, self.logits, reach))
         self.graph = self._capture() if alone and device.type == "cuda" else None
 
     def _places(self, column: int) -> list[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
@@ -495,7 +495,7 @@ class TransformerSampler(Sampler):
             if native.pays(self.inputs, device):
                 layers = [(block.query_key_value, block.out, block.widen, block.narrow) for block in self.blocks]
                 lengths = [1 / block.scale[:block.heads] for block in self.blocks]
-                self.step = self._in_c(native.transformer(layers, lengths, self.head, self.logits, places))
+                self._go_in_c(native.transformer(layers, lengths, self.head, self.logits, places))
         self.condition = self.model.condition(self.labels)
         self.rows.zero_()
         self.input.zero_()

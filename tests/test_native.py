@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_sampler import kept  # noqa: F401  (a fixture)
 
 import native
 from modules import guide
@@ -40,15 +41,13 @@ def cache(monkeypatch, tmp_path):
 @pytest.mark.parametrize("prior, sizes", [("pixelcnn", {}), ("pixelcnn", {"hidden": 33, "kernel_size": 3}),
                                           ("transformer", {}), ("transformer", {"hidden": 42, "heads": 1}),
                                           ("transformer", {"hidden": 18, "heads": 6})])
-def test_steps_in_c_give_the_logits_of_torch(prior, sizes, inputs, monkeypatch):
+def test_steps_in_c_give_the_logits_of_torch(prior, sizes, inputs, monkeypatch, kept):  # noqa: F811
     model, labels, uniform = model_of(prior, **sizes), torch.arange(inputs) % 3, uniforms(0, 0, inputs, 9, 11)
     logits, codes = {}, {}
     for limit in (0, 7):
         monkeypatch.setattr(native, "INPUTS", limit)
-        sampler, seen = make_sampler(model, inputs, 11), []
-        step = sampler._draw
-        sampler._draw = lambda column: (seen.append(sampler.logits.clone()), step(column))[1]  # noqa: B023
-        codes[limit], logits[limit] = sampler(labels, uniform), torch.stack(seen)
+        kept.clear()
+        codes[limit], logits[limit] = make_sampler(model, inputs, 11)(labels, uniform), torch.stack(kept)
     assert torch.equal(codes[0], codes[7])
     torch.testing.assert_close(logits[0], logits[7], atol=1e-4, rtol=1e-4)
     assert not torch.equal(logits[0], logits[7])  # they are not computed in the same way
@@ -105,6 +104,10 @@ def another_compiler(monkeypatch, cache):
     monkeypatch.setenv("CC", "/no/such/compiler")
 
 
+def an_open_quote(monkeypatch, cache):
+    monkeypatch.setenv("CC", "'cc")
+
+
 def failing_compiler(monkeypatch, cache):
     monkeypatch.setenv("CC", shutil.which("false") or sys.executable)
 
@@ -118,8 +121,8 @@ def damaged_library(monkeypatch, cache):
     monkeypatch.setattr(Path, "exists", lambda path: True)
 
 
-@pytest.mark.parametrize("obstacle", [no_compiler, another_compiler, failing_compiler, a_file_in_the_way,
-                                      damaged_library])
+@pytest.mark.parametrize("obstacle", [no_compiler, another_compiler, an_open_quote, failing_compiler,
+                                      a_file_in_the_way, damaged_library])
 def test_without_the_library_all_goes_on_with_torch(obstacle, cache, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         obstacle(patch, cache)
