@@ -12,6 +12,8 @@ rows, all decoded by the same VQ-VAE:
 The columns are those of evaluate.py, and `distinct`: the number of different grids of codes over the number of grids;
 and `seconds`, wall time in which all grids of the row were drawn.
 """
+import running.start  # noqa: F401
+
 import argparse
 import time
 from functools import partial
@@ -19,14 +21,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-import checkpoint
-import devices
-from cli import run as run_script
-from codes import distinct, draw_independent
-from judge import load_judge, load_subject
-from metrics import Inception
-from page import write_page
-from report import Progress, Row, write_report
+from judging.judge import load_judge, load_subject
+from judging.metrics import Inception
+from judging.page import write_page
+from judging.report import Progress, Row, write_report
+from priors import runs
+from priors.codes import distinct, draw_independent
+from priors.draws import Draw
+from running import devices
+from running.cli import run as run_script
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
@@ -66,11 +69,11 @@ def main(args: argparse.Namespace) -> None:
         return Row(images, judge.measure(images, asked) | {"distinct": distinct(codes)})
 
     def drawn(temperature: float, top_p: float = 1.0, guidance: float = 1.0, steps: int = args.STEPS) -> Row:
-        return decoded(subject.draw(prior, temperature, 0, top_p, guidance, steps), asked=num_classes > 0)
+        return decoded(subject.draw(prior, Draw(temperature, 0, top_p, guidance, steps)), asked=num_classes > 0)
 
     def timed(steps: int) -> Row:
         began = time.perf_counter()
-        codes = subject.draw(prior, 1.0, 0, "auto", "auto", steps)
+        codes = subject.draw(prior, Draw(top_p="auto", guidance="auto", steps=steps))
         seconds = {"seconds": time.perf_counter() - began}
         row = decoded(codes, asked=num_classes > 0)
         return row._replace(measures=row.measures | seconds)
@@ -78,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
     def independent(probabilities: list[Tensor]) -> Row:
         return decoded(draw_independent(probabilities, subject.count, args.SEED), asked=False)
 
-    lacks = checkpoint.lacks_for_guidance(subject.checkpoints[prior])
+    lacks = runs.lacks_for_guidance(subject.checkpoints[prior])
     guided = {f"{prior}, top p {args.TOP_P:g}, s = {s:g}": s for s in map(float, args.GUIDANCES.split())
               if s == 1 or not lacks}
     if lacks and num_classes:

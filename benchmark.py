@@ -5,6 +5,8 @@ that are compared run in turn in one process, and a ratio is the median of the r
 with one forward pass over the same grids, which has all the multiplications that a sampler needs, and sampling with
 guidance with sampling without. Training is compared with the rate of a large matrix product.
 """
+import running.start  # noqa: F401
+
 import argparse
 import copy
 import json
@@ -23,15 +25,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-import devices
-import fast
-from cli import run as run_script
-from codes import cross_entropy
-from files import atomic
 from modules import VQVAE, PixelCNN, PixelCNNConfig, VQVAEConfig, sample
-from optimizers import AdamW
-from priors import PRIORS
-from sampler import make_sampler, uniforms
+from priors.codes import cross_entropy
+from priors.draws import Draw, uniforms
+from priors.levels import TwoLevelVQVAE
+from priors.sampler import make_sampler
+from priors.table import PRIORS
+from running import devices
+from running.cli import run as run_script
+from running.files import atomic
+from training.optimizers import AdamW
 
 OUTPUT_DIR = "output"     # where benchmark.json is written
 REPEATS = 5               # turns that are counted, after one that is not
@@ -49,7 +52,6 @@ PRIOR = {"num_codes": 512, "num_classes": 10, "hidden": 64, "layers": 15, "kerne
 LARGE_PRIORS = {"pixelcnn": PRIOR,  # the transformer: as train_pixelcnn.py makes it for grids of more than 64 codes
                 "transformer": PRIOR | {"hidden": 96, "layers": 4, "heads": 4}}
 MNIST_PRIORS = {"pixelcnn": {"hidden": 64, "layers": 6, "kernel_size": 3},  # as the README trains them
-                "pixelsnail": {"hidden": 64, "layers": 6, "kernel_size": 3, "heads": 4, "attention_every": 3},
                 "transformer": {"hidden": 64, "layers": 4, "kernel_size": 3, "heads": 4}}
 STANDARD = {"channels": 3, "hidden": 128, "residual_blocks": 2, "residual_hidden": 32, "downsample": 4,
             "num_codes": 512, "code_dim": 64}
@@ -91,19 +93,22 @@ def show(figure: dict[str, float], unit: str = "", scale: float = 1.0) -> str:
     return f"{median}{unit} ({low} to {high})"
 
 
+def make(name: str, **sizes: int) -> nn.Module:
+    """An untrained prior."""
+    return PRIORS[name].network(PRIORS[name].config(**sizes))
+
+
 def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Every sampler, compared with one forward pass over the same grids and with the plain loop."""
     rows = []
     for name, sizes in LARGE_PRIORS.items():
-        network, config = PRIORS[name]
-        model = network(config(**sizes))
+        model = make(name, **sizes)
         rows += [race(model, f"{name}, {batch} x {size}x{size}", batch, size, device, args)
                  for size in map(int, args.GRIDS.split()) for batch in map(int, args.BATCHES.split())]
     for name, sizes in MNIST_PRIORS.items():
-        network, config = PRIORS[name]
-        model = network(config(**sizes, num_codes=128, num_classes=10))
+        model = make(name, **sizes, num_codes=128, num_classes=10)
         rows.append(race(model, f"{name}, 64 x 7x7", 64, 7, device, args))
-        fine = network(config(**sizes, num_codes=128, num_classes=10, coarse_codes=128))
+        fine = make(name, **sizes, num_codes=128, num_classes=10, coarse_codes=128)
         rows.append(race(fine, f"{name}, given 4x4, 64 x 8x8", 64, 8, device, args))
     return rows
 
@@ -118,19 +123,19 @@ def race(model: nn.Module, what: str, batch: int, size: int, device: torch.devic
     labels = torch.arange(batch, device=device) % model.num_classes
     coarse = torch.randint(model.config.num_codes, (batch, size // 2, size // 2)).to(device) if model.coarse else None
     draw = partial(make_sampler(model, batch, size), labels, uniform, coarse=coarse)
-    codes = draw()
+    codes, given = draw(), [] if coarse is None else [coarse]
 
     @torch.inference_mode()
     def forward() -> None:
-        model(codes, labels, coarse)
+        model(codes, labels, *given)
 
     def whole(first: Tensor, labels: Tensor) -> Tensor:  # the network sees whole grids
         codes[:, :1, :args.PLAIN_CODES] = first
-        return model(codes, labels, coarse)
+        return model(codes, labels, *given)
 
     @torch.inference_mode()
     def plain() -> None:
-        sample(whole, labels, uniform[:, :1, :args.PLAIN_CODES])
+        sample(whole, labels, 1, args.PLAIN_CODES)
 
     turns = Turns(device, args.REPEATS, sampler=draw, forward=forward, plain=plain)
     row = {"what": what, "seconds": turns.seconds("sampler"), "over_forward": turns.ratio("sampler", "forward"),
@@ -144,10 +149,9 @@ def guidance(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
     """What sampling takes with guidance, over sampling without, for each prior: the network sees every grid twice."""
     rows = []
     for name, sizes in MNIST_PRIORS.items():
-        network, config = PRIORS[name]
-        model = network(config(**sizes, num_codes=128, num_classes=10)).to(device).eval()
+        model = make(name, **sizes, num_codes=128, num_classes=10).to(device).eval()
         labels, uniform = torch.arange(64) % 10, uniforms(args.SEED, 0, 64, 7, 7)
-        without, guided = (make_sampler(model, 64, 7, guidance=s) for s in (1.0, 1.5))
+        without, guided = (make_sampler(model, 64, 7, Draw(guidance=s)) for s in (1.0, 1.5))
         turns = Turns(device, args.REPEATS, without=lambda: without(labels, uniform),
                       guided=lambda: guided(labels, uniform))
         rows.append({"what": f"{name}, 64 x 7x7, guidance", "over_no_guidance": turns.ratio("guided", "without")})
@@ -239,11 +243,10 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
 
     rows = []
     for stage, network, loss_of, count in (("vqvae", VQVAE(VQVAEConfig(**STANDARD)), vqvae_loss, len(images)),
-                                           ("vqvae, two levels", VQVAE(VQVAEConfig(**STANDARD, levels=2)), vqvae_loss,
-                                            len(images)),
+                                           ("vqvae, two levels", TwoLevelVQVAE(VQVAEConfig(**STANDARD, levels=2)),
+                                            vqvae_loss, len(images)),
                                            ("pixelcnn", PixelCNN(PixelCNNConfig(**PRIOR)), pixelcnn_loss, len(codes))):
         network.to(device, memory_format=torch.channels_last).train()
-        fast.speed_up(network)
         loss = partial(loss_of, network)
         alone = convolutions(network, loss, device, args.PRECISION)
         works = {"step, eager": training_step(network, loss, device, args.PRECISION), "its convolutions": alone}

@@ -19,6 +19,8 @@ prior they depend on STEPS, as codes of one round do not know of each other.
 
 With two levels of codes, what is given is whole codes of the coarse grid and the fine codes that these stand for.
 """
+import running.start  # noqa: F401
+
 import argparse
 from pathlib import Path
 
@@ -27,19 +29,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-import checkpoint
 import dataset
-import decode
-import devices
-import figures
-import files
-import testset
-from cli import UserError
-from cli import run as run_script
-from codes import completion_bits
-from decode import Reading
+from judging import testset
+from loading import decode
+from loading.decode import Reading
 from modules import grid_size, pad
-from sampler import draw_grids
+from priors import runs
+from priors.codes import completion_bits
+from priors.draws import Draw
+from priors.sampler import draw_grids
+from running import devices, figures, files
+from running.cli import UserError
+from running.cli import run as run_script
+from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
@@ -116,14 +118,14 @@ def main(args: argparse.Namespace) -> None:
     if not devices.is_main():
         return
     weights = checkpoint.weights_dir(args)
-    stored = checkpoint.load(weights, "vqvae")
-    vqvae = checkpoint.build(stored).to(device)
+    stored, vqvae = runs.load_vqvae(weights)
+    vqvae.to(device)
     args = checkpoint.fill(args, stored)
     grids = vqvae.grids(stored["data"]["height"], stored["data"]["width"])
     side = vqvae.config.downsample * 2**(len(grids) - 1)  # pixels a coarse code stands for
     given = read_mask(args.MASK, stored["data"]["height"], stored["data"]["width"], side)
     both_sides = bool((given.flatten().int().diff() > 0).any())  # a given code comes after a hidden one
-    priors, models = checkpoint.load_prior(weights, stored, args.PRIOR, both_sides)
+    priors, models = runs.load_prior(weights, stored, args.PRIOR, both_sides)
     models.to(device)
     prior, num_classes = priors[-1], models[-1].num_classes
     if Path(args.DATASET).is_file():
@@ -135,7 +137,7 @@ def main(args: argparse.Namespace) -> None:
         testset.check_enough(images, args.NUM_IMAGES)
     if args.CLASS_GIVEN and class_names != prior["data"]["class_names"]:
         raise UserError("CLASS_GIVEN (--class-given): the classes of DATASET are not those that the prior learnt")
-    guidance, top_p = checkpoint.choose_guidance(args.GUIDANCE, args.TOP_P, priors, args.CLASS_GIVEN,
+    guidance, top_p = runs.choose_guidance(args.GUIDANCE, args.TOP_P, priors, args.CLASS_GIVEN,
                                                  "give it by CLASS_GIVEN (--class-given)")
     chosen = testset.choose(images, args.NUM_IMAGES, args.SEED)
     labels = data.test.labels[chosen] if args.CLASS_GIVEN and num_classes \
@@ -164,9 +166,9 @@ def main(args: argparse.Namespace) -> None:
     rows = min(args.NUM_IMAGES, max(1, figures.room(*images.shape[2:]) // columns))
     shown = []  # the images of the grid, row by row
     with tqdm(desc="completing", total=len(parts) * sum(rows for rows, _ in grids), unit="row", leave=False) as bar:
-        drawn = draw_grids(models, labels[image], grids, args.SEED, args.BATCH_SIZE, args.TEMPERATURE, args.TOP_K,
-                           top_p, guidance, args.STEPS, known=[level[image] for level in known],
-                           on_row=bar.update)
+        drawn = draw_grids(models, labels[image], grids, args.SEED, args.BATCH_SIZE,
+                           Draw(args.TEMPERATURE, args.TOP_K, top_p, guidance, args.STEPS),
+                           known=[level[image] for level in known], on_row=bar.update)
         for part, codes in zip(parts, drawn):
             for number, completion in zip(part.tolist(), vqvae.decode(codes, *size)):
                 i, j = divmod(number, args.NUM_COMPLETIONS)

@@ -1,12 +1,14 @@
 """Data sets as tensors: the embedded glyphs, torchvision's by name, or a folder of images.
 
-`python dataset.py path/to/folder` only looks at a data set and says what it was taken for: see look.py.
+`python dataset.py path/to/folder` only looks at a data set and says how it is interpreted: see loading/look.py.
 
 `load` gives the training, validation and test split, each one uint8 tensor of images (N, C, H, W) and one of
 labels. Images stay uint8 wherever they lie, so that a batch is a gather and one conversion (`to_float`). A tensor
 that would crowd the device's memory stays on the host (`place`), and a folder's images on disk; `batches` reads
 both ahead of use.
 """
+import running.start  # noqa: F401
+
 import hashlib
 import io
 import math
@@ -26,12 +28,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import devices
-import folder
-from cli import UserError
-from decode import Reading
-from files import alone, atomic
-from layout import TEST_SHARE
+from loading import folder
+from loading.decode import Reading
+from loading.layout import TEST_SHARE
+from running import devices
+from running.cli import UserError
+from running.files import alone, atomic
 
 DEVICE_SHARE = 0.5  # of a device's free memory that one tensor of the data may take
 VALIDATION_SHARE = 0.05  # of the training images, where a data set has no validation split
@@ -74,7 +76,7 @@ class Data(NamedTuple):
     validation: Split  # the folder's own, or a twentieth of train: the only one that chooses weights or settings
     test: Split        # reported, never used to choose
     class_names: list[str]
-    notes: Sequence[str] = ()  # lines: what a folder was taken for, where that is not plain
+    notes: Sequence[str] = ()  # lines: how a folder was interpreted, where that is not plain
     value_range: str = "auto"  # black and white of a folder's samples wider than 8 bits, if it has any
     test_files: Sequence[str] = ()  # the path of each test image's file within its folder; empty where there are none
 
@@ -395,5 +397,5 @@ def from_torchvision(name: str, data_dir: str) -> tuple[Split, Split, list[str]]
 
 
 if __name__ == "__main__":
-    import runpy
-    runpy.run_path(str(Path(__file__).with_name("look.py")), run_name="__main__")
+    from loading import look
+    look.start()

@@ -1,7 +1,7 @@
 """Measure a run, each of its models and the baselines: one table, one figure.
 
-Reads `vqvae.pt` and whichever of `transformer.pt`, `pixelcnn.pt`, `pixelsnail.pt`, `masked.pt` and `vae.pt` OUTPUT_DIR,
-or PRETRAINED, holds.
+Reads `vqvae.pt` and whichever of `transformer.pt`, `pixelcnn.pt`, `masked.pt` and `vae.pt` OUTPUT_DIR, or PRETRAINED,
+holds.
 Writes `evaluation.json`, the table; `evaluation.png`, a strip of images of every row; of the prior of the fewest bits
 `nearest.png`, samples over their nearest training images, and `samples_by_class.png`; `codebook.png`, how often every
 code occurs; `report.html`, a page of all that the run's directory holds; and `classifier.pt`, kept for the same images
@@ -27,6 +27,8 @@ The row of the real images is the baseline: one half of the test set against the
 distance is biased upwards for fewer images, and for half as many about twice as large. The rows of reconstructions are
 compared with their own originals, so that only precision and recall near 1 are good.
 """
+import running.start  # noqa: F401
+
 import argparse
 import math
 import sys
@@ -38,15 +40,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import checkpoint
-import devices
-import figures
-import masked
-import summary
-from cli import UserError
-from cli import run as run_script
-from codes import bits_per_image, draw_independent, hidden_sums, nll_sums, perplexity
-from judge import (
+from judging.judge import (
     NEAREST,
     SSIM_IMAGES,
     Judge,
@@ -58,10 +52,18 @@ from judge import (
     load_subject,
     nearest_training_images,
 )
-from metrics import Images, Inception
-from page import write_page
-from report import Progress, Row, write_report
-from vae import VAE, kl
+from judging.metrics import Images, Inception
+from judging.page import write_page
+from judging.report import Progress, Row, write_report
+from judging.vae import VAE, VAEConfig, kl
+from loading import summary
+from priors import masked, runs
+from priors.codes import bits_per_image, draw_independent, hidden_sums, nll_sums, perplexity
+from priors.draws import Draw
+from running import devices, figures
+from running.cli import UserError
+from running.cli import run as run_script
+from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and any priors and vae.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
@@ -90,7 +92,7 @@ def find_vae(output_dir: str, vqvae: dict) -> VAE | None:
         return None
     try:
         stored = checkpoint.load(output_dir, "vae")
-        vae = checkpoint.build(stored)
+        vae = checkpoint.build(stored, VAE, VAEConfig)
     except UserError as error:
         print(f"left out: {error}", file=sys.stderr)
         return None
@@ -140,7 +142,7 @@ def plan(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Callable[
 
     def drawn(name: str) -> Row:
         models, labels, nats, given = subject.priors[name], subject.data.test.labels, 0.0, []
-        drawn = subject.draw(name, args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE, args.STEPS)
+        drawn = subject.draw(name, Draw(args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE, args.STEPS))
         images, asked, spans = subject.decoded(drawn), models[-1].num_classes > 0, subject.spans(len(labels))
         if name == "masked":
             column, sums = "bits_per_hidden_code", hidden_sums(models[0], subject.test_codes[0], labels, spans)
@@ -214,7 +216,7 @@ def main(args: argparse.Namespace) -> None:
     for prefix, counts in zip(("", "coarse_"), uses):
         codebook |= {f"{prefix}codes": len(counts), f"{prefix}codes_used": int((counts > 0).sum()),
                      f"{prefix}perplexity": perplexity(counts)}
-    numbers = {name: checkpoint.choose_guidance(args.GUIDANCE, args.TOP_P, levels)
+    numbers = {name: runs.choose_guidance(args.GUIDANCE, args.TOP_P, levels)
                for name, levels in subject.checkpoints.items()}
     sampling = ", ".join(f"{name} with GUIDANCE {s:g} and TOP_P {p:g}" for name, (s, p) in numbers.items())
     write_report(rows, subject.shown, subject.args, "evaluation",

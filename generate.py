@@ -4,22 +4,23 @@ Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR or PRETR
 ..., the grid `samples.png` and `samples.json`, what they were drawn with. Sample i depends on SEED and i, not on how
 many are drawn. The same command continues where it was stopped; another one removes the samples of the one before.
 """
+import running.start  # noqa: F401
+
 import argparse
-import json
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import decode
-import devices
-import figures
-from cli import Stopped, UserError
-from cli import run as run_script
-from codes import to_images
-from files import atomic
-from sampler import draw_grids
+from priors import runs
+from priors.codes import to_images
+from priors.draws import Draw
+from priors.sampler import draw_grids
+from priors.samples import keep_samples_of, save_kept
+from running import devices, figures
+from running.cli import Stopped
+from running.cli import run as run_script
+from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
@@ -37,62 +38,35 @@ BATCH_SIZE = 64           # grids drawn at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
 
-def keep_samples_of(settings: dict, output: Path, count: int) -> None:
-    """Remove the samples of earlier calls, but for samples 0 to `count` - 1 if they were drawn with these settings.
-
-    UserError if the directory holds samples that no call has written.
-    """
-    path, found = output / "samples.json", list(output.glob("sample_*.png"))
-    try:
-        before = json.loads(path.read_text())
-    except (OSError, ValueError):
-        before = None
-    if isinstance(before, dict):
-        before = {"GUIDANCE": 1.0, "STEPS": 0} | before  # an older file does not say them
-    ours = isinstance(before, dict) and before.keys() == settings.keys()
-    if (found or path.exists()) and not ours and not checkpoint.path_of(output, "vqvae").exists():
-        raise UserError(f"SAMPLES_DIR (--samples-dir): {output} holds {(found or [path])[0].name}, not written by this "
-                        f"script: choose another directory")
-    for file in found:
-        number = file.stem.removeprefix("sample_")
-        if number.isdecimal() and not (before == settings and int(number) < count):
-            file.unlink()
-    with atomic(path) as file:
-        file.write(json.dumps(settings).encode())
-
-
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     weights = checkpoint.weights_dir(args)
-    stored = checkpoint.load(weights, "vqvae")
-    vqvae = checkpoint.build(stored).to(device)
-    priors, models = checkpoint.load_prior(weights, stored, args.PRIOR)
-    models.to(device)
+    stored, vqvae = runs.load_vqvae(weights)
+    priors, models = runs.load_prior(weights, stored, args.PRIOR)
+    vqvae.to(device), models.to(device)
     prior, num_classes = priors[-1], models[-1].num_classes
-    classes, told = checkpoint.choose_classes(args.CLASS_LABEL, prior)
-    args.GUIDANCE, args.TOP_P = checkpoint.choose_guidance(args.GUIDANCE, args.TOP_P, priors, classes != [num_classes],
-                                                           "choose one by CLASS_LABEL (--class-label)")
+    classes, told = runs.choose_classes(args.CLASS_LABEL, prior)
+    guidance, top_p = runs.choose_guidance(args.GUIDANCE, args.TOP_P, priors, classes != [num_classes],
+                                           "choose one by CLASS_LABEL (--class-label)")
+    how = Draw(args.TEMPERATURE, args.TOP_K, top_p, guidance, args.STEPS if prior["stage"] == "masked" else 0)
     labels = torch.tensor(classes)[torch.arange(args.NUM_SAMPLES) % len(classes)]
     output = Path(args.SAMPLES_DIR or args.OUTPUT_DIR)
-    settings = {name: getattr(args, name)
-                for name in ("TEMPERATURE", "TOP_K", "TOP_P", "GUIDANCE", "CLASS_LABEL", "SEED")}
-    settings["STEPS"] = args.STEPS if prior["stage"] == "masked" else 0
-    settings |= {"prior": prior["stage"],
+    settings = {name.upper(): value for name, value in how._asdict().items()}
+    settings |= {"CLASS_LABEL": args.CLASS_LABEL, "SEED": args.SEED, "prior": prior["stage"],
                  "weights": " ".join(checkpoint.fingerprint(level["model"]) for level in priors)}
     if devices.is_main():
         keep_samples_of(settings, output, args.NUM_SAMPLES)
     devices.wait()
-    numbers = torch.arange(args.NUM_SAMPLES).split(args.BATCH_SIZE)[devices.rank()::devices.world()]
-    numbers = [part for part in numbers if not all((output / f"sample_{i}.png").exists() for i in part)]
+    parts = torch.arange(args.NUM_SAMPLES).split(args.BATCH_SIZE)[devices.rank()::devices.world()]
+    parts = [part for part in parts if not all((output / f"sample_{i}.png").exists() for i in part)]
     size = stored["data"]["height"], stored["data"]["width"]
     grids = vqvae.grids(*size)
     try:
-        with tqdm(desc="sampling", total=len(numbers) * sum(rows for rows, _ in grids), unit="row", leave=False,
+        with tqdm(desc="sampling", total=len(parts) * sum(rows for rows, _ in grids), unit="row", leave=False,
                   disable=not devices.is_main()) as bar:
-            drawn = draw_grids(models, labels, grids, args.SEED, args.BATCH_SIZE, args.TEMPERATURE, args.TOP_K,
-                               args.TOP_P, args.GUIDANCE, args.STEPS, parts=numbers, on_row=bar.update)
-            for part, codes in zip(numbers, drawn):
+            drawn = draw_grids(models, labels, grids, args.SEED, args.BATCH_SIZE, how, parts=parts, on_row=bar.update)
+            for part, codes in zip(parts, drawn):
                 for i, image in zip(part, to_images(vqvae, codes, *size)):
                     figures.save_image(image, output / f"sample_{i}.png")
     except Stopped as stop:
@@ -101,10 +75,7 @@ def main(args: argparse.Namespace) -> None:
                                    f"continues") from None
     devices.wait()
     if devices.is_main():
-        reading = decode.Reading(channels=stored["data"]["channels"])  # a grey sample of a colour run stays RGB
-        shown = [decode.read(str(output / f"sample_{i}.png"), reading)
-                 for i in range(min(figures.room(*size), len(labels)))]
-        figures.save_grid(torch.cat(shown) / 255, output / "samples.png", len(classes) if 1 < len(classes) <= 20 else 0)
+        save_kept(output, args.NUM_SAMPLES, stored, len(classes) if 1 < len(classes) <= 20 else 0)
         print(f"wrote {args.NUM_SAMPLES} samples of {prior['stage']}.pt{told and ', ' + told}, to "
               f"{output / 'sample_0.png'} ... and the grid {output / 'samples.png'}")
 

@@ -3,26 +3,20 @@
 The encoder halves the image a few times. Every vector of its output `z_e` is replaced by the nearest row of a codebook
 (`z_q`; the row's index is the code), and the decoder makes the image from `z_q`. The gated PixelCNN then learns
 p(codes) = prod_i p(code_i | codes before it in raster order, class), and `sample` draws new grids from it.
-
-The codes of an image are a list of grids. Usually that is one grid. With two levels [8] a coarse one comes first, and
-the fine one says what the coarse one leaves open: p(codes) = p(coarse) p(fine | coarse).
-
-Priors with attention are in priors.py, fast samplers in sampler.py.
+The codes of a batch are a list of grids, one for each level; here there is one, in priors/levels.py there are two [7].
 
 Papers, cited by number in the code:
 [1] van den Oord et al., Neural Discrete Representation Learning, 2017, arXiv:1711.00937
 [2] van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016, arXiv:1606.05328
 [3] Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding, 2007
 [4] Zeghidour et al., SoundStream, 2021, arXiv:2107.03312 (dead codes replaced by current encoder outputs)
-[5] Yu et al., Vector-Quantized Image Modeling with Improved VQGAN, 2021, arXiv:2110.04627 (unit vectors)
-[6] Shin et al., Translation-Equivariant Image Quantizer for Bi-directional Image-Text Generation, 2021,
-    arXiv:2112.00384 (orthogonality of the codebook)
-[7] Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598
-[8] Razavi et al., Generating Diverse High-Fidelity Images with VQ-VAE-2, 2019, arXiv:1906.00446 (two levels)
+[5] Yu et al., Vector-Quantized Image Modeling with Improved VQGAN, 2021, arXiv:2110.04627 (normalised z_e)
+[6] Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598 (labels hidden in training)
+[7] Razavi et al., Generating Diverse High-Fidelity Images with VQ-VAE-2, 2019, arXiv:1906.00446
 """
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,8 +26,6 @@ from torch.nn import functional as F
 DOWNSAMPLES = (2, 4, 8, 16)    # pixels that a code may stand for along each side
 ARCHITECTURES = ("space-to-depth", "paper")  # of encoder and decoder
 CODEBOOKS = ("ema", "gradient")  # ways in which a codebook may learn
-NORMALISATIONS = ("layer", "length")  # of z_e, before it is quantized
-LEVELS = (1, 2)        # grids of codes that an image may have
 NEAREST_CHUNK = 2**20  # most entries of the distance matrix held at a time: 4 MiB stay in a CPU's cache
 REVIVED_USAGE = 5      # a revived code starts with this many times revive_below of an even share
 
@@ -56,38 +48,9 @@ def nearest_codes(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return codes, distances.clamp_min(0)
 
 
-def to_one_length(vectors: Tensor) -> Tensor:
-    """Vectors (..., D) scaled to length sqrt(D), so that their elements have mean square 1, as after layer norm."""
-    return F.normalize(vectors, dim=-1) * vectors.shape[-1] ** 0.5
-
-
-def normalised(z_e: Tensor, how: str) -> Tensor:
-    """Latents (B, D, H, W) as (B, H, W, D): every vector of mean 0 and variance 1 (how "layer": layer norm without
-    parameters), of mean square 1 alone ("length"), or as it is ("none").
-    """
-    z_e = z_e.permute(0, 2, 3, 1)
-    if how == "none":
-        return z_e
-    return to_one_length(z_e) if how == "length" else F.layer_norm(z_e, z_e.shape[-1:])
-
-
-def orthogonality(vectors: Tensor) -> Tensor:
-    """How far vectors (K, D) are from orthogonal: ||E E^T - I||_F^2 / K^2, where the rows of E are the unit vectors in
-    their directions ([6], the regularisation of the codebook). A scalar in [0, 1).
-    """
-    unit = F.normalize(vectors, dim=-1)
-    # the diagonal of E E^T is 1, and it has the norm of E^T E, which is D x D and not K x K
-    return ((unit.T @ unit).square().sum() - len(unit)) / len(unit) ** 2
-
-
-def cumulative(weights: Tensor) -> Tensor:
-    """Cumulative sums (N,) of weights (N,), in float64 where the device has it; no weight counts as 0."""
-    return (weights.to(torch.float32 if weights.device.type == "mps" else torch.float64) + 1e-12).cumsum(0)
-
-
 def draw_rows(rows: Tensor, weights: Tensor, count: int) -> Tensor:
     """(count, D) rows drawn with replacement in proportion to their weights (N,), by inverting the cumulative sum."""
-    sums = cumulative(weights)
+    sums = (weights.to(torch.float32 if weights.device.type == "mps" else torch.float64) + 1e-12).cumsum(0)
     points = torch.rand(count, dtype=sums.dtype, device=rows.device) * sums[-1]
     return rows[torch.searchsorted(sums, points).clamp_max(len(rows) - 1)]
 
@@ -108,27 +71,20 @@ class VectorQuantizer(nn.Module):
     """Nearest-code quantizer with straight-through gradients ([1], section 3.1) and a codebook that stays in use.
 
     Three measures against codebook collapse:
-    - Every `z_e` is normalised over its channels, so that the encoder cannot answer the commitment loss by shrinking
-      towards zero.
+    - Every `z_e` is normalised over its channels [5], so that it cannot lower the commitment loss by shrinking.
     - The codebook starts on encoder outputs (`start`).
     - In training, a code whose moving usage falls below `revive_below` of an even share moves onto a current encoder
-      output [4], drawn in proportion to its squared distance from its code, as in k-means++ [3]: uniform draws would
-      mostly hit the background, which has its codes already. Revived codes start with low usage, so that unused ones
-      are soon replaced again.
+      output [4], drawn in proportion to its squared distance from its code, as in k-means++ [3]. It starts with low
+      usage, so that it is soon replaced again if it stays unused.
 
     num_codes: K. code_dim: D. codebook: "ema" moves each code to the moving average of the vectors that chose it ([1],
-    appendix A.1), "gradient" leaves it to the optimiser and the codebook loss. normalise: of `normalised`; "length"
-    brings the codes to that length too, so that the nearest code is that of the smallest angle [5]; "none" is for
-    vectors that cannot shrink towards zero by themselves.
+    appendix A.1), "gradient" leaves it to the optimiser and the codebook loss.
     """
 
     def __init__(self, num_codes: int, code_dim: int, codebook: str = "ema", ema_decay: float = 0.97,
-                 revive_below: float = 0.02, normalise: str = "layer"):
+                 revive_below: float = 0.02):
         super().__init__()
-        self.ema = codebook == "ema"
-        self.how = normalise
-        self.ema_decay = ema_decay
-        self.revive_below = revive_below
+        self.ema, self.ema_decay, self.revive_below = codebook == "ema", ema_decay, revive_below
         self.codebook = nn.Parameter(torch.randn(num_codes, code_dim), requires_grad=not self.ema)
         # N_i and m_i in [1], eq. 6 and 7: moving counts and sums of z_e, in units of an even share of the batch
         self.register_buffer("usage", torch.ones(num_codes))
@@ -138,17 +94,12 @@ class VectorQuantizer(nn.Module):
         self.draw_rows = draw_rows
 
     def normalise(self, z_e: Tensor) -> Tensor:
-        """(B, D, H, W) to (B, H, W, D), see `normalised`."""
-        return normalised(z_e, self.how)
-
-    def vectors(self) -> Tensor:
-        """The vectors (K, D) that the codes stand for: the rows of the codebook, or ("length") their directions."""
-        # a copy: a revival writes into the codebook between the forward and the backward pass
-        return to_one_length(self.codebook.clone()) if self.how == "length" else self.codebook
+        """Latents (B, D, H, W) as (B, H, W, D), every vector of mean 0 and variance 1 (layer norm, no parameters)."""
+        return F.layer_norm(z_e.permute(0, 2, 3, 1), z_e.shape[1:2])
 
     def look_up(self, codes: Tensor) -> Tensor:
-        """The vectors of codes (B, H, W), as the decoder takes them: (B, D, H, W)."""
-        return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)
+        """The codebook's rows for codes (B, H, W), as the decoder takes them: (B, D, H, W)."""
+        return F.embedding(codes, self.codebook).permute(0, 3, 1, 2)
 
     def forward(self, z_e: Tensor) -> Quantized:
         """Quantize z_e (B, D, H, W) as the encoder put it out; in training mode, move the codebook too."""
@@ -159,14 +110,12 @@ class VectorQuantizer(nn.Module):
 
     def quantize(self, z_e: Tensor) -> Quantized:
         """Quantize z_e (B, D, H, W) as the encoder put it out; the codebook stays as it is."""
-        z_e, vectors = self.normalise(z_e.float()), self.vectors()
+        z_e = self.normalise(z_e.float())
         flat = z_e.detach().flatten(0, 2)
-        # float32 also under autocast: in bfloat16 one code in a hundred would not be the one that `encode` gives
-        with torch.no_grad(), torch.autocast(z_e.device.type, enabled=False):
-            codes, distances = nearest_codes(flat, vectors)
-            # not bincount: its result's size depends on the data, which would break a compiled graph in two
+        with torch.no_grad(), torch.autocast(z_e.device.type, enabled=False):  # distances need float32
+            codes, distances = nearest_codes(flat, self.codebook)
             counts = torch.zeros_like(self.usage, dtype=torch.int64).index_add_(0, codes, torch.ones_like(codes))
-        z_q = F.embedding(codes.view(z_e.shape[:3]), vectors)
+        z_q = F.embedding(codes.view(z_e.shape[:3]), self.codebook)
         codebook_loss = F.mse_loss(z_q, z_e.detach())
         commitment_loss = F.mse_loss(z_e, z_q.detach())
         straight_through = z_e + (z_q - z_e).detach()
@@ -175,9 +124,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, z_e: Tensor) -> Quantized:
-        """Put the codebook onto encoder outputs z_e (B, D, H, W): a k-means++ draw [3] in a few rounds. Returns z_e
-        quantized with it.
-        """
+        """Put the codebook onto encoder outputs z_e (B, D, H, W) by k-means++ [3]. Returns z_e quantized with it."""
         flat = self.normalise(z_e).flatten(0, 2)
         num_codes = len(self.codebook)
         drawn = self.draw_rows(flat, torch.ones_like(flat[:, 0]), 1)
@@ -284,6 +231,11 @@ def make_decoder(config: "VQVAEConfig", inputs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def grid_size(height: int, width: int, downsample: int) -> tuple[int, int]:
+    """Height and width of the encoder's output for images of this height and width."""
+    return -(-height // downsample), -(-width // downsample)
+
+
 def pad(images: Tensor, multiple: int) -> Tensor:
     """Images (B, C, H, W) with their right and bottom edges repeated up to the next multiple of either side."""
     height, width = images.shape[2:]
@@ -293,22 +245,8 @@ def pad(images: Tensor, multiple: int) -> Tensor:
 
 class Reconstruction(NamedTuple):
     """A batch through the whole VQ-VAE."""
-
-    images: Tensor           # (B, C, H, W), the size of the input; not clipped to [0, 1]
+    images: Tensor              # (B, C, H, W), the size of the input; not clipped to [0, 1]
     quantized: list[Quantized]  # of every level, coarse first
-
-
-def grid_size(height: int, width: int, downsample: int) -> tuple[int, int]:
-    """Height and width of the encoder's output for images of this height and width."""
-    return -(-height // downsample), -(-width // downsample)
-
-
-def grid_sizes(height: int, width: int, downsample: int, levels: int = 1) -> list[tuple[int, int]]:
-    """Height and width of every level's grid of codes, coarse first, for images of this height and width. A code of the
-    last level stands for `downsample` pixels along each side, one of a level before it for 2x2 codes of the next.
-    """
-    rows, columns = grid_size(height, width, downsample * 2**(levels - 1))
-    return [(rows * 2**level, columns * 2**level) for level in range(levels)]
 
 
 @dataclass
@@ -316,92 +254,67 @@ class VQVAEConfig:
     """The sizes of a VQ-VAE, from which a checkpoint rebuilds it. ValueError where they make no network."""
 
     channels: int                # of the images: 1 or 3
-    hidden: int                  # channels of encoder and decoder
-    residual_blocks: int         # in the encoder, and as many in the decoder
-    residual_hidden: int         # channels inside a residual block of the paper
-    downsample: int              # pixels that a code (of the last level) stands for along each side
-    num_codes: int               # K
-    code_dim: int                # D
+    hidden: int = 64             # channels of encoder and decoder
+    residual_blocks: int = 2     # in the encoder, and as many in the decoder
+    residual_hidden: int = 32    # channels inside a residual block of the paper
+    downsample: int = 4          # pixels that a code (of the last level) stands for along each side
+    num_codes: int = 512         # K
+    code_dim: int = 32           # D
     codebook: str = "ema"        # how the codebook learns
     ema_decay: float = 0.97      # of the moving averages, per step
     revive_below: float = 0.02   # share of an even usage below which a code is revived; 0: never
     architecture: str = "paper"  # of encoder and decoder
-    normalise: str = "layer"     # how z_e is normalised before it is quantized
-    levels: int = 1              # grids of codes of an image
+    levels: int = 1              # grids of codes of an image; 2: see priors/levels.py
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {self.architecture!r}")
-        if self.downsample not in DOWNSAMPLES:
-            raise ValueError(f"downsample must be one of {', '.join(map(str, DOWNSAMPLES))}, not {self.downsample}")
-        if self.codebook not in CODEBOOKS:
-            raise ValueError(f"codebook must be one of {', '.join(CODEBOOKS)}, not {self.codebook!r}")
-        if self.normalise not in NORMALISATIONS:
-            raise ValueError(f"normalise must be one of {', '.join(NORMALISATIONS)}, not {self.normalise!r}")
-        if self.levels not in LEVELS:
-            raise ValueError(f"levels must be one of {', '.join(map(str, LEVELS))}, not {self.levels}")
+        for name, values in (("architecture", ARCHITECTURES), ("downsample", DOWNSAMPLES), ("codebook", CODEBOOKS)):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, not {getattr(self, name)!r}")
 
 
 class VQVAE(nn.Module):
     """The VQ-VAE of [1] for images (B, C, H, W) with pixels in [0, 1], of any height and width.
 
-    Images are padded at the right and bottom to a multiple of `downsample` and the output is cropped, so the grid of
-    codes is (ceil(H / downsample), ceil(W / downsample)). The decoder's output is linear: a sigmoid saturates on
-    black backgrounds and passes no gradient there.
-
-    With two levels ([8], section 3.1 and figure 2) the normalised output z of the encoder is itself compressed by a
-    smaller VQ-VAE, `coarse`, to a grid of half the size along each side. The fine level quantizes what its output
-    leaves of z, z - given, and the decoder takes `given` beside z_q. Images are padded to a multiple of 2 * downsample.
-    [8] has another linear map of both in the place of the difference, and no loss for `given`. Here its error,
-    ||given - sg[z]||^2, is part of the coarse level's commitment loss. Without it the fine codes soon hold all, and the
-    coarse ones, though in use, nothing: on faces, those of another image changed the reconstruction by 0.01 dB.
+    Images are padded at the right and bottom to a multiple of `downsample` and the output is cropped. The decoder's
+    output is linear: a sigmoid saturates on black backgrounds. given: channels that the decoder takes beside z_q.
     """
 
-    def __init__(self, config: VQVAEConfig):
+    def __init__(self, config: VQVAEConfig, quantizer: type[VectorQuantizer] = VectorQuantizer, given: int = 0):
         super().__init__()
         self.config = config
         self.encoder = make_encoder(config)
-        self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.codebook, config.ema_decay,
-                                         config.revive_below, config.normalise if config.levels == 1 else "none")
-        self.decoder = make_decoder(config, config.code_dim * min(2, config.levels))
-        self.coarse = None
-        if config.levels > 1:
-            self.coarse = VQVAE(replace(config, channels=config.code_dim, downsample=2, levels=config.levels - 1))
+        self.quantizer = quantizer(config.num_codes, config.code_dim, config.codebook, config.ema_decay,
+                                   config.revive_below)
+        self.decoder = make_decoder(config, config.code_dim + given)
 
     @property
     def quantizers(self) -> list[VectorQuantizer]:
-        """Those of every level, coarse first."""
-        return [*self.coarse.quantizers, self.quantizer] if self.coarse else [self.quantizer]
+        """Those of every level."""
+        return [self.quantizer]
 
     def grids(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width of every level's grid of codes, coarse first, for images of this height and width."""
-        return grid_sizes(height, width, self.config.downsample, self.config.levels)
+        """Height and width of every level's grid of codes for images of this height and width."""
+        return [grid_size(height, width, self.config.downsample)]
 
     def quantize(self, images: Tensor, how: Callable[[VectorQuantizer, Tensor], Quantized] = VectorQuantizer.quantize
                  ) -> tuple[list[Quantized], Tensor]:
-        """Quantize images (B, C, H, W) in [0, 1]: every level, coarse first, and what the decoder takes.
-
-        how: the quantizer's method that is called with z_e: `forward`, `quantize` or `start`.
+        """Quantize images (B, C, H, W) in [0, 1]: every level, and what the decoder takes. how: the quantizer's
+        method that is called with z_e: `forward`, `quantize` or `start`.
         """
-        z_e = self.encoder(pad(images, self.config.downsample * 2**(self.config.levels - 1)))
-        if not self.coarse:
-            quantized = how(self.quantizer, z_e)
-            return [quantized], quantized.z_q
-        z = normalised(z_e.float(), self.config.normalise).permute(0, 3, 1, 2)
-        [*coarser, coarse], z_q = self.coarse.quantize(z, how)
-        given = self.coarse.decoder(z_q)
-        error = F.mse_loss(given.float(), z.detach())
-        coarse = coarse._replace(commitment_loss=coarse.commitment_loss + error)
-        quantized = how(self.quantizer, z - given)
-        return [*coarser, coarse, quantized], torch.cat([quantized.z_q, given], 1)
+        quantized = how(self.quantizer, self.encoder(pad(images, self.config.downsample)))
+        return [quantized], quantized.z_q
+
+    @torch.no_grad()
+    def start_codebooks(self, images: Tensor) -> None:
+        """Put the codebook of every level onto the latents of images (B, C, H, W) in [0, 1]."""
+        self.quantize(images, VectorQuantizer.start)
 
     def look_up(self, codes: list[Tensor]) -> Tensor:
-        """What the decoder takes for the codes of every level, coarse first."""
-        z_q = self.quantizer.look_up(codes[-1])
-        return torch.cat([z_q, self.coarse.decoder(self.coarse.look_up(codes[:-1]))], 1) if self.coarse else z_q
+        """What the decoder takes for the codes of every level."""
+        return self.quantizer.look_up(codes[0])
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """Images (B, C, H, W) in [0, 1] to codes: a grid (B, grid height, grid width) int64 a level, coarse first."""
+        """Images (B, C, H, W) in [0, 1] to codes: a grid (B, grid height, grid width) int64 a level."""
         return [level.codes for level in self.quantize(images)[0]]
 
     def decode(self, codes: list[Tensor], height: int, width: int) -> Tensor:
@@ -410,8 +323,7 @@ class VQVAE(nn.Module):
 
     def forward(self, images: Tensor) -> Reconstruction:
         levels, z_q = self.quantize(images, VectorQuantizer.forward)
-        height, width = images.shape[2:]
-        return Reconstruction(self.decoder(z_q)[:, :, :height, :width], levels)
+        return Reconstruction(self.decoder(z_q)[:, :, :images.shape[2], :images.shape[3]], levels)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -436,11 +348,9 @@ class CausalConv2d(nn.Conv2d):
     """
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stack: str, mask: str):
-        reach = kernel_size // 2
-        length = reach + (mask == "B")
+        length = (reach := kernel_size // 2) + (mask == "B")
         after = length - 1 - reach  # 0 for type B; -1 for type A crops what it leaves out
         if stack == "vertical":
-            # the convolution pads left and right itself: with F.pad the gradient of the padding would be computed too
             super().__init__(inputs, outputs, (length, kernel_size), padding=(0, reach))
             self.sides = (0, 0, reach, after)  # left, right, top, bottom
         else:
@@ -463,23 +373,18 @@ class GatedBlock(nn.Module):
 
     def __init__(self, hidden: int, kernel_size: int, mask: str, dropout: float = 0.0):
         super().__init__()
-        self.residual = mask == "B"
-        self.dropout = dropout
-        self.gate = gate  # training takes the same function with a faster backward pass, fast.gate
+        self.residual, self.dropout = mask == "B", dropout
         self.vertical = CausalConv2d(hidden, 2 * hidden, kernel_size, "vertical", mask)
         self.horizontal = CausalConv2d(hidden, 2 * hidden, kernel_size, "horizontal", mask)
         self.across = nn.Conv2d(2 * hidden, 2 * hidden, 1, bias=False)  # vertical to horizontal
         self.out = nn.Conv2d(hidden, hidden, 1, bias=False)
 
     def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """v, h: (B, C, H, W), the stacks; condition: (B, 4C, 1, 1) or (B, 4C, H, W), added before the gates. Returns
-        v, h.
-        """
+        """v, h: (B, C, H, W), the stacks; condition: (B, 4C, 1 or H, 1 or W), added before the gates. Returns v, h."""
         v_condition, h_condition = condition.chunk(2, 1)
-        # sums are in place and in the condition's float32: under autocast convolutions return bfloat16
         v_features = self.vertical(v).to(condition.dtype).add_(v_condition)
         h_features = self.horizontal(h).to(condition.dtype).add_(self.across(v_features)).add_(h_condition)
-        v_new, h_new = (F.dropout(self.gate(x), self.dropout, self.training) for x in (v_features, h_features))
+        v_new, h_new = (F.dropout(gate(x), self.dropout, self.training) for x in (v_features, h_features))
         h_new = self.out(h_new).to(condition.dtype)
         return (v_new.add_(v), h_new.add_(h)) if self.residual else (v_new, h_new)
 
@@ -488,23 +393,6 @@ def check_kernel_size(kernel_size: int) -> None:
     """ValueError unless masked convolutions can have this kernel size."""
     if kernel_size % 2 == 0 or kernel_size < 3:
         raise ValueError(f"kernel_size must be odd and at least 3, not {kernel_size}")
-
-
-class CoarseCodes(nn.Module):
-    """What a prior over a fine grid sees of the coarse grid: features for every position of the fine one ([8],
-    section 3.2). The coarse codes are all given, so that no convolution here is causal. A coarse code's four fine
-    positions have features of their own.
-    """
-
-    def __init__(self, num_codes: int, hidden: int, blocks: int = 2):
-        super().__init__()
-        self.embedding = nn.Embedding(num_codes, hidden)
-        self.layers = nn.Sequential(*(ResidualBlock(hidden, hidden) for _ in range(blocks)), nn.ReLU(),
-                                    nn.Conv2d(hidden, 4 * hidden, 1), nn.PixelShuffle(2))
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Coarse codes (B, H, W) to features (B, hidden, 2H, 2W)."""
-        return self.layers(self.embedding(codes).permute(0, 3, 1, 2))
 
 
 @dataclass
@@ -516,8 +404,8 @@ class PixelCNNConfig:
     hidden: int        # channels of either stack
     layers: int
     kernel_size: int   # of the masked convolutions, odd
-    dropout: float = field(default=0.0, kw_only=True)  # share of the gates' outputs that a training step sets to 0
-    coarse_codes: int = field(default=0, kw_only=True)  # K of the coarse grid that is given; 0: there is none
+    dropout: float = 0.0   # share of the gates' outputs that a training step sets to 0
+    coarse_codes: int = 0  # K of a coarse grid that is given, see priors/levels.py; 0: there is none
 
     def __post_init__(self) -> None:
         check_kernel_size(self.kernel_size)
@@ -526,87 +414,49 @@ class PixelCNNConfig:
 class PixelCNN(nn.Module):
     """Gated PixelCNN [2] over grids of codes, of any height and width, conditioned on a class or on none.
 
-    Class `num_classes` means "no class". Training shows it in place of some labels, so that one model draws from
-    p(codes | class) and from p(codes). With `num_classes` 0 it is the only one. With `coarse_codes`, it is conditioned
-    on a coarse grid of half the size too: one more term of the gates, by a 1x1 convolution a layer.
+    Class `num_classes` means "no class". Training shows it in place of some labels [6], so that one model draws from
+    p(codes | class) and from p(codes).
     """
 
     def __init__(self, config: PixelCNNConfig):
         super().__init__()
         self.config = config
-        num_codes, hidden, layers, kernel_size = config.num_codes, config.hidden, config.layers, config.kernel_size
-        self.num_classes = config.num_classes
-        self.embedding = nn.Embedding(num_codes, hidden)
-        self.blocks = nn.ModuleList(GatedBlock(hidden, kernel_size, "B" if i else "A", config.dropout)
+        hidden, layers = config.hidden, config.layers
+        self.num_classes, self.coarse = config.num_classes, None
+        self.embedding = nn.Embedding(config.num_codes, hidden)
+        self.blocks = nn.ModuleList(GatedBlock(hidden, config.kernel_size, "B" if i else "A", config.dropout)
                                     for i in range(layers))
         self.condition = nn.Embedding(self.num_classes + 1, layers * 4 * hidden)
         nn.init.zeros_(self.condition.weight)
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(hidden, 2 * hidden, 1), nn.ReLU(),
-                                  nn.Conv2d(2 * hidden, num_codes, 1))
-        self.coarse = None
-        if config.coarse_codes:
-            self.coarse = CoarseCodes(config.coarse_codes, hidden)
-            self.from_coarse = nn.Conv2d(hidden, layers * 4 * hidden, 1, bias=False)
+                                  nn.Conv2d(2 * hidden, config.num_codes, 1))
 
-    def forward(self, codes: Tensor, labels: Tensor, coarse: Tensor | None = None) -> Tensor:
+    def forward(self, codes: Tensor, labels: Tensor, *given: Tensor) -> Tensor:
         """Logits of every code given the codes before it: codes (B, H, W) int64, labels (B,) int64 in
-        [0, num_classes], coarse (B, H / 2, W / 2) int64 where the model has `coarse_codes`. Returns (B, K, H, W); the
-        logits at a position depend on earlier codes only, and on coarse codes at any place.
+        [0, num_classes]. Returns (B, K, H, W); the logits at a position depend on earlier codes only.
         """
         v = h = self.embedding(codes).permute(0, 3, 1, 2)
-        for block, condition in zip(self.blocks, self.conditions(labels, coarse)):
+        for block, condition in zip(self.blocks, self.conditions(labels, *given).chunk(len(self.blocks), 1)):
             v, h = block(v, h, condition)
         return self.head(h)
 
-    def conditions(self, labels: Tensor, coarse: Tensor | None) -> tuple[Tensor, ...]:
-        """What is added before the gates of every layer, as `GatedBlock` takes it."""
-        condition = self.condition(labels)[:, :, None, None]
-        if self.coarse:
-            condition = condition + self.from_coarse(self.coarse(coarse)).to(condition.dtype)
-        return condition.chunk(len(self.blocks), 1)
+    def conditions(self, labels: Tensor) -> Tensor:
+        """What is added before the gates of all layers, as `GatedBlock` takes it for each: (B, layers * 4C, 1, 1)."""
+        return self.condition(labels)[:, :, None, None]
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Sampling
 
 
-def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Codes (B,) at which the cumulative sums of probabilities (B, K), of any total, pass uniform (B,) in [0, 1)."""
-    cumulative = probabilities.cumsum(1)
-    # just below 1, so that rounding cannot reach past the last code of any probability
-    target = uniform.clamp_max(1 - 2**-23)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
-
-
-def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance, s = 1 + w of [7], eq. 6: logits u + s (c - u).
-
-    conditional: c, logits (B, K) given the class; unconditional: u, given none. Codes then have probabilities in
-    proportion to p(code | class)^s p(code)^(1 - s): with s above 1, what tells the class from the others counts more.
-    """
-    return unconditional + guidance * (conditional - unconditional)
-
-
 @torch.no_grad()
-def sample(model: nn.Module, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
-           draw: Callable = lambda logits, uniform: invert(logits.softmax(1), uniform),
-           guidance: float = 1.0, coarse: Tensor | None = None) -> Tensor:
-    """Grids of codes (B, H, W) drawn from a prior in raster order, with a whole forward pass for every code.
-
-    labels: (B,) classes, `num_classes` for none. uniform: (B, H, W) in [0, 1), the chance. known: (B, H, W) codes to
-    keep, -1 where one is to be drawn. draw: the rule that chooses codes (B,) from logits (B, K) and chance (B,).
-    guidance: s of `guide`, which takes a second pass, without a class; 1: none. coarse: (B, H / 2, W / 2) codes that
-    the model is conditioned on, if it is.
+def sample(model: nn.Module, labels: Tensor, height: int, width: int) -> Tensor:
+    """Codes (B, height, width) drawn from a prior in raster order for classes `labels` (B,), with a whole forward pass
+    for every code; priors/sampler.py computes every activation once.
     """
-    given = [] if coarse is None else [coarse]
-    codes = torch.zeros(uniform.shape, dtype=torch.int64, device=uniform.device)
-    for row in range(uniform.shape[1]):
-        for column in range(uniform.shape[2]):
-            logits = model(codes, labels, *given)[:, :, row, column]
-            if guidance != 1:
-                no_class = torch.full_like(labels, model.num_classes)
-                logits = guide(logits, model(codes, no_class, *given)[:, :, row, column], guidance)
-            drawn = draw(logits, uniform[:, row, column])
-            kept = drawn if known is None else known[:, row, column]
-            codes[:, row, column] = torch.where(kept >= 0, kept, drawn)
+    codes = torch.zeros(len(labels), height, width, dtype=torch.int64, device=labels.device)
+    for row in range(height):
+        for column in range(width):
+            logits = model(codes, labels)[:, :, row, column]
+            codes[:, row, column] = torch.multinomial(logits.softmax(1), 1)[:, 0]
     return codes

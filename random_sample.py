@@ -3,18 +3,19 @@
 Reads `vqvae.pt` from OUTPUT_DIR or PRETRAINED. Writes `random_sample_0.png` ... and the grid `random_samples.png`.
 Sample i depends on SEED and i alone, not on how many are drawn.
 """
+import running.start  # noqa: F401
+
 import argparse
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import checkpoint
-import devices
-import figures
-import files
-from cli import run as run_script
 from modules import VQVAE, nearest_codes
+from priors import runs
+from running import devices, figures, files
+from running.cli import run as run_script
+from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
@@ -37,7 +38,7 @@ def draw_codes(vqvae: VQVAE, count: int, grids: list[tuple[int, int]], source: s
     codes = []
     for quantizer, z_e in zip(vqvae.quantizers, map(torch.stack, zip(*latents))):
         z_e = quantizer.normalise(z_e)
-        codes.append(nearest_codes(z_e.flatten(0, 2), quantizer.vectors().cpu())[0].view(z_e.shape[:3]))
+        codes.append(nearest_codes(z_e.flatten(0, 2), quantizer.codebook.cpu())[0].view(z_e.shape[:3]))
     return codes
 
 
@@ -46,8 +47,8 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    stored = checkpoint.load(checkpoint.weights_dir(args), "vqvae")
-    vqvae = checkpoint.build(stored).to(device)
+    stored, vqvae = runs.load_vqvae(checkpoint.weights_dir(args))
+    vqvae.to(device)
     height, width = stored["data"]["height"], stored["data"]["width"]
     grids = vqvae.grids(height, width)
     generator = torch.Generator().manual_seed(args.SEED)

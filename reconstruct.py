@@ -6,6 +6,8 @@ takes and gives.
 
 MSE, PSNR and SSIM are scikit-image's, of images in [0, 1] (data range 1).
 """
+import running.start  # noqa: F401
+
 import argparse
 from pathlib import Path
 
@@ -13,15 +15,14 @@ import numpy as np
 import torch
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio
 
-import checkpoint
 import dataset
-import devices
-import figures
-import files
-import testset
-from cli import UserError
-from cli import run as run_script
-from metrics import SSIM_WINDOW, similarity
+from judging import testset
+from judging.metrics import SSIM_WINDOW, similarity
+from priors import runs
+from running import devices, figures, files
+from running.cli import UserError
+from running.cli import run as run_script
+from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
@@ -40,8 +41,8 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    stored = checkpoint.load(checkpoint.weights_dir(args), "vqvae")
-    vqvae = checkpoint.build(stored).to(device)
+    stored, vqvae = runs.load_vqvae(checkpoint.weights_dir(args))
+    vqvae.to(device)
     args = checkpoint.fill(args, stored)
     if args.LATENT_CHANNEL >= vqvae.config.code_dim:
         raise UserError(f"LATENT_CHANNEL (--latent-channel): there is no channel {args.LATENT_CHANNEL}, z_e has "

@@ -37,6 +37,8 @@ Papers, cited by number:
 [2] Nalisnick et al., Do Deep Generative Models Know What They Don't Know?, 2018, arXiv:1810.09136
 [3] Ren et al., Likelihood Ratios for Out-of-Distribution Detection, 2019, arXiv:1906.02845
 """
+import running.start  # noqa: F401
+
 import argparse
 import csv
 import io
@@ -48,19 +50,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-import checkpoint
 import dataset
-import devices
-import figures
-import files
-import testset
-from cli import UserError
-from cli import run as run_script
-from expected import Coded, Expected, Networks, class_shares, code, expect, lacks_for_scores, recall, validation_images
-from metrics import auroc, ranks
+from judging import testset
+from judging.expected import (
+    Coded,
+    Expected,
+    Networks,
+    class_shares,
+    code,
+    expect,
+    lacks_for_scores,
+    recall,
+    validation_images,
+)
+from judging.metrics import auroc, ranks
+from judging.testset import Found
 from modules import VQVAE
-from sampler import draw_grids
-from testset import Found
+from priors import runs
+from priors.draws import Draw
+from priors.sampler import draw_grids
+from running import devices, figures, files
+from running.cli import UserError
+from running.cli import run as run_script
+from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
@@ -127,22 +139,20 @@ def find_restorer(output_dir: str, stored: dict, networks: Networks) -> nn.Modul
     """
     if not checkpoint.path_of(output_dir, "masked").exists():
         return networks.prior
-    [found], [masked] = checkpoint.load_prior(output_dir, stored, "masked")
-    if found["data"]["class_names"] and networks.classes is None and checkpoint.class_dropout(found) == 0:
+    [found], [masked] = runs.load_prior(output_dir, stored, "masked")
+    if found["data"]["class_names"] and networks.classes is None and runs.class_dropout(found) == 0:
         return networks.prior
     return masked.to(networks.device)
 
 
 def restore(prior: nn.Module, codes: Tensor, labels: Tensor, unlikely: Tensor, seed: int, batch_size: int,
-            *options: float) -> Tensor:
+            how: Draw) -> Tensor:
     """Codes (N, H, W) with those where `unlikely` (N, H, W) drawn again from a prior, given the others that it sees and
     the classes in labels (N,), `num_classes` for none.
-
-    options: temperature, top_k and top_p of `make_sampler`.
     """
     parts = math.ceil(len(codes) / batch_size)
     with tqdm(desc="restoring", total=parts * codes.shape[1], unit="row", leave=False) as bar:
-        drawn = draw_grids([prior], labels, [codes.shape[1:]], seed, batch_size, *options,
+        drawn = draw_grids([prior], labels, [codes.shape[1:]], seed, batch_size, how,
                            known=[codes.masked_fill(unlikely, -1)], on_row=bar.update)
         return torch.cat([grids for [grids] in drawn])
 
@@ -191,7 +201,7 @@ def draw_pictures(args: argparse.Namespace, vqvae: VQVAE, restorer: nn.Module, i
     images, surprises = images[chosen], coded.surprise[chosen]
     codes = coded.codes[chosen].to(next(vqvae.parameters()).device)
     restored = restore(restorer, codes, coded.labels[chosen], (surprises > threshold).to(codes.device), args.SEED,
-                       args.BATCH_SIZE, args.TEMPERATURE, args.TOP_K, args.TOP_P)
+                       args.BATCH_SIZE, Draw(args.TEMPERATURE, args.TOP_K, args.TOP_P))
     for i, number in enumerate(chosen.tolist()):
         copy, restoration = (vqvae.decode([grids[i:i + 1]], *images.shape[2:])[0].cpu() for grids in (codes, restored))
         figures.save_score(dataset.to_float(images[i]), copy, restoration, surprises[i], threshold,
@@ -229,11 +239,11 @@ def main(args: argparse.Namespace) -> None:
     if not devices.is_main():
         return
     weights = checkpoint.weights_dir(args)
-    stored = checkpoint.load(weights, "vqvae")
-    vqvae = checkpoint.build(stored).to(device)
+    stored, vqvae = runs.load_vqvae(weights)
+    vqvae.to(device)
     if vqvae.config.levels > 1:
         raise UserError("score.py takes one level of codes, and vqvae.pt has two: train one with LEVELS = 1")
-    [prior], [model] = checkpoint.load_prior(weights, stored, args.PRIOR)
+    [prior], [model] = runs.load_prior(weights, stored, args.PRIOR)
     if lacks := lacks_for_scores(prior):
         again = checkpoint.command(weights, "transformer") if prior["stage"] == "masked" else \
             checkpoint.command(weights, prior["stage"], "--resume", "never", "--overwrite")

@@ -8,6 +8,8 @@ With HALF, weights are rounded to float16 where that changes them by less than a
 prior that can score images also gets what score.py compares with, the bits of the validation images for one: that
 takes the data set of the training.
 """
+import running.start  # noqa: F401
+
 import argparse
 import os
 import sys
@@ -17,13 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import checkpoint
 import dataset
-import devices
-from cli import UserError
-from cli import run as run_script
-from expected import Networks, class_shares, code, is_kept, keep, lacks_for_scores, validation_images
-from priors import PRIORS
+from judging.expected import Networks, class_shares, code, is_kept, keep, lacks_for_scores, validation_images
+from judging.vae import VAE, VAEConfig
+from priors import runs
+from priors.table import PRIORS
+from running import devices
+from running.cli import UserError
+from running.cli import run as run_script
+from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and its priors
 SHARED_DIR = "shared"     # where the weights are written: a directory of their own
@@ -34,7 +38,7 @@ OVERWRITE = False         # replace the shared checkpoints that SHARED_DIR holds
 BATCH_SIZE = 64           # validation images at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
-STAGES = [stage for stage in checkpoint.STAGES if stage != "classifier"]  # that one is trained where it is needed
+STAGES = [*runs.STAGES, "vae"]
 PLACES = ("DATA_DIR", "OUTPUT_DIR")   # constants of a training that mean nothing elsewhere
 
 
@@ -43,13 +47,13 @@ def read_run(output_dir: str) -> dict[str, dict[str, Any]]:
     prior that learnt the codes of another VQ-VAE.
     """
     found = {"vqvae": checkpoint.load(output_dir, "vqvae")}
-    checkpoint.build(found["vqvae"])
-    for name in checkpoint.priors_there(output_dir, found["vqvae"]):
-        levels, _ = checkpoint.load_prior(output_dir, found["vqvae"], name)
+    runs.build(found["vqvae"])
+    for name in runs.priors_there(output_dir, found["vqvae"]):
+        levels, _ = runs.load_prior(output_dir, found["vqvae"], name)
         found |= {level["stage"]: level for level in levels}
     if checkpoint.path_of(output_dir, "vae").exists():
         found["vae"] = checkpoint.load(output_dir, "vae")
-        checkpoint.build(found["vae"])
+        checkpoint.build(found["vae"], VAE, VAEConfig)
     for stage, stored in found.items():
         if checkpoint.unfinished(stored):
             raise UserError(f"{checkpoint.path_of(output_dir, stage)} is of a training that has not finished: continue "
@@ -108,9 +112,9 @@ def add_expected(contents: dict[str, dict[str, Any]], run: dict[str, Any], args:
     except UserError as error:
         print(f"score.py will ask for the data set where these weights are used: {error}", file=sys.stderr)
         return
-    vqvae = checkpoint.build(contents["vqvae"]).to(device)
+    vqvae = runs.build(contents["vqvae"]).to(device)
     for stored in scoring:
-        networks = Networks(vqvae, checkpoint.build(stored).to(device), class_shares(stored), device, args.BATCH_SIZE)
+        networks = Networks(vqvae, runs.build(stored).to(device), class_shares(stored), device, args.BATCH_SIZE)
         coded = code(networks, images, f"scoring by {stored['stage']}.pt")
         stored["expected"] = keep(coded, vqvae.config.num_codes)
 

@@ -4,6 +4,8 @@ It is the baseline for the VQ-VAE with its prior: see vae.py. After every epoch 
 continue from, the history as a table, its curves, and grids of reconstructions and samples; at the end also
 `vae_comparison.png`, reconstructions and samples of the VAE and the VQ-VAE beside each other.
 """
+import running.start  # noqa: F401
+
 import argparse
 import math
 from pathlib import Path
@@ -12,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import checkpoint
 import dataset
-import devices
-import figures
-from cli import UserError
-from cli import run as run_script
-from codes import psnr, to_images
-from decode import Reading
+from judging.vae import VAE, VAEConfig, distortion, kl
+from loading.decode import Reading
 from modules import VQVAE
-from optimizers import AdamW
-from sampler import draw_grids
-from training import Run, attempt, begin, means, over_processes, save_reconstructions, sum_over
-from vae import VAE, VAEConfig, distortion, kl
+from priors import runs
+from priors.codes import psnr, to_images
+from priors.sampler import draw_grids
+from running import devices, figures
+from running.cli import UserError
+from running.cli import run as run_script
+from training import checkpoint
+from training.loop import Run, attempt, begin, means, over_processes, save_reconstructions, sum_over
+from training.optimizers import AdamW
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
@@ -78,8 +80,8 @@ def measure(model: VAE, images: Tensor, batch_size: int, beta: float) -> dict[st
 
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
-    stored = checkpoint.load(args.OUTPUT_DIR, "vqvae")
-    vqvae = checkpoint.build(stored).to(device)
+    stored, vqvae = runs.load_vqvae(args.OUTPUT_DIR)
+    vqvae.to(device)
     args = checkpoint.fill(args, stored)
     lock, data = begin(args, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
@@ -146,7 +148,7 @@ def save_comparison(model: VAE, vqvae: VQVAE, stored: dict, images: Tensor, args
             "reconstructed by the VAE": model(originals).images,
             "samples of the VAE": model.decode(latents(model, len(images), args.SEED))}
     try:
-        priors, networks = checkpoint.load_prior(args.OUTPUT_DIR, stored)
+        priors, networks = runs.load_prior(args.OUTPUT_DIR, stored)
         labels = torch.arange(len(images)) % max(1, networks[-1].num_classes)
         [codes] = draw_grids(networks.to(images.device), labels, vqvae.grids(*size), args.SEED, len(images))
         rows[f"samples of the VQ-VAE and its {priors[-1]['stage']}"] = to_images(vqvae, codes, *size)

@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cli  # noqa: E402  (needs the path above)
+from running import cli  # noqa: E402  (needs the path above)
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
@@ -102,7 +102,7 @@ def shared(tmp_path_factory, trained):
 @pytest.fixture
 def copied(trained, tmp_path, monkeypatch):
     """A copy of the small finished run, to change."""
-    import figures
+    from running import figures
     monkeypatch.setattr(figures, "save_curves", lambda *_: None)  # a second each
     return shutil.copytree(trained, tmp_path / "copied")
 

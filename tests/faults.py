@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-import figures
-from priors import PRIORS
+from priors.table import PRIORS
+from running import figures
+from training import checkpoint
 
 # The server has imported everything and forks in no time; nothing in it has started a thread
 FORKS = multiprocessing.get_context("forkserver")
@@ -41,12 +41,11 @@ def _child(script: str, flags: list[str], log: Path, number: int, after: float |
     os.environ.update(environment)
     torch.set_num_threads(1)
     figures.save_curves = lambda *_: None  # seconds of each run, and nothing that a later one reads
-    import adversarial
-    import cli
-    import training
+    from running import cli
+    from training import adversarial, loop
     adversarial.load_lpips = lambda _: None  # nothing is downloaded
     module = importlib.import_module(script)
-    fsync, start, step_on, write = os.fsync, training.Run.__init__, training.Run.step, checkpoint.save
+    fsync, start, step_on, write = os.fsync, loop.Run.__init__, loop.Run.step, checkpoint.save
     taken = {"steps": 0, "saves": 0}
 
     def slow_fsync(descriptor):
@@ -81,9 +80,9 @@ def _child(script: str, flags: list[str], log: Path, number: int, after: float |
     elif slow:
         os.fsync = slow_fsync
     if after is not None and save is None:
-        training.Run.__init__ = start_with_clock
+        loop.Run.__init__ = start_with_clock
     if step is not None:
-        training.Run.step = count_step
+        loop.Run.step = count_step
     if before:
         before()
     sys.argv = [f"{script}.py", *flags]

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-import decode
-from decode import Reading
+from loading import decode
+from loading.decode import Reading
 
 
 def noise(height, width, channels=1, seed=0):

@@ -1,4 +1,4 @@
-"""adversarial.py: its losses and gradients against plain formulas, and trainings with and without it."""
+"""training/adversarial.py: its losses and gradients against plain formulas, and trainings with and without it."""
 import argparse
 import sys
 from types import SimpleNamespace
@@ -10,11 +10,10 @@ from faults import SHARP
 from torch import nn
 from torch.nn import functional as F
 
-import adversarial
-import checkpoint
-import figures
-from adversarial import Discriminator, Sharpness, feature_matching, hinge_loss
 from modules import ARCHITECTURES, VQVAE, VQVAEConfig
+from running import figures
+from training import adversarial, checkpoint
+from training.adversarial import Discriminator, Sharpness, feature_matching, hinge_loss
 
 
 class Lpips(nn.Module):

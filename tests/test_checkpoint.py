@@ -6,8 +6,9 @@ import zipfile
 import pytest
 import torch
 
-import checkpoint
-from cli import UserError
+from priors import runs
+from running.cli import UserError
+from training import checkpoint
 
 
 def flat(content: object, where: str = ""):
@@ -68,3 +69,15 @@ def test_a_storage_that_claims_more_than_its_record(trained, tmp_path):
             target.writestr(entry.filename, content)
     with pytest.raises(UserError, match="damaged"):
         checkpoint.load(str(tmp_path), "vqvae")
+
+
+def test_how_vectors_were_normalised_is_as_now_or_refused(trained):
+    """Runs before 2026-11-29 could have it otherwise, and their configs say it."""
+    whole = runs.build(checkpoint.load(str(trained), "vqvae")).state_dict()
+    stored = checkpoint.load(str(trained), "vqvae")
+    stored["config"]["normalise"] = "layer"
+    assert all(torch.equal(weight, whole[name]) for name, weight in runs.build(stored).state_dict().items())
+    assert "normalise" not in stored["config"]
+    stored["config"]["normalise"] = "length"
+    with pytest.raises(UserError, match="NORMALISE 'length', which this code has no longer since 2026-11-29"):
+        runs.build(stored)

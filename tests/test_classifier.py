@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import classifier
 import dataset
-import metrics
-from classifier import Classifier, ClassifierConfig
+from judging import classifier, metrics
+from judging.classifier import Classifier, ClassifierConfig
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 30), (1, 3, 2), (3, 1, 1)])

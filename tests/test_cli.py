@@ -1,9 +1,16 @@
 """Constants become flags; what a flag may not be is said in one line that names the constant."""
+import ast
 import importlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-import cli
+from running import cli
 
 
 def parse(name, *flags):
@@ -20,8 +27,10 @@ def test_a_flag_overrides_its_constant_and_keeps_its_type():
 def test_without_flags_the_constants_stand():
     module = importlib.import_module("train_vqvae")
     args = parse("train_vqvae")
-    for name, (value, _) in cli.constants(vars(module)).items():
-        assert getattr(args, name) == (str(value) if name == "IMAGE_SIZE" else value), name
+    found = cli.constants(Path(module.__file__))
+    assert {"NUM_CODES", "NIFTI_AXIS", "RESUME"} <= set(found)  # its own, and those of the files that it imports from
+    for name, constant in found.items():
+        assert getattr(args, name) == ast.literal_eval(constant.source) == getattr(module, name), name
 
 
 def test_none_stays_none_until_the_checkpoint_fills_it():
@@ -29,19 +38,35 @@ def test_none_stays_none_until_the_checkpoint_fills_it():
     assert parse("train_pixelcnn", "--limit", "7").LIMIT == 7
 
 
-@pytest.mark.parametrize("flags, says", [
-    (["--num-codes", "1"], "NUM_CODES"), (["--num-codes", "many"], "NUM_CODES"), (["--num-codes", "2.5"], "NUM_CODES"),
-    (["--learning-rate", "0"], "LEARNING_RATE"), (["--learning-rate", "nan"], "LEARNING_RATE"),
-    (["--learning-rate", "inf"], "LEARNING_RATE"), (["--codebook", "magic"], "CODEBOOK"),
-    (["--downsample", "3"], "DOWNSAMPLE"), (["--device", "toaster"], "DEVICE"), (["--epochs", "-1"], "EPOCHS"),
-    (["--dataset", ""], "DATASET"), (["--nosuch", "1"], "--nosuch"), (["--num-code", "8"], "--num-code"),
-    (["--epochs"], "--epochs"), (["stray"], "stray"),
-])
-def test_a_wrong_flag_is_a_usage_error_of_one_line(capsys, flags, says):
-    with pytest.raises(SystemExit) as stop:
-        parse("train_vqvae", *flags)
-    err = capsys.readouterr().err
-    assert stop.value.code == 2 and says in err and err.count("\n") == 1
+@pytest.mark.parametrize("name", [path.stem for path in ROOT.glob("*.py") if path.stem not in ("dataset", "modules")])
+def test_help_and_a_wrong_flag_are_answered_before_torch_is_imported(name):
+    def run(flag):
+        done = subprocess.run([sys.executable, "-X", "importtime", f"{name}.py", flag], cwd=ROOT, text=True,
+                              capture_output=True)
+        lines = done.stderr.splitlines()
+        imported = {line.split("|")[-1].strip() for line in lines if line.startswith("import time:")}
+        assert "running.cli" in imported and not {"torch", "numpy"} & imported
+        return done.returncode, done.stdout, [line for line in lines if not line.startswith("import time:")]
+    status, out, err = run("--help")
+    assert status == 0 and "--output-dir" in out and not err
+    status, out, err = run("--nosuch=1")
+    assert (status, out) == (2, "")
+    assert err == [f"{name}.py: error: unrecognized arguments: --nosuch=1 (--help lists every flag)"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_signal_while_torch_is_imported_is_one_line(tmp_path):
+    process = subprocess.Popen([sys.executable, "train_vqvae.py", "--output-dir", tmp_path], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    caught = 0
+    while not caught >> signal.SIGTERM - 1 & 1:  # Python itself handles SIGINT, but not SIGTERM
+        assert process.poll() is None
+        time.sleep(0.01)
+        [line] = [line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "SigCgt" in line]
+        caught = int(line.split()[1], 16)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "train_vqvae.py: stopped by SIGINT\n")
 
 
 def test_a_wrong_constant_in_the_script_is_found_too(capsys, monkeypatch):
@@ -73,7 +98,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
 
 
 def test_look_has_the_constants_of_the_training_that_it_looks_for():
-    looked, trained = (cli.constants(vars(importlib.import_module(name))) for name in ("look", "train_vqvae"))
+    looked, trained = (cli.constants(ROOT / name) for name in ("loading/look.py", "train_vqvae.py"))
     told = {name: constant for name, constant in looked.items() if name not in ("DATASET", "OUTPUT_DIR")}
     assert told == {name: trained[name] for name in told} and len(told) > 8
 

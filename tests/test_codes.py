@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from codes import bits_per_image, distinct, draw_independent, marginals
+from priors.codes import bits_per_image, distinct, draw_independent, marginals
 
 
 def test_marginals_by_hand():

@@ -7,11 +7,11 @@ import torch
 from conftest import let_classes_matter
 from PIL import Image
 
-import checkpoint
 import complete
 import dataset
-import figures
-import sampler
+from priors import runs, sampler
+from running import figures
+from training import checkpoint
 
 FEW = ["--num-images", 3, "--num-completions", 2, "--device", "cpu"]
 
@@ -102,7 +102,7 @@ def test_the_given_codes_are_kept(script, run, monkeypatch):
     assert codes.shape == (6, 7, 7) and ((given >= 0) == complete.read_mask("center", 28, 28, 4)).all()
     assert torch.equal(codes[given >= 0], given[given >= 0])
     assert torch.equal(given[0], given[1]) and not torch.equal(given[0], given[2])  # an image's two completions
-    vqvae = checkpoint.build(checkpoint.load(str(run), "vqvae"))
+    vqvae = runs.build(checkpoint.load(str(run), "vqvae"))
     with torch.no_grad():
         figures.save_image(vqvae.decode([codes[3:4]], 28, 28)[0], run / "again.png")
     assert (run / "again.png").read_bytes() == (run / "completion_1_1.png").read_bytes()

@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 
+import fast
 import faults
 import pytest
+import sampler as sampler_module
 import torch
 from conftest import ROOT, SMALL, SMALL_VQVAE
 from PIL import Image
@@ -22,22 +24,19 @@ from test_masked import random_model as random_masked
 from test_sampler import kept, plain, random_model  # noqa: F401  (a fixture)
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import adversarial
-import checkpoint
 import dataset
-import devices
-import fast
-import figures
-import sampler as sampler_module
 import train_vqvae
-import training
-from attention import attend
-from cli import UserError, parse
-from masked import nats_in_rounds
 from modules import ARCHITECTURES, VQVAE, VectorQuantizer, VQVAEConfig, nearest_codes
-from optimizers import AdamW, Muon
-from priors import PRIORS
-from sampler import draw_grids, make_sampler, uniforms
+from priors import runs
+from priors.attention import attend
+from priors.masked import nats_in_rounds
+from priors.sampler import draw_grids, make_sampler, uniforms
+from priors.table import PRIORS
+from running import devices, figures
+from running.cli import UserError, parse
+from training import adversarial, checkpoint
+from training.loop import loop
+from training.optimizers import AdamW, Muon
 
 IN_RASTER_ORDER = ["pixelcnn", "pixelsnail", "transformer"]
 FEW = ["--hidden", "16", "--layers", "2"]  # sizes of a prior
@@ -166,7 +165,7 @@ def test_optimisers_do_on_the_device_what_they_do_on_the_cpu(device, kind):
                 state = {number: {name: value.cpu() for name, value in moments.items()}
                          for number, moments in optimizer.state_dict()["state"].items()}
                 optimizer = kind(weights, 0.01)
-                training.continue_optimizer(optimizer, state)
+                loop.continue_optimizer(optimizer, state)
             optimizer.step()
         ends.append([weight.detach().cpu() for weight in weights])
     for first, second in zip(*ends):
@@ -256,12 +255,12 @@ def test_every_stage_learns_and_its_checkpoint_loads_on_the_cpu(device, run):
         content = torch.load(run / f"{stage}.pt", weights_only=True)  # where the tensors were saved
         assert {part.device.type for part in content["model"].values()} == {device.type}
         assert {part.dtype for part in content["model"].values()} == {torch.float32}
-        assert {part.device.type for part in checkpoint.build(checkpoint.load(str(run), stage)).parameters()} == {"cpu"}
+        assert {part.device.type for part in runs.build(checkpoint.load(str(run), stage)).parameters()} == {"cpu"}
 
 
 @on_gpu
 def test_two_levels_learn(two):
-    for stage in ("vqvae", *(name for prior in IN_RASTER_ORDER for name in checkpoint.prior_stages(prior, 2))):
+    for stage in ("vqvae", *(name for prior in IN_RASTER_ORDER for name in runs.prior_stages(prior, 2))):
         assert checkpoint.load(str(two), stage)["training"]["finished"]
     assert (two / "samples" / "transformer_epoch_001.png").exists()
 

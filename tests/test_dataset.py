@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import dataset
-from cli import UserError
+from running.cli import UserError
 
 MNIST = os.path.join(os.path.dirname(__file__), "..", "..", "shared", "data")
 

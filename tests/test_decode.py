@@ -11,9 +11,9 @@ import pytest
 from images import jpeg, nifti, noise, one, write
 from PIL import Image
 
-import decode
-from cli import UserError
-from decode import Reading
+from loading import decode
+from loading.decode import Reading
+from running.cli import UserError
 
 # ---- formats and modes
 

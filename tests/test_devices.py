@@ -5,16 +5,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import faults
 import pytest
 import torch
-from conftest import SMALL_VQVAE
+from conftest import ROOT, SMALL_VQVAE
 from faults import EPOCHS
 
-import checkpoint
-import devices
+from running import devices
+from training import checkpoint
 
 CPU = torch.device("cpu")
 
@@ -114,12 +113,11 @@ def test_torchrun(cases, tmp_path):
     case = cases["vqvae"]
     output, log = case.new()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    root = Path(checkpoint.__file__).parent
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([*torchrun, root / "train_vqvae.py", *map(str, case.of(output))], env=environment,
+    ended = subprocess.run([*torchrun, ROOT / "train_vqvae.py", *map(str, case.of(output))], env=environment,
                            capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count(f"epoch {EPOCHS}/{EPOCHS}") == 1  # one of them tells
-    ended = subprocess.run([*torchrun, root / "train_vqvae.py", *map(str, case.of(output)), "--num-codes", "20"],
+    ended = subprocess.run([*torchrun, ROOT / "train_vqvae.py", *map(str, case.of(output)), "--num-codes", "20"],
                            env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1 and "NUM_CODES (--num-codes) is 20" in ended.stderr

@@ -9,26 +9,26 @@ import torch
 from conftest import SMALL, SMALL_PIXELCNN, SMALL_VQVAE, let_classes_matter
 from PIL import Image
 
-import checkpoint
 import dataset
 import train_pixelcnn
 import train_vqvae
-import training
+from priors import runs
+from priors.table import nll_terms, summarise_nll
+from training import checkpoint, loop
 
 FEW = ["--num-samples", 60, "--classifier-epochs", 1, "--batch-size", 25, "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory):
-    """A copy of the small run, with a VAE and two more priors."""
-    import cli
+    """A copy of the small run, with a VAE and one more prior."""
     import train_vae
+    from running import cli
     output = shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "run")
     where = [*SMALL, "--output-dir", str(output)]
     train_vae.main(cli.parse(vars(train_vae), [*where, "--latent-dim", "4"]))
-    for prior in ("pixelsnail", "transformer"):
-        sizes = ["--prior", prior, "--hidden", "8", "--layers", "2"]
-        train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*where, *sizes]))
+    sizes = ["--prior", "transformer", "--hidden", "8", "--layers", "2"]
+    train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*where, *sizes]))
     return output
 
 
@@ -46,7 +46,7 @@ def test_every_row_and_column(script, run):
     assert outcome.out.startswith("classifier: names ")
     content = json.loads((run / "evaluation.json").read_text())
     rows = content["rows"]
-    priors, samples = ["pixelcnn", "pixelsnail", "transformer"], ["VAE samples"]
+    priors, samples = ["pixelcnn", "transformer"], ["VAE samples"]
     independent = ["per-position marginal", "marginal", "uniform codes"]
     assert list(rows) == ["real images", "VQ-VAE reconstructions", "VAE reconstructions", *priors, *samples,
                           *independent]
@@ -63,15 +63,15 @@ def test_every_row_and_column(script, run):
     assert content["images_per_row"] == 60 and content["classifier_accuracy"] == rows["real images"]["class_accuracy"]
     # what other scripts say of the same models on the same test split
     stored = checkpoint.load(str(run), "vqvae")
-    vqvae, data = checkpoint.build(stored), dataset.load("glyphs", stored["data"]["data_dir"], 300)
+    vqvae, data = runs.build(stored), dataset.load("glyphs", stored["data"]["data_dir"], 300)
     [codes] = train_pixelcnn.encode(vqvae, data.test.images)
     for name in priors:
-        model = checkpoint.build(checkpoint.load(str(run), name))
-        sums = training.sum_over(train_pixelcnn.terms, model, 50, codes, data.test.labels)
-        expected = train_pixelcnn.summarise(sums, codes[0].numel())["bits_per_image"]
+        model = runs.build(checkpoint.load(str(run), name))
+        sums = loop.sum_over(nll_terms, model, 50, codes, data.test.labels)
+        expected = summarise_nll(sums, codes[0].numel())["bits_per_image"]
         assert rows[name]["bits_per_image"] == pytest.approx(expected, rel=1e-5)
     assert rows["uniform codes"]["bits_per_image"] == pytest.approx(codes[0].numel() * 4)
-    expected = train_vqvae.summarise(training.sum_over(train_vqvae.terms, vqvae, 50, data.test.images))
+    expected = train_vqvae.summarise(loop.sum_over(train_vqvae.terms, vqvae, 50, data.test.images))
     assert content["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-5)
     assert content["codes_used"] / content["codes"] == pytest.approx(expected["codes_used"])
     assert rows["VQ-VAE reconstructions"]["mse"] == pytest.approx(expected["mse"], rel=0.02)  # that one does not clip
@@ -92,7 +92,7 @@ def test_the_classifier_is_trained_once_for_the_same_images(script, run, tmp_pat
     (output / "classifier.pt").write_bytes(saved[0][:-1000])
     outcome = script("ablation", "--output-dir", output, *FEW)
     assert outcome.status == 0 and "classifier.pt cannot be read: training it anew" in outcome.out
-    assert checkpoint.build(checkpoint.load(str(output), "classifier"))
+    assert runs.build(checkpoint.load(str(output), "classifier"))
 
 
 def test_the_same_again(script, run):
@@ -123,7 +123,7 @@ def test_ablation_argmax_collapses_to_one_image_a_class(script, run):
 @pytest.fixture(scope="module")
 def folder_run(tmp_path_factory):
     """A run on a flat folder of images, which have no class."""
-    import cli
+    from running import cli
     place = tmp_path_factory.mktemp("flat")
     (place / "images").mkdir()
     for i, image in enumerate(dataset.draw_glyphs(120, 0).images):
@@ -136,7 +136,7 @@ def folder_run(tmp_path_factory):
 
 
 def test_without_classes_all_columns_but_the_class_are_there(script, folder_run, monkeypatch):
-    monkeypatch.setattr("classifier.STEPS", 20)
+    monkeypatch.setattr("judging.classifier.STEPS", 20)
     saved = []
     for name, stem in (("evaluate", "evaluation"), ("ablation", "ablation")):
         outcome = script(name, "--output-dir", folder_run, *FEW)
@@ -159,7 +159,7 @@ def test_without_classes_all_columns_but_the_class_are_there(script, folder_run,
 
 def test_features_without_classes_where_there_are_some(script, run, tmp_path, monkeypatch):
     """Each kind of features is trained anew in the place of the other; a file from before there were two is read."""
-    monkeypatch.setattr("classifier.STEPS", 20)
+    monkeypatch.setattr("judging.classifier.STEPS", 20)
     output = shutil.copytree(run, tmp_path / "run")
     saved, rows = [], []
     for features in ("auto", "self", "self", "classes"):
@@ -229,29 +229,29 @@ def test_what_does_not_fit_is_left_out_with_a_line(script, run, tmp_path, vae):
     for name, key in (("pixelcnn.pt", "vqvae"), ("vae.pt", "images")):
         content = torch.load(tmp_path / name, weights_only=True)
         torch.save(content | {key: "0" * 64}, tmp_path / name)
-    (tmp_path / "pixelsnail.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "masked.pt").write_bytes(b"no checkpoint")
     if vae == "is damaged":
         (tmp_path / "vae.pt").write_bytes(b"no checkpoint")
     outcome = script("evaluate", "--output-dir", tmp_path, *FEW)
     assert outcome.status == 0, outcome.err
     rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
-    assert "transformer" in rows and not {"pixelcnn", "pixelsnail", "VAE samples"} & set(rows)
-    for reason in ("pixelcnn.pt learnt the codes of another", "pixelsnail.pt is damaged", f"vae.pt {vae}"):
+    assert "transformer" in rows and not {"pixelcnn", "masked", "VAE samples"} & set(rows)
+    for reason in ("pixelcnn.pt learnt the codes of another", "masked.pt is damaged", f"vae.pt {vae}"):
         assert f"left out: {reason}" in " ".join(outcome.err.split()).replace(f"{tmp_path}/", "")
 
 
 def test_no_prior_that_can_be_used_is_said_once(script, run, tmp_path):
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
-    for name in ("pixelcnn.pt", "pixelsnail.pt", "transformer.pt"):
+    for name in ("pixelcnn.pt", "transformer.pt"):
         (tmp_path / name).write_bytes(b"no checkpoint")
     outcome = script("generate", "--output-dir", tmp_path)
-    assert outcome.status == 1 and outcome.err.count("is damaged") == 3 and outcome.err.count("\n") == 4
+    assert outcome.status == 1 and outcome.err.count("is damaged") == 2 and outcome.err.count("\n") == 3
     assert "is left: train one with `python train_pixelcnn.py" in outcome.err.splitlines()[-1]
 
 
 def test_only_the_main_process_measures(script, run, monkeypatch):
     """The others have gone by then, so nothing may wait for them."""
-    monkeypatch.setattr("devices.all_sum", lambda tensor: pytest.fail("waits for the other processes"))
+    monkeypatch.setattr("running.devices.all_sum", lambda tensor: pytest.fail("waits for the other processes"))
     assert script("evaluate", "--output-dir", run, *FEW).status == 0
 
 

@@ -18,10 +18,10 @@ import torch
 from conftest import SMALL_AGAIN, SMALL_PIXELCNN
 from faults import CASES, Case
 
-import checkpoint
 import dataset
-import figures
 import train_pixelcnn
+from running import figures
+from training import checkpoint
 
 SAVES = 33  # of a training that saves at each of its 30 steps and after each epoch
 
@@ -104,10 +104,10 @@ def test_a_level_alone_is_trained_as_with_the_other(cases, alone):
     assert faults.compare(case.whole, output, made) == [] and not (output / f"{other}.pt").exists()
 
 
-def test_dropout_and_the_mean_of_the_weights_go_on_as_they_were(cases):
+def test_dropout_goes_on_as_it_was(cases):
     case = cases["pixelcnn"]
     (whole, log), (halted, halted_log) = case.new(), case.new()
-    flags = ["--prior", "transformer", "--dropout", 0.3, "--average", 0.9, "--epochs", 2]
+    flags = ["--prior", "transformer", "--dropout", 0.3, "--epochs", 2]
     assert faults.run(case.script, [*case.of(whole), *flags], log) == 0, log.read_text()
     assert faults.run(case.script, [*case.of(halted), *flags], halted_log, number=signal.SIGTERM, step=14) == 143
     assert faults.run(case.script, [*case.of(halted), *flags], halted_log) == 0, halted_log.read_text()

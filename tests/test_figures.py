@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-import figures
+from running import figures
 
 
 def read(path):

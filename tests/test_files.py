@@ -7,7 +7,7 @@ import time
 import faults
 from conftest import continued
 
-import files
+from running import files
 
 # ---- atomic
 

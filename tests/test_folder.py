@@ -13,17 +13,14 @@ from conftest import SMALL_PIXELCNN, SMALL_VQVAE
 from images import nifti, noise, one, write, write_many
 from PIL import Image
 
-import cli
 import dataset
-import decode
-import figures
-import folder
-import layout
-import testset
 import train_vqvae
-from cli import UserError
-from decode import Reading
+from judging import testset
+from loading import decode, folder, layout
+from loading.decode import Reading
 from modules import VQVAE, VQVAEConfig
+from running import cli, figures
+from running.cli import UserError
 
 
 def load(root, tmp_path, **reading):

@@ -9,10 +9,11 @@ import torch
 from conftest import let_classes_matter
 from PIL import Image
 
-import checkpoint
-import figures
 import generate
-from cli import UserError
+from priors import runs
+from running import figures
+from running.cli import UserError
+from training import checkpoint
 
 
 @pytest.fixture
@@ -30,34 +31,28 @@ def prior(names, counts=None):
 
 def test_classes_by_name_by_number_all_or_none():
     animals = prior(["cat", "dog", "emu"])
-    assert checkpoint.choose_classes("all", animals) == ([0, 1, 2], "all classes in turn")
-    assert checkpoint.choose_classes("none", animals) == ([3], "without a class")
-    assert checkpoint.choose_classes("dog", animals) == checkpoint.choose_classes("1", animals)
-    assert checkpoint.choose_classes("dog", animals) == ([1], "of class 1 (dog)")
-    assert checkpoint.choose_classes("1", prior(["1", "2", "10"]))[0] == [0]  # a name comes before a number
-    assert checkpoint.choose_classes("all", prior([])) == ([0], "")
+    assert runs.choose_classes("all", animals) == ([0, 1, 2], "all classes in turn")
+    assert runs.choose_classes("none", animals) == ([3], "without a class")
+    assert runs.choose_classes("dog", animals) == runs.choose_classes("1", animals)
+    assert runs.choose_classes("dog", animals) == ([1], "of class 1 (dog)")
+    assert runs.choose_classes("1", prior(["1", "2", "10"]))[0] == [0]  # a name comes before a number
+    assert runs.choose_classes("all", prior([])) == ([0], "")
     for asked in ("3", "-1", "Dog", "4.0"):
         with pytest.raises(UserError, match=r"no class .*there are 0 to 2 \(cat, dog, emu\)"):
-            checkpoint.choose_classes(asked, animals)
+            runs.choose_classes(asked, animals)
     with pytest.raises(UserError, match="there are none"):
-        checkpoint.choose_classes("0", prior([]))
+        runs.choose_classes("0", prior([]))
 
 
 def test_a_class_without_a_training_image_is_named_and_left_out():
-    classes, told = checkpoint.choose_classes("all", prior(["cat", "dog", "emu"], [5, 0, 2]))
+    classes, told = runs.choose_classes("all", prior(["cat", "dog", "emu"], [5, 0, 2]))
     assert classes == [0, 2] and "dog" in told and "without a training image" in told
-    assert checkpoint.choose_classes("dog", prior(["cat", "dog", "emu"], [5, 0, 2]))[0] == [1]
+    assert runs.choose_classes("dog", prior(["cat", "dog", "emu"], [5, 0, 2]))[0] == [1]
 
 
 def test_training_stores_how_many_images_each_class_has(trained):
     stored = checkpoint.load(str(trained), "pixelcnn")
     assert len(stored["data"]["class_counts"]) == 10 and sum(stored["data"]["class_counts"]) == 285
-
-
-def test_old_values_of_the_class_still_work_and_are_named(script, run):
-    outcome = script("generate", "--output-dir", run, "--num-samples", 2, "--class-label", -2)
-    assert outcome.status == 0 and "CLASS_LABEL (--class-label): -2 is now called none" in outcome.err
-    assert "without a class" in outcome.out
 
 
 def test_the_same_command_continues_where_it_was_stopped(script, run, monkeypatch):
@@ -132,22 +127,6 @@ def test_guidance_is_for_draws_of_a_class(script, run):
     content["training"]["constants"]["CLASS_DROPOUT"] = 0.0
     torch.save(content, run / "pixelcnn.pt")
     assert told() == (1, 0.9)
-
-
-@pytest.mark.parametrize("guidance, again", [(1, 0), (2, 3)])
-def test_samples_of_before_there_was_guidance_had_none(script, run, tmp_path, monkeypatch, guidance, again):
-    """In a directory of their own, where only samples.json says whose they are."""
-    flags = ["--output-dir", run, "--samples-dir", tmp_path / "there", "--num-samples", 3, "--top-p", 0.9]
-    assert script("generate", *flags, "--guidance", 1).status == 0
-    path = tmp_path / "there" / "samples.json"
-    settings = json.loads(path.read_text())
-    del settings["GUIDANCE"]
-    path.write_text(json.dumps(settings))
-    save, drawn = figures.save_image, []
-    monkeypatch.setattr(figures, "save_image", lambda image, path: (save(image, path), drawn.append(path)))
-    outcome = script("generate", *flags, "--guidance", guidance)
-    assert outcome.status == 0, outcome.err
-    assert len(drawn) == again and json.loads(path.read_text()) == settings | {"GUIDANCE": guidance}
 
 
 def test_another_directory_for_the_samples_leaves_the_run_untouched(script, run, tmp_path):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import dataset
-import judge
+from judging import judge
 
 
 def test_the_columns_of_a_figure_are_the_classes_in_turn():

@@ -14,15 +14,12 @@ import torch
 from conftest import ROOT, SMALL_PIXELCNN, SMALL_VQVAE
 from PIL import Image
 
-import checkpoint
 import dataset
-import folder
-import layout
-import look
-import summary
-import testset
-from cli import UserError
-from decode import Reading
+from judging import testset
+from loading import folder, layout, look, summary
+from loading.decode import Reading
+from running.cli import UserError
+from training import checkpoint
 
 
 def files(prefix, count, suffix=".png", start=0):
@@ -576,7 +573,7 @@ def test_the_index_keeps_what_the_folder_was_taken_for(tmp_path):
 
 def test_look_has_the_constants_of_the_training():
     import train_vqvae
-    from cli import constants
+    from running.cli import constants
     learnt = constants(vars(train_vqvae))
     for name, (value, remark) in constants(vars(look)).items():
         assert learnt[name][0] == value and (learnt[name][1] == remark or name in ("DATASET", "OUTPUT_DIR"))

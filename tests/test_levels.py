@@ -9,14 +9,14 @@ import torch
 from conftest import SMALL_PIXELCNN, SMALL_VQVAE
 from PIL import Image
 
-import checkpoint
 import complete
 import dataset
-import figures
-import sampler
 import train_pixelcnn
-import training
-from codes import encode
+from priors import runs, sampler
+from priors.codes import encode
+from running import figures
+from training import checkpoint
+from training.loop import loop
 
 FEW = ["--num-samples", 20, "--classifier-epochs", 1, "--batch-size", 25, "--device", "cpu"]
 GRIDS = [(4, 4), (8, 8)]  # of 28x28 pixels, padded to 32x32
@@ -40,12 +40,11 @@ def test_a_training_writes_both_priors_and_measures_both_codebooks(two_levels):
         for prefix in ("", "coarse_"):
             assert 1 <= float(row[f"{split}_{prefix}perplexity"]) <= 16
             assert 0 < float(row[f"{split}_{prefix}codes_used"]) <= 1
-    stored = checkpoint.load(str(two_levels), "vqvae")
-    vqvae = checkpoint.build(stored)
+    stored, vqvae = runs.load_vqvae(str(two_levels))
     assert vqvae.grids(28, 28) == GRIDS
     for stage, grid, coarse_codes in (("pixelcnn_coarse", [4, 4], 0), ("pixelcnn", [8, 8], 16)):
         prior = checkpoint.load(str(two_levels), stage)
-        assert prior["grid"] == grid and checkpoint.build(prior).config.coarse_codes == coarse_codes
+        assert prior["grid"] == grid and runs.build(prior).config.coarse_codes == coarse_codes
         [row] = rows_of(two_levels, f"{stage}_history.csv")
         bits = float(row["validation_nll"]) * grid[0] * grid[1] / math.log(2)
         assert float(row["validation_bits_per_image"]) == pytest.approx(bits)
@@ -101,11 +100,11 @@ def test_evaluate_adds_the_bits_of_both_levels(script, run):
     content = json.loads((run / "evaluation.json").read_text())
     stored = checkpoint.load(str(run), "vqvae")
     data = dataset.load("glyphs", stored["data"]["data_dir"], 300)
-    coarse, fine = encode(checkpoint.build(stored), data.test.images)
+    coarse, fine = encode(runs.build(stored), data.test.images)
     expected = 0.0
     for stage, codes, given in (("pixelcnn_coarse", coarse, []), ("pixelcnn", fine, [coarse])):
-        model = checkpoint.build(checkpoint.load(str(run), stage))
-        sums = training.sum_over(train_pixelcnn.terms, model, 50, codes, data.test.labels, *given)
+        model = runs.build(checkpoint.load(str(run), stage))
+        sums = loop.sum_over(train_pixelcnn.terms, model, 50, codes, data.test.labels, *given)
         expected += train_pixelcnn.summarise(sums, codes[0].numel())["bits_per_image"]
     assert content["rows"]["pixelcnn"]["bits_per_image"] == pytest.approx(expected, rel=1e-5)
     assert content["rows"]["uniform codes"]["bits_per_image"] == pytest.approx((16 + 64) * 4)
@@ -209,7 +208,7 @@ def test_every_prior_and_augmentation(script, run):
 
     def bits(prior):
         return sum(float(rows_of(run, f"{stage}_history.csv")[0]["validation_bits_per_image"])
-                   for stage in checkpoint.prior_stages(prior, 2))
+                   for stage in runs.prior_stages(prior, 2))
     assert f"samples of {min(('pixelcnn', 'pixelsnail', 'transformer'), key=bits)}.pt" in outcome.out
 
 

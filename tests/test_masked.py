@@ -5,20 +5,20 @@ import math
 import shutil
 from fractions import Fraction
 
+import codes as codes_module
 import pytest
 import torch
 from conftest import SMALL
 from PIL import Image
 
-import checkpoint
-import codes as codes_module
 import complete
-import masked
 import train_pixelcnn
-import training
-from masked import Masked, MaskedConfig, fixed_masks, halton_order, masks, nats_in_rounds, plan_rounds, schedule
 from modules import guide
-from sampler import draw, draw_grids, make_sampler, uniforms
+from priors import masked, runs
+from priors.masked import Masked, MaskedConfig, fixed_masks, halton_order, masks, nats_in_rounds, plan_rounds, schedule
+from priors.sampler import draw, draw_grids, make_sampler, uniforms
+from training import checkpoint
+from training.loop import loop
 
 
 def random_model(num_codes=7, num_classes=2, seed=0, std=0.5):
@@ -64,7 +64,7 @@ def test_the_measure_of_a_split_weighs_every_hidden_code_alike():
     """In batches of unequal size, from codes as they are stored."""
     model = random_model()
     codes, labels, hidden = torch.randint(7, (5, 3, 4)), torch.tensor([0, 1, 2, 0, 1]), fixed_masks(5, 3, 4)
-    sums = training.sum_over(train_pixelcnn.terms, model, 2, codes.byte(), labels, hidden)
+    sums = loop.sum_over(train_pixelcnn.terms, model, 2, codes.byte(), labels, hidden)
     result = train_pixelcnn.summarise(sums, 12)
     chances = model(codes.masked_fill(hidden, -1), labels).softmax(1).gather(1, codes[:, None])[:, 0][hidden]
     assert result == {"hidden_nll": pytest.approx(-chances.log().mean().item(), rel=1e-5),
@@ -296,7 +296,7 @@ def test_completion_bits_are_of_hidden_codes_given_the_rest():
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory):
     """The small run with a masked prior beside its PixelCNN."""
-    import cli
+    from running import cli
     output = tmp_path_factory.mktemp("masked") / "run"
     output.mkdir()
     for name in ("vqvae.pt", "pixelcnn.pt"):
@@ -437,5 +437,5 @@ def test_ablation_compares_numbers_of_rounds(script, run, tmp_path):
 
 def test_it_is_built_again_as_it_was_saved(run):
     stored = checkpoint.load(str(run), "masked")
-    model = checkpoint.build(stored)
+    model = runs.build(stored)
     assert isinstance(model, Masked) and stored["grid"] == [7, 7] and model.config.num_codes == 16

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-import metrics
+from judging import metrics
 
 # ---- Frechet distance
 

@@ -1,15 +1,14 @@
 """The quantizer, the VQ-VAE and the PixelCNN against what their papers say."""
 from dataclasses import asdict
 
+import fast
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import dataset
-import fast
 import modules
-from codes import perplexity
 from modules import (
     VQVAE,
     CausalConv2d,
@@ -22,6 +21,7 @@ from modules import (
     nearest_codes,
     sample,
 )
+from priors.codes import perplexity
 
 
 def small_vqvae(**changes):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from optimizers import COEFFICIENTS, ITERATIONS, AdamW, Muon, orthogonalise
+from training.optimizers import COEFFICIENTS, ITERATIONS, AdamW, Muon, orthogonalise
 
 
 def plainly(matrix):

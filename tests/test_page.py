@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-import page
+from judging import page
 
 PICTURES = ["dataset.png", "vqvae_curves.png", "pixelcnn_curves.png", "reconstructions/epoch_001.png",
             "samples_by_class.png", "evaluation.png", "ablation.png", "nearest.png", "codebook.png"]

@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-import checkpoint
+from training import checkpoint
 
 PLACE = ROOT / "pretrained"
 RUNS = sorted(path.name for path in PLACE.iterdir() if path.is_dir())

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 import train_pixelcnn
-from masked import Masked, MaskedConfig
 from modules import PixelCNN, PixelCNNConfig
-from priors import (
+from priors.masked import Masked, MaskedConfig
+from priors.table import (
     PRIORS,
     CausalAttention,
     PixelSNAIL,

@@ -1,5 +1,5 @@
 """What a report says: the table and the captions."""
-import report
+from judging import report
 
 
 def test_the_table_is_aligned_and_leaves_out_columns_without_a_figure():

@@ -1,13 +1,13 @@
 """The incremental sampler against the plain loop: a full forward pass for every code."""
 import random
 
+import native
 import pytest
 import torch
 
-import native
 from modules import PixelCNN, PixelCNNConfig, guide, sample
-from priors import PixelSNAIL, PixelSNAILConfig, Transformer, TransformerConfig
-from sampler import Sampler, draw, draw_grids, make_sampler, uniforms
+from priors.sampler import Sampler, draw, draw_grids, make_sampler, uniforms
+from priors.table import PixelSNAIL, PixelSNAILConfig, Transformer, TransformerConfig
 
 PRIORS = ["pixelcnn", "pixelsnail", "transformer"]
 

@@ -10,13 +10,11 @@ from conftest import SMALL_PIXELCNN, SMALL_VQVAE, let_classes_matter
 from images import noise, write, write_many
 from PIL import Image
 
-import checkpoint
-import codes
 import dataset
-import expected
-import metrics
 import score
-import testset
+from judging import expected, metrics, testset
+from priors import codes, runs
+from training import checkpoint
 
 FEW = ["--num-images", 2, "--limit", 20, "--device", "cpu"]
 
@@ -35,8 +33,8 @@ def networks(trained):
 
 def load(run):
     stored = checkpoint.load(str(run), "vqvae")
-    [prior], [model] = checkpoint.load_prior(str(run), stored)
-    return score.Networks(checkpoint.build(stored), model, score.class_shares(prior), torch.device("cpu"), 7)
+    [prior], [model] = runs.load_prior(str(run), stored)
+    return score.Networks(runs.build(stored), model, score.class_shares(prior), torch.device("cpu"), 7)
 
 
 def table(path):

@@ -9,11 +9,10 @@ import torch
 from conftest import ROOT, SMALL_PIXELCNN, SMALL_VQVAE
 from PIL import Image
 
-import cli
-import figures
+from running import cli, figures
 
 SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
-           "evaluate", "ablation", "score", "share", "strange"]
+           "evaluate", "ablation", "score", "share"]
 
 
 def test_one_after_the_other_as_a_user_would(tmp_path, data_dir):
@@ -110,8 +109,7 @@ def test_reconstruction_metrics_are_printed_per_image_and_on_average(script, tra
 def test_training_with_every_option(script, data_dir, tmp_path):
     """The other codebook, the other sizes, TensorBoard, and a single class dropout."""
     assert script("train_vqvae", *SMALL_VQVAE, "--data-dir", data_dir, "--output-dir", tmp_path,
-                  "--codebook", "gradient", "--normalise", "length", "--orthogonal", 10, "--downsample", 8,
-                  "--tensorboard", "--save-every", 0.001).status == 0
+                  "--codebook", "gradient", "--downsample", 8, "--tensorboard", "--save-every", 0.001).status == 0
     assert script("train_pixelcnn", *SMALL_PIXELCNN, "--output-dir", tmp_path, "--kernel-size", 5, "--class-dropout", 1,
                   "--limit", 200, "--tensorboard").status == 0
     assert list((tmp_path / "tensorboard" / "vqvae").glob("events*"))
@@ -129,22 +127,19 @@ def test_a_run_may_hold_several_priors(script, trained, tmp_path):
         assert outcome.status == 0
         return outcome.out.split(" samples of ")[1].split(".pt")[0]
 
-    assert script("train_pixelcnn", *SMALL_PIXELCNN, *here, "--prior", "pixelsnail", "--sample-every", 1,
-                  "--learning-rate", 0.01).status == 0
-    assert script("train_pixelcnn", *SMALL_PIXELCNN, *here, "--prior", "transformer",
+    assert script("train_pixelcnn", *SMALL_PIXELCNN, *here, "--prior", "transformer", "--sample-every", 1,
                   "--learning-rate", 1e-6).status == 0
-    assert (tmp_path / "samples" / "pixelsnail_epoch_001.png").exists()
+    assert (tmp_path / "samples" / "transformer_epoch_001.png").exists()
     losses = {}
-    for prior in ("pixelcnn", "pixelsnail", "transformer"):
+    for prior in ("pixelcnn", "transformer"):
         with open(tmp_path / f"{prior}_history.csv", newline="") as file:
             losses[prior] = min(float(row["validation_nll"]) for row in csv.DictReader(file))
-    assert losses["transformer"] > min(losses.values())
-    best = min(losses, key=losses.get)
-    assert drawn_from() == best
+    assert losses["transformer"] > losses["pixelcnn"]
+    assert drawn_from() == "pixelcnn"
     assert drawn_from("--prior", "transformer") == "transformer"
-    content = torch.load(tmp_path / f"{best}.pt", weights_only=True)
-    torch.save(content | {"vqvae": "0" * 64}, tmp_path / f"{best}.pt")
-    assert drawn_from() == min(losses.keys() - {best}, key=losses.get)
+    content = torch.load(tmp_path / "pixelcnn.pt", weights_only=True)
+    torch.save(content | {"vqvae": "0" * 64}, tmp_path / "pixelcnn.pt")
+    assert drawn_from() == "transformer"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -152,10 +147,9 @@ def test_help_lists_every_constant_with_its_remark_and_default(script, name):
     outcome = script(name, "--help")
     assert outcome.status == 0
     text = " ".join(outcome.out.split())
-    module = sys.modules[name]
-    found = cli.constants(vars(module))
+    found = cli.constants(ROOT / f"{name}.py")
     assert len(found) >= 5
-    for constant, (value, remark) in found.items():
+    for constant, (source, remark) in found.items():
         assert cli.flag(constant) in text
         assert len(remark) > 10 and " ".join(remark.split()) in text.replace("- ", "-"), constant
-        assert constant in cli.RULES or type(value) is bool, f"{constant} has no rule"
+        assert constant in cli.RULES or source in ("True", "False"), f"{constant} has no rule"

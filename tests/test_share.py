@@ -14,12 +14,12 @@ from conftest import SMALL_PIXELCNN, SMALL_VQVAE
 from images import noise, write, write_many
 from PIL import Image
 
-import checkpoint
-import cli
-import codes
 import dataset
 import share
-import testset
+from judging import testset
+from priors import codes, runs
+from running import cli
+from training import checkpoint
 
 FEW = ["--num-samples", 20, "--classifier-epochs", 1, "--batch-size", 25]
 # every script that reads PRETRAINED, with flags that make it quick
@@ -107,8 +107,8 @@ def test_what_other_scripts_read_stays(trained, shared):
         assert set(alone["training"]) == {"constants", "history", "finished"} and alone["training"]["finished"]
         assert checkpoint.constants(alone) == {name: value for name, value in checkpoint.constants(whole).items()
                                                if name not in ("DATA_DIR", "OUTPUT_DIR")}
-    assert checkpoint.class_dropout(alone) == 0.1
-    assert checkpoint.validation_nll(alone) == checkpoint.validation_nll(whole) < 10
+    assert runs.class_dropout(alone) == 0.1
+    assert runs.validation_nll(alone) == runs.validation_nll(whole) < 10
 
 
 def test_values_that_float16_does_not_hold_stay_float32(trained, copied, tmp_path, script):
@@ -136,7 +136,7 @@ def test_both_precisions_give_the_figures_of_the_run(trained, shared, exact, dat
     found = []
     for run in (trained, exact, shared):
         stored = checkpoint.load(str(run), "vqvae")
-        vqvae, (_, [model]) = checkpoint.build(stored), checkpoint.load_prior(str(run), stored)
+        vqvae, (_, [model]) = runs.build(stored), runs.load_prior(str(run), stored)
         assert all(weight.dtype == torch.float32 for weight in (*vqvae.parameters(), *model.parameters()))
         [grids] = codes.encode(vqvae, test.images)
         error = (codes.to_images(vqvae, [grids.long()], 28, 28) - dataset.to_float(test.images)).square().mean()
@@ -182,7 +182,7 @@ def test_sharing_again(script, shared, trained, copied, tmp_path):
     for name in ("vqvae.pt", "pixelcnn.pt"):
         assert (place / name).read_bytes() == (shared / name).read_bytes()
     other = torch.load(shared / "pixelcnn.pt", weights_only=True)
-    torch.save(other | {"stage": "pixelsnail"}, place / "pixelsnail.pt")
+    torch.save(other | {"stage": "transformer"}, place / "transformer.pt")
     before = listing(place)
     outcome = script("share", *flags)
     assert outcome.status == 1 and "add --overwrite" in outcome.err and listing(place) == before
@@ -236,10 +236,10 @@ def test_a_training_does_not_continue_weights_alone(script, shared, data_dir, tm
 
 def test_another_prior_learns_beside_shared_weights(script, shared, data_dir, tmp_path):
     run = shutil.copytree(shared, tmp_path / "run")
-    outcome = script("train_pixelcnn", *SMALL_PIXELCNN, "--prior", "pixelsnail", "--data-dir", data_dir,
+    outcome = script("train_pixelcnn", *SMALL_PIXELCNN, "--prior", "transformer", "--data-dir", data_dir,
                      "--output-dir", run, "--sample-every", 0)
     assert outcome.status == 0, outcome.err
-    for prior in ("pixelsnail", "pixelcnn"):
+    for prior in ("transformer", "pixelcnn"):
         assert script("generate", "--output-dir", run, "--prior", prior, "--num-samples", 2).status == 0
 
 

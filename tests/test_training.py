@@ -1,4 +1,4 @@
-"""training.py: the order of the batches, sums over a split, and which runs are continued."""
+"""training/loop.py: the order of the batches, sums over a split, and which runs are continued."""
 import shutil
 import subprocess
 import sys
@@ -8,16 +8,15 @@ import pytest
 import torch
 from conftest import ROOT, SMALL_PIXELCNN, SMALL_VQVAE, continued
 
-import checkpoint
-import cli
 import dataset
-import figures
 import train_pixelcnn
 import train_vqvae
-import training
 from modules import VQVAE, VQVAEConfig
-from priors import Transformer, TransformerConfig
-from training import Run
+from priors.table import nll_terms, summarise_nll
+from priors.transformer import Transformer, TransformerConfig
+from running import cli, figures
+from training import checkpoint, loop
+from training.loop import Run
 
 
 def test_a_continued_epoch_gets_the_rest_of_the_batches(tmp_path):
@@ -41,8 +40,7 @@ def test_a_continued_epoch_gets_the_rest_of_the_batches(tmp_path):
     (8_524, 256, "none", 5), (4_879, 1024, "none", 3), (500, 1024, "none", 10), (500, 1024, "flip", 20)])
 def test_the_length_of_a_prior_follows_from_grids_and_images(count, positions, augment, epochs):
     args = cli.parse(vars(train_pixelcnn), ["--augment", augment])
-    train_pixelcnn.fit_to(args, count, positions)
-    assert args.EPOCHS == epochs
+    assert train_pixelcnn.fit_to(args, count, positions).EPOCHS == epochs
 
 
 def test_sums_over_a_split_give_the_mean_over_codes():
@@ -52,7 +50,7 @@ def test_sums_over_a_split_give_the_mean_over_codes():
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.4)
     codes, labels = torch.randint(7, (5, 2, 4)), torch.tensor([0, 1, 2, 0, 1])
-    result = train_pixelcnn.summarise(training.sum_over(train_pixelcnn.terms, model, 2, codes.byte(), labels), 8)
+    result = summarise_nll(loop.sum_over(nll_terms, model, 2, codes.byte(), labels), 8)
     chances = model(codes, labels).softmax(1).gather(1, codes[:, None])
     assert result["nll"] == pytest.approx(-chances.log().mean().item(), rel=1e-5)
     assert result["bits_per_image"] == pytest.approx(-chances.log2().sum().item() / 5, rel=1e-5)
@@ -68,7 +66,8 @@ def test_a_training_repeats_itself(script, data_dir, tmp_path):
 
 def test_training_does_not_import_what_only_compiling_needs(tmp_path, data_dir):
     code = """
-import sys, cli, train_vqvae
+import sys, train_vqvae
+from running import cli
 sys.argv[0] = "train_vqvae.py"
 cli.run(train_vqvae.main, vars(train_vqvae))
 print([name for name in ("torch._dynamo", "torchvision") if name in sys.modules])
@@ -79,40 +78,13 @@ print([name for name in ("torch._dynamo", "torchvision") if name in sys.modules]
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_mean_of_the_weights_is_validated_and_kept(script, trained, tmp_path, monkeypatch):
-    shutil.copy(trained / "vqvae.pt", tmp_path)
-    means, validated = [], []
-    step, end_epoch = training.Run.step, training.Run.end_epoch
-
-    def step_and_average(run, *args):
-        if not means:
-            means.append([weight.detach().clone() for weight in run.network.parameters()])
-        step(run, *args)
-        done = run.epoch * run.steps + run.done
-        decay = min(0.5, (1 + done) / (10 + done))
-        means.append([decay * mean + (1 - decay) * weight.detach()
-                      for mean, weight in zip(means[-1], run.network.parameters())])
-
-    def end_epoch_and_keep(run, *args, **more):
-        validated.append([weight.clone() for weight in run.kept.parameters()])
-        end_epoch(run, *args, **more)
-    monkeypatch.setattr(training.Run, "step", step_and_average)
-    monkeypatch.setattr(training.Run, "end_epoch", end_epoch_and_keep)
-    outcome = script("train_pixelcnn", *SMALL_PIXELCNN, "--average", 0.5, "--output-dir", tmp_path)
-    assert outcome.status == 0, outcome.err
-    kept = list(checkpoint.load(tmp_path, "pixelcnn")["model"].values())
-    for weights in (kept, validated[-1]):
-        for weight, mean in zip(weights, means[-1], strict=True):
-            torch.testing.assert_close(weight, mean)
-
-
 # ---- continuing
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(script, copied, data_dir, monkeypatch):
     before = (copied / "vqvae.pt").read_bytes()
-    step = training.Run.step
-    monkeypatch.setattr(training.Run, "step", lambda run, loss, *args: step(
+    step = loop.Run.step
+    monkeypatch.setattr(loop.Run, "step", lambda run, loss, *args: step(
         run, loss * float("nan") if run.done == 3 else loss, *args))
     outcome = continued(script, data_dir, copied)
     assert outcome.status == 1
@@ -163,33 +135,27 @@ def test_resume_never_and_overwrite(script, copied, data_dir):
         assert outcome.status == 1 and "vqvae.pt" in outcome.err and "--resume never --overwrite" in outcome.err
 
 
-def test_a_run_from_before_an_option_existed_is_held_to_what_it_had(script, copied, data_dir):
-    """Its checkpoint says nothing of the optimiser and the architecture, which were Adam and the paper's, and nothing
-    of a discriminator: there was none.
-    """
+def test_a_run_that_does_not_say_a_constant_is_continued_with_the_present_one(script, copied, data_dir):
     content = torch.load(copied / "vqvae.pt", weights_only=True)
-    for name in ("OPTIMIZER", "ARCHITECTURE", "CLASSES", "VALUE_RANGE", "NORMALISE", "ORTHOGONAL", "ADVERSARIAL",
-                 "PERCEPTUAL", "ADVERSARIAL_START", "LEVELS"):
+    for name in ("OPTIMIZER", "VALUE_RANGE", "ADVERSARIAL", "LEVELS"):
         content["training"]["constants"].pop(name)
     content["training"].pop("companions")
-    for name in ("architecture", "normalise", "levels"):
-        content["config"].pop(name)
-    for name in ("classes", "value_range"):
-        content["data"]["reading"].pop(name)
+    content["config"].pop("levels")
+    content["data"]["reading"].pop("value_range")
     torch.save(content, copied / "vqvae.pt")
     outcome = continued(script, data_dir, copied)
-    assert outcome.status == 1 and "OPTIMIZER (--optimizer) is 'muon', but the run in" in outcome.err
-    outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--adversarial", 0.5)
-    assert outcome.status == 1 and "ADVERSARIAL (--adversarial) is 0.5, but the run in" in outcome.err
-    outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--levels", 2)
-    assert outcome.status == 1 and "LEVELS (--levels) is 2, but the run in" in outcome.err
-    content["training"]["optimizer"] = {}
-    torch.save(content, copied / "vqvae.pt")
-    outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--architecture", "paper",
-                        "--normalise", "length")
-    assert outcome.status == 1 and "NORMALISE (--normalise) is 'length', but the run in" in outcome.err
-    outcome = continued(script, data_dir, copied, "--optimizer", "adam", "--architecture", "paper")
-    assert outcome.status == 0, outcome.err
+    assert outcome.status == 0 and "after epoch 1 of 2" in outcome.out, outcome.err
+
+
+@pytest.mark.parametrize("name", loop.GONE)
+def test_a_run_with_what_is_gone_is_refused_unless_it_was_off(script, copied, data_dir, name):
+    content = torch.load(copied / "vqvae.pt", weights_only=True)
+    for value, status in ((0.5, 1), (loop.GONE[name], 0)):
+        content["training"]["constants"][name] = value
+        torch.save(content, copied / "vqvae.pt")
+        outcome = continued(script, data_dir, copied)
+        assert outcome.status == status and status == outcome.err.count(
+            f"{name} = 0.5, which this code has no longer since 2026-11-29: choose another --output-dir"), outcome.err
 
 
 @pytest.mark.parametrize("stage, drawing, flags", [("vqvae", "save_pairs", SMALL_VQVAE),

@@ -1,0 +1,1 @@
+"""What measures a run: features and distances, tables, the report page, the baseline VAE."""

@@ -1,0 +1,315 @@
+"""What evaluate.py and ablation.py measure, and what they measure it with.
+
+A `Subject` is a run to be measured: its networks, its data, and the test images that every set of images is compared
+with. A `Judge` compares sets of images with these, in the features of a classifier or of an Inception network.
+Without classes the classifier learns what was done to an image: see classifier.py.
+`nearest_training_images` looks for copies of the training images in all sets at once.
+"""
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import dataset
+from dataset import Data
+from judging import testset
+from judging.classifier import (
+    SELF_VERSION,
+    Classifier,
+    ClassifierConfig,
+    choose_epochs,
+    reduction,
+    train_classifier,
+    train_self,
+)
+from judging.metrics import CHUNK, Images, Inception, frechet_distance, precision_recall, similarity
+from loading import folder
+from modules import VQVAE
+from priors import runs
+from priors.codes import encode, marginals, psnr
+from priors.draws import Draw
+from priors.sampler import draw_grids
+from running.cli import UserError
+from running.files import alone
+from training import checkpoint
+
+FEWEST = 8            # images of a set below which no distances are reported
+SSIM_IMAGES = 1000    # test images of which SSIM, which is slow, is the mean
+COMPARED = 1000       # images of a set, at most, whose nearest training image is looked for
+SHOWN = 20            # images of a set in a figure
+# for the progress line of evaluate.py, in units of a row that no prior draws, fitted to MNIST and the default sizes:
+NEAREST = "nearest training images"  # looking for them ...
+SEARCHING = 0.35      # ... for a row
+DRAWING = 1.6         # what a prior adds to a row, for as many weights as the VQ-VAE has
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A run to be measured
+
+
+@dataclass
+class Subject:
+    """A run to be measured, and the test images that every set of images is compared with.
+
+    A set has `count` images: NUM_SAMPLES, or the whole test split if that is smaller. Image i of a set of samples is
+    drawn with the class of test image `chosen[i]`.
+    """
+
+    args: argparse.Namespace         # the script's constants; those of None are filled from the checkpoint
+    device: torch.device
+    stored: dict[str, Any]           # the VQ-VAE's checkpoint
+    vqvae: VQVAE
+    priors: dict[str, nn.ModuleList]  # by name, the network of every level, coarse first
+    checkpoints: dict[str, list[dict[str, Any]]]  # by name, what these were made of
+    data: Data
+    chosen: Tensor                   # (count,) indices of test images
+    test_codes: list[Tensor]         # codes of the whole test split
+    independent: dict[str, list[Tensor]]  # probabilities of independent codes by name: see `codes.marginals`
+
+    @property
+    def count(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def labels(self) -> Tensor:
+        """Classes (count,) of the chosen test images."""
+        return self.data.test.labels[self.chosen]
+
+    def spans(self, end: int, start: int = 0) -> tuple[Tensor, ...]:
+        """The indices from start to end, BATCH_SIZE at a time."""
+        return torch.arange(start, end).split(self.args.BATCH_SIZE)
+
+    def read(self, images: Tensor, index: Tensor) -> Tensor:
+        """Rows of uint8 images as floats on the device."""
+        rows = dataset.to_float(images[index]).to(self.device)
+        folder.release()
+        return rows
+
+    def originals(self, index: Tensor) -> Tensor:
+        """The set of the chosen test images."""
+        return self.read(self.data.test.images, self.chosen[index])
+
+    def decoded(self, codes: list[Tensor]) -> Images:
+        """The set of images that codes decode to."""
+        size = self.stored["data"]["height"], self.stored["data"]["width"]
+        return lambda index: self.vqvae.decode([level[index].to(self.device).long() for level in codes], *size)
+
+    def draw(self, prior: str, how: Draw) -> list[Tensor]:
+        """Codes of `count` images drawn from a prior as generate.py draws them, each given its class in `labels`.
+
+        "auto" is resolved as generate.py does.
+        """
+        guidance, top_p = runs.choose_guidance(how.guidance, how.top_p, self.checkpoints[prior])
+        how = how._replace(guidance=guidance, top_p=top_p)
+        grids = [level.shape[1:] for level in self.test_codes]
+        rows = len(self.spans(self.count)) * sum(height for height, _ in grids)
+        with tqdm(desc=f"sampling {prior}", total=rows, unit="row", leave=False, disable=None) as bar:
+            drawn = draw_grids(self.priors[prior], self.labels, grids, self.args.SEED, self.args.BATCH_SIZE, how,
+                               on_row=bar.update)
+            return [torch.cat(parts) for parts in zip(*([level.cpu() for level in codes] for codes in drawn))]
+
+    @property
+    def compared(self) -> int:
+        """How many images of a set are compared with the training images: at most CHUNK numbers in all, to limit
+        memory, but every image that a figure shows.
+        """
+        return min(self.count, COMPARED, max(SHOWN, CHUNK // self.data.test.images[0].numel()))
+
+    @property
+    def shown(self) -> Tensor:
+        """Indices of the images of a set to show in a figure, each class in turn."""
+        return class_by_class(self.labels[:self.compared])[:SHOWN]
+
+
+def load_subject(args: argparse.Namespace, device: torch.device, every: bool = False,
+                 guidance: float | str = "auto") -> Subject:
+    """Load a run, its weights from PRETRAINED if that is given, and encode its images. every: load every prior of the
+    run, or else PRIOR alone.
+
+    FEATURES of "auto" is replaced by what it means for these data.
+    UserError if the networks and the data do not fit each other, if a prior cannot be drawn from with this guidance, if
+    fewer than FEWEST images are left to compare, or if there are no classes for FEATURES.
+    """
+    weights = checkpoint.weights_dir(args)
+    stored, vqvae = runs.load_vqvae(weights)
+    vqvae.to(device)
+    args = checkpoint.fill(args, stored)
+    priors = runs.load_priors(weights, stored) if every else \
+        [runs.load_prior(weights, stored, args.PRIOR)]
+    data = testset.load(args, stored)
+    for levels, _ in priors:
+        runs.choose_guidance(guidance, "auto", levels)
+        if levels[-1]["data"]["class_names"] != data.class_names:
+            raise UserError(f"DATASET (--dataset): its classes are not those that {levels[-1]['stage']}.pt learnt")
+    if args.FEATURES == "classes" and len(data.class_names) < 2:
+        raise UserError('FEATURES (--features) is "classes", but the data set has no two classes: use "self"')
+    if args.FEATURES == "auto":
+        args.FEATURES = "classes" if len(data.class_names) > 1 else "self"
+    test = data.test.images
+    chosen = testset.choose(test, args.NUM_SAMPLES, args.SEED)
+    if len(chosen) < FEWEST:
+        raise UserError(f"NUM_SAMPLES (--num-samples) of {args.NUM_SAMPLES} and a test split of {len(test)} "
+                        f"images leave {len(chosen)} to compare: at least {FEWEST} are needed")
+    networks = {levels[-1]["stage"]: network.to(device) for levels, network in priors}
+    checkpoints = {levels[-1]["stage"]: levels for levels, _ in priors}
+    independent = marginals(encode(vqvae, data.train.images), vqvae.config.num_codes)
+    return Subject(args, device, stored, vqvae, networks, checkpoints, data, chosen, encode(vqvae, test), independent)
+
+
+def costs(subject: Subject, rows: Iterable[str]) -> dict[str, float]:
+    """About how long each row of evaluate.py and NEAREST take, relative to each other."""
+    sizes = {name: sum(weight.numel() for weight in model.parameters())
+             for name, model in (subject.priors | {"vqvae": subject.vqvae}).items()}
+    each = {name: 1 + DRAWING * sizes.get(name, 0) / sizes["vqvae"] for name in rows}
+    return each | {NEAREST: SEARCHING * len(each)}
+
+
+def class_by_class(labels: Tensor) -> Tensor:
+    """Indices of images with these labels (N,), in an order that shows each class in turn: the first image of every
+    class, then the second of every class, ...
+    """
+    members = F.one_hot(labels).cumsum(0)
+    return (members.gather(1, labels[:, None])[:, 0] * members.shape[1] + labels).argsort()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Comparing sets of images
+
+
+@dataclass
+class Judge:
+    """Compares sets of images with the chosen test images of a run."""
+
+    subject: Subject
+    classifier: Classifier
+    accuracy: float | None           # on the whole test split, of a classifier that learnt the classes; or None
+    real: Tensor                     # (count, F) features of the chosen test images
+    inception: Inception | None
+    baseline: dict[str, float]       # measures of one half of the chosen test images against the other
+
+    def measure(self, images: Images, asked: bool = False) -> dict[str, float]:
+        """Frechet distance, precision and recall of a set. With an Inception network: also FID and Inception score.
+        asked: also the share of images that the classifier gives the class asked for, `labels`, if it learnt classes.
+        """
+        spans = self.subject.spans(self.subject.count)
+        features = extract(self.classifier.features, images, spans)
+        result = compare(self.real, features)
+        if asked and self.accuracy is not None:
+            result["class_accuracy"] = accuracy(self.classifier, features, self.subject.labels)
+        if self.inception:
+            result |= self.inception.measure(images, spans)
+        return result
+
+
+def load_judge(subject: Subject, inception: Inception | None) -> Judge:
+    """A judge of a run's images. It trains the classifier if the run has none, and prints its accuracy."""
+    args, data, count, half, right = subject.args, subject.data, subject.count, subject.count // 2, None
+    classifier = load_classifier(args.OUTPUT_DIR, subject.stored, data, args.FEATURES, args.CLASSIFIER_EPOCHS,
+                                 subject.device)
+    real = extract(classifier.features, subject.originals, subject.spans(count))
+    baseline = compare(real[:half], real[half:])
+    if args.FEATURES == "classes":
+        test = data.test.images
+        features = extract(classifier.features, lambda index: subject.read(test, index), subject.spans(len(test)))
+        right = baseline["class_accuracy"] = accuracy(classifier, features, data.test.labels)
+        print(f"classifier: names {right:.2%} of the test images right", flush=True)
+    if inception:
+        inception.add_real(subject.originals, subject.spans(half))
+        baseline |= inception.measure(subject.originals, subject.spans(count, half))
+        inception.add_real(subject.originals, subject.spans(count, half))
+    return Judge(subject, classifier, right, real, inception, baseline)
+
+
+def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs: int | str,
+                    device: torch.device) -> Classifier:
+    """The classifier of a run's images, in eval mode. kind: it learns the "classes", or without them, "self". epochs:
+    CLASSIFIER_EPOCHS.
+
+    It is read from `classifier.pt` if that was trained in the same way on these images and labels: with classes, for
+    as many epochs; and reduces large images as now. Otherwise it is trained and saved there. stored: the VQ-VAE's
+    checkpoint.
+    """
+    if epochs == "auto":
+        epochs = choose_epochs(len(data.train.images))
+    basis = {"images": dataset.digest(data.train)}
+    basis |= {"epochs": epochs} if kind == "classes" else {"self": SELF_VERSION}
+    path = checkpoint.path_of(output_dir, "classifier")
+    with alone(path.with_name(".classifier.lock"), "trains the classifier"):
+        if path.is_file():
+            try:
+                saved = checkpoint.load(output_dir, "classifier")
+                model = checkpoint.build(saved, Classifier, ClassifierConfig)
+                if saved.get("basis") == basis and model.config.reduce == reduction(data.train.images):
+                    return model.to(device)
+            except UserError:  # it is only a cache
+                print("classifier.pt cannot be read: training it anew")
+        model = train_classifier(data, epochs, device) if kind == "classes" else train_self(data.train.images, device)
+        checkpoint.save(output_dir, "classifier", asdict(model.config), model.state_dict(), data=stored["data"],
+                        basis=basis)
+    return model
+
+
+def extract(network: Callable[[Tensor], Tensor], images: Images, spans: Sequence[Tensor]) -> Tensor:
+    """Features (N, F), on the device, that a network gives for the images of a set at these indices."""
+    return torch.cat([network(images(index)) for index in tqdm(spans, desc="measuring", leave=False, disable=None)])
+
+
+def accuracy(classifier: Classifier, features: Tensor, labels: Tensor) -> float:
+    """The share of features (N, F) that the classifier gives the class in labels (N,)."""
+    return (classifier.head(features).argmax(1).cpu() == labels).float().mean().item()
+
+
+def compare(real: Tensor, fake: Tensor) -> dict[str, float]:
+    """The measures of features fake (M, F) against real (N, F), by their names in a table."""
+    precision, recall = precision_recall(real, fake)
+    return {"frechet": frechet_distance(real, fake), "precision": precision, "recall": recall}
+
+
+def errors(subject: Subject, copies: Images) -> dict[str, float]:
+    """MSE and PSNR of copies of the whole test split, and SSIM of copies of its first images."""
+    test, squares, similarities = subject.data.test.images, 0.0, []
+    for index in subject.spans(len(test)):
+        originals, batch = subject.read(test, index), copies(index)
+        squares += (originals - batch).square().flatten(1).mean(1).sum().item()
+        pairs = zip(originals.cpu().numpy(), batch.cpu().numpy())
+        similarities += [float(similarity(*pair)) for pair in islice(pairs, SSIM_IMAGES - len(similarities))]
+    mse = squares / len(test)
+    return {"mse": mse, "psnr": psnr(mse), "ssim": sum(similarities) / len(similarities)}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Copies of training images
+
+
+class Nearest(NamedTuple):
+    """For every image of a set the nearest training image."""
+
+    distances: Tensor  # (N,) L2 over pixels in [0, 1]
+    indices: Tensor    # (N,) of training images
+
+
+def nearest_training_images(sets: dict[str, Tensor], train: Tensor, batch_size: int) -> dict[str, Nearest]:
+    """For sets of images (N, C, H, W) their nearest training images, by one pass over train, which is uint8.
+
+    All sets lie on one device. Each is compared by itself, so that rounding does not depend on the other sets.
+    """
+    sets = {name: images.flatten(1) for name, images in sets.items()}
+    found = {name: Nearest(images.new_full((len(images),), torch.inf),
+                           torch.zeros(len(images), dtype=torch.int64, device=images.device))
+             for name, images in sets.items()}
+    spans, device = torch.arange(len(train)).split(batch_size), next(iter(sets.values())).device
+    bar = tqdm(spans, desc="nearest training images", leave=False, disable=None)
+    for span, (part,) in zip(bar, dataset.batches(spans, device, train)):
+        part, first = dataset.to_float(part).flatten(1), int(span[0])
+        for name, images in sets.items():
+            distances, rows = torch.cdist(images, part).min(1)
+            before = found[name]
+            found[name] = Nearest(torch.minimum(before.distances, distances),
+                                  torch.where(distances < before.distances, rows + first, before.indices))
+    return {name: Nearest(*(values.cpu() for values in nearest)) for name, nearest in found.items()}

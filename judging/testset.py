@@ -1,0 +1,117 @@
+"""The images that a script works on after the training: loaded, checked against the VQ-VAE, and chosen."""
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import dataset
+from dataset import Data
+from loading import decode, folder
+from loading.decode import Reading
+from running.cli import UserError
+from training import checkpoint
+
+
+class Found(NamedTuple):
+    images: Tensor        # (N, C, H, W) uint8
+    files: Sequence[str]  # the path of each image's file; empty where images are of no files
+    of_split: bool        # whether they are a test split
+
+
+def load(args: argparse.Namespace, stored: dict[str, Any], reading: Reading | None = None) -> Data:
+    """The data set that DATASET, DATA_DIR and LIMIT name, with test images of the size that the VQ-VAE was trained on.
+
+    stored: the VQ-VAE's checkpoint. reading: how files become images; None: as in the training.
+    UserError if there is no such data set or its images do not fit.
+    """
+    reading = reading or Reading(**stored["data"]["reading"])
+    data = dataset.load(args.DATASET, args.DATA_DIR, args.LIMIT, reading)
+    checkpoint.check_images(stored, data.test.images)
+    return data
+
+
+def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str, any_size: bool = True) -> Found:
+    """The images of DATASET: a test split, or all images of a file or of a folder that the VQ-VAE was not trained on,
+    brought to IMAGE_SIZE and these channels: 1, 3 or "auto". UserError if there are none, or they do not fit.
+
+    IMAGE_SIZE of None: of a folder as in the training, of a file see `read_file`.
+    any_size: whether images of a file or such a folder fit whatever their size and channels; a test split never does.
+    """
+    remedy = ": add --image-size {height}x{width} --channels {channels}".format_map(stored["data"])
+    reading = Reading(**stored["data"]["reading"])
+    if args.IMAGE_SIZE:
+        reading = reading._replace(image_size=args.IMAGE_SIZE)
+    foreign = reading._replace(channels=channels, value_range=value_range(stored))
+    path = Path(args.DATASET)
+    if path.is_file():
+        images = read_file(args.DATASET, stored, args.IMAGE_SIZE, channels)
+        if not any_size:
+            checkpoint.check_images(stored, images, remedy)
+        return Found(images, [args.DATASET] * len(images), of_split=False)
+    learnt = Path(stored["data"]["dataset"])
+    if path.is_dir() and args.DATASET not in ("glyphs", *dataset.TORCHVISION) and path.resolve() != learnt.resolve():
+        if not holds_training_images(args, stored):
+            try:
+                found = folder.load(args.DATASET, args.DATA_DIR, foreign)
+            except UserError:  # it need not have classes and splits; if there is more, this says it again
+                found = folder.load(args.DATASET, args.DATA_DIR, foreign._replace(classes="none"))
+            images = found.images[:args.LIMIT or None]
+            if not any_size:
+                checkpoint.check_images(stored, images, remedy)
+            print(f"DATASET (--dataset): {args.DATASET} has no test split of this run, its training images are not "
+                  f"those of {learnt}: taking all {len(images)}; any that the VQ-VAE was trained on look better "
+                  f"than they should", file=sys.stderr)
+            return Found(images, [str(path / name) for name in found.files[:len(images)]], of_split=False)
+        print(f"{args.DATASET} holds the training images of this run: taking its test split")
+    data = load(args, stored, reading)
+    return Found(data.test.images, [str(path / name) for name in data.test_files], of_split=True)
+
+
+def read_file(path: str, stored: dict[str, Any], image_size: str | None = None, channels: int | str = "auto") -> Tensor:
+    """The images (N, C, H, W) of one file, of any size and kind, brought to the size and the channels of the training,
+    where image_size is None and channels "auto", with a line that says so. UserError if it cannot be decoded.
+    """
+    data = stored["data"]
+    own = Reading(**data["reading"])._replace(image_size="auto", channels="auto", value_range=value_range(stored))
+    before = decode.read(path, own).shape
+    images = decode.read(path, own._replace(
+        image_size="{height}x{width}".format_map(data) if image_size is None else image_size,
+        channels=data["channels"] if channels == "auto" else channels))
+    if images.shape != before:
+        kinds = ["{}x{} pixels and {}".format(*sides, "grey" if count == 1 else "RGB")
+                 for _, count, *sides in (before, images.shape)]
+        print(f"{path}: of {kinds[0]}, scaled and cropped to {kinds[1]}")
+    return images
+
+
+def value_range(stored: dict[str, Any]) -> str:
+    """What other images are scaled between, so that their brightness is comparable: the range of the training's."""
+    return stored["data"].get("value_range", "auto")
+
+
+def holds_training_images(args: argparse.Namespace, stored: dict[str, Any]) -> bool:
+    """Whether a folder holds the images of the training under another path: it was moved, or is a copy."""
+    reading = Reading(**stored["data"]["reading"])
+    try:
+        with redirect_stderr(io.StringIO()):  # the images are loaded again, which says it all
+            data = dataset.load(args.DATASET, args.DATA_DIR, stored["data"]["limit"], reading)
+    except UserError:  # not even a data set by the rules of the training
+        return False
+    return dataset.digest(data.train) == stored.get("images")
+
+
+def check_enough(images: Tensor, wanted: int) -> None:
+    """UserError if there are fewer test images than NUM_IMAGES wants."""
+    if wanted > len(images):
+        raise UserError(f"NUM_IMAGES (--num-images) of {wanted} is more than the {len(images)} test images")
+
+
+def choose(images: Tensor, count: int, seed: int) -> Tensor:
+    """Indices of `count` images drawn without replacement, or of all of them in random order if there are fewer."""
+    return torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]

@@ -1,0 +1,1 @@
+"""From files to tensors: which files of a folder are images, what each means, and their pixels."""

@@ -1,0 +1,165 @@
+"""What lies in a run's directory: the VQ-VAE, its priors, and which classes and guidance these can be drawn with."""
+import math
+import sys
+from typing import Any
+
+from torch import nn
+
+from modules import VQVAE, VQVAEConfig
+from priors.levels import grid_sizes, make_vqvae
+from priors.table import PRIORS
+from running.cli import UserError
+from training import checkpoint
+
+GUIDED = 1.25          # what GUIDANCE of "auto" is where a draw is given a class
+UNGUIDED_TOP_P = 0.9   # what TOP_P of "auto" is without guidance
+STAGES = ["vqvae", *PRIORS, *(f"{name}_coarse" for name in PRIORS)]  # checkpoints of a run, by their file's name
+
+
+def build(stored: dict[str, Any]) -> nn.Module:
+    """The network of the checkpoint of a VQ-VAE or a prior: see `checkpoint.build`."""
+    network, config = (make_vqvae, VQVAEConfig) if stored["stage"] == "vqvae" \
+        else PRIORS[stored["stage"].removesuffix("_coarse")][:2]
+    return checkpoint.build(stored, network, config)
+
+
+def load_vqvae(output_dir: str) -> tuple[dict[str, Any], VQVAE]:
+    """The checkpoint of a run's VQ-VAE, and the network in eval mode, on the CPU. UserError: see `checkpoint.load`."""
+    stored = checkpoint.load(output_dir, "vqvae")
+    return stored, build(stored)
+
+
+def prior_stages(prior: str, levels: int) -> list[str]:
+    """The stages of a prior by name, one for each level of the VQ-VAE, coarse first."""
+    return [f"{prior}_coarse", prior][-levels:]
+
+
+def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[tuple[list[dict[str, Any]], nn.ModuleList]]:
+    """Read the priors of a run's directory, each as `load_prior` does. Any that is damaged, lacks a level or learnt
+    the codes of another VQ-VAE than the checkpoint `vqvae`, already built, is left out with a line that says so.
+    """
+    found = []
+    for name in priors_there(output_dir, vqvae):
+        try:
+            found.append(load_prior(output_dir, vqvae, name))
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return found
+
+
+def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None, both_sides: bool = False
+               ) -> tuple[list[dict[str, Any]], nn.ModuleList]:
+    """Read the prior `name` of a run's directory, or the one there: of several, that of the best validation loss.
+
+    A masked prior has no likelihood to be compared by: of several priors it is taken where none else is left, or where
+    codes are given on both sides of those to draw (both_sides), of which it alone makes full use.
+
+    vqvae: the checkpoint, already built, whose codes it must have learnt: those of another one mean nothing to it.
+    Returns checkpoints and networks, as `build` makes them, one for each level, coarse first. UserError if there is
+    none that learnt these codes.
+    """
+    def again(stage: str) -> str:
+        return checkpoint.command(output_dir, stage, "--resume", "never", "--overwrite")
+
+    there = priors_there(output_dir, vqvae)
+    if name is None and len(there) > 1:
+        priors = load_priors(output_dir, vqvae)
+        if not priors:
+            raise UserError(f"no prior in {output_dir} is left: train one with {again(checkpoint.DEFAULT_PRIOR)}")
+        return min(priors, key=lambda prior: ((prior[0][-1]["stage"] == "masked") != both_sides,
+                                              sum(validation_nll(level) * math.prod(level["grid"])
+                                                  for level in prior[0])))
+    data, config = vqvae["data"], vqvae["config"]
+    stages = prior_stages(name or (there or [checkpoint.DEFAULT_PRIOR])[0], config["levels"])
+    grids = grid_sizes(data["height"], data["width"], config["downsample"], config["levels"])
+    priors, networks = [], nn.ModuleList()
+    for stage, grid in zip(stages, grids):
+        prior = checkpoint.load(output_dir, stage)
+        networks.append(build(prior))
+        sizes = prior["config"]
+        learnt = prior.get("vqvae"), prior.get("grid"), sizes["num_codes"], sizes["coarse_codes"], sizes["num_classes"]
+        if learnt != (checkpoint.fingerprint(vqvae["model"]), list(grid), config["num_codes"],
+                      config["num_codes"] if priors else 0, len(prior["data"]["class_names"])):
+            raise UserError(f"{stage}.pt learnt the codes of another vqvae.pt than the one beside it: train it again "
+                            f"with {again(stage)}, or put its own vqvae.pt back")
+        if priors and priors[0]["data"]["class_names"] != prior["data"]["class_names"]:
+            raise UserError(f"{stages[0]}.pt and {stage}.pt learnt different classes: train one of them again")
+        priors.append(prior)
+    return priors, networks
+
+
+def priors_there(output_dir: str, vqvae: dict[str, Any]) -> list[str]:
+    """The names of the priors of which a run's directory holds a level."""
+    return [name for name in PRIORS if any(checkpoint.path_of(output_dir, stage).exists()
+                                           for stage in prior_stages(name, vqvae["config"]["levels"]))]
+
+
+def validation_nll(prior: dict[str, Any]) -> float:
+    """The best negative log-likelihood of a prior on the validation split, in nats per code; infinity if unknown."""
+    try:
+        return min(float(row["validation_nll"]) for row in prior["training"]["history"] if type(row) is dict)
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return math.inf
+
+
+def choose_classes(asked: str, prior: dict[str, Any]) -> tuple[list[int], str]:
+    """The classes to draw in turn, and what to say of them. prior: its checkpoint. UserError if there is no such class.
+
+    A class without a training image is drawn only if it is asked for: the prior has not learnt it.
+    """
+    names = prior["data"]["class_names"]
+    if asked == "none" or (asked == "all" and not names):
+        return [len(names)], "without a class" if names else ""
+    if asked == "all":
+        counts = class_counts(prior)
+        missing = ", ".join(name for name, count in zip(names, counts) if not count)
+        return [label for label, count in enumerate(counts) if count], \
+            "all classes in turn" + (f" but those without a training image ({missing})" if missing else "")
+    number = names.index(asked) if asked in names else int(asked) if asked.isdecimal() else -1
+    if not 0 <= number < len(names):
+        there = f"0 to {len(names) - 1} ({', '.join(names)})" if names else "none"
+        raise UserError(f"CLASS_LABEL (--class-label): there is no class {asked}; there are {there}")
+    return [number], f"of class {number} ({names[number]})"
+
+
+def class_counts(prior: dict[str, Any]) -> list[int]:
+    """The training images of each class that a prior, of which this is the checkpoint, learnt; 1 where it says none."""
+    return prior["data"].get("class_counts", [1] * len(prior["data"]["class_names"]))
+
+
+def class_dropout(prior: dict[str, Any]) -> float | None:
+    """The CLASS_DROPOUT that a prior, of which this is the checkpoint, was trained with; None if it does not say."""
+    try:
+        return float(checkpoint.constants(prior)["CLASS_DROPOUT"])
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def lacks_for_guidance(priors: list[dict[str, Any]]) -> str:
+    """What a prior, of whose levels these are the checkpoints, lacks to be drawn from with guidance, which compares
+    logits given a class with logits given none; "" if it has learnt both.
+    """
+    for prior in priors:
+        dropout = class_dropout(prior)
+        if not prior["data"]["class_names"]:
+            return f"classes, and {prior['stage']}.pt learnt none: leave it at 1"
+        if dropout is not None and not 0 < dropout < 1:
+            return f"a prior trained with CLASS_DROPOUT above 0 and below 1, and {prior['stage']}.pt had {dropout:g}"
+    return ""
+
+
+def choose_guidance(guidance: float | str, top_p: float | str, priors: list[dict[str, Any]], given: bool = True,
+                    remedy: str = "") -> tuple[float, float]:
+    """GUIDANCE and TOP_P as numbers. What "auto" means was chosen by the tables in docs/RESULTS.md: "New digits".
+
+    priors: the checkpoints of its levels. given: whether the draws are given a class; remedy: how to give one.
+    UserError if GUIDANCE is a number other than 1, and cannot be done.
+    """
+    needs = lacks_for_guidance(priors) or ("" if given else f"a class: {remedy}")
+    if guidance == "auto":
+        guidance = 1.0 if needs else GUIDED
+    elif guidance != 1 and needs:
+        raise UserError(f"GUIDANCE (--guidance) of {guidance:g} needs {needs}")
+    if top_p == "auto":  # guidance makes unlikely codes rarer by itself
+        top_p = 1.0 if guidance > 1 else UNGUIDED_TOP_P
+    return guidance, top_p

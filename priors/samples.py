@@ -1,0 +1,64 @@
+"""Samples as pictures: a grid of them while a prior learns, and those of generate.py, kept where it continues."""
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from loading.decode import Reading, read
+from modules import VQVAE
+from priors.codes import to_images
+from priors.sampler import draw_grids
+from running import figures
+from running.cli import UserError
+from running.files import atomic
+from training import checkpoint
+
+PICTURED = 64  # samples in the grid of a training
+
+
+@torch.no_grad()
+def save_samples(model: nn.Module, vqvae: VQVAE, stored: dict, args: argparse.Namespace, path: Path, labels: Tensor,
+                 *coarse: Tensor) -> None:
+    """Write a grid of samples of the classes in turn; of fine codes, given the coarse codes (N, H, W) of images whose
+    classes are `labels` (N,). stored: the checkpoint of the VQ-VAE.
+    """
+    size = stored["data"]["height"], stored["data"]["width"]
+    given = [grids[:PICTURED].cpu().long() for grids in coarse]
+    labels = labels[:PICTURED].cpu() if given else torch.arange(PICTURED) % max(1, model.num_classes)
+    drawn = draw_grids([model.eval()], labels, vqvae.grids(*size)[-1:], args.SEED, args.BATCH_SIZE,
+                       coarse=given[0] if given else None)
+    codes = [*given, torch.cat([fine for (fine,) in drawn]).cpu()]
+    device = next(vqvae.parameters()).device
+    figures.save_grid(to_images(vqvae, [grids.to(device) for grids in codes], *size), path)
+
+
+def save_kept(output: Path, count: int, stored: dict, columns: int) -> None:
+    """Write the first of the `count` samples in a directory as one grid. stored: the checkpoint of the VQ-VAE."""
+    reading = Reading(channels=stored["data"]["channels"])  # a grey sample of a colour run stays RGB
+    shown = min(count, figures.room(stored["data"]["height"], stored["data"]["width"]))
+    images = torch.cat([read(str(output / f"sample_{i}.png"), reading) for i in range(shown)])
+    figures.save_grid(images / 255, output / "samples.png", columns)
+
+
+def keep_samples_of(settings: dict, output: Path, count: int) -> None:
+    """Remove the samples of earlier calls, but for samples 0 to `count` - 1 if they were drawn with these settings.
+
+    UserError if the directory holds samples that no call has written.
+    """
+    path, found = output / "samples.json", list(output.glob("sample_*.png"))
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        before = None
+    ours = isinstance(before, dict) and before.keys() == settings.keys()
+    if (found or path.exists()) and not ours and not checkpoint.path_of(output, "vqvae").exists():
+        raise UserError(f"SAMPLES_DIR (--samples-dir): {output} holds {(found or [path])[0].name}, not written by this "
+                        f"script: choose another directory")
+    for file in found:
+        number = file.stem.removeprefix("sample_")
+        if number.isdecimal() and not (before == settings and int(number) < count):
+            file.unlink()
+    with atomic(path) as file:
+        file.write(json.dumps(settings).encode())

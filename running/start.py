@@ -1,0 +1,31 @@
+"""The first import of every script: it answers --help, wrong flags and Ctrl-C before torch, in seconds, is loaded."""
+import ast
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from running import cli
+
+
+def _stop(number: int, _frame: Any) -> NoReturn:
+    """What a script has written so far is nothing, so it ends at once."""
+    os.write(2, f"{Path(sys.argv[0]).name}: stopped by {signal.Signals(number).name}\n".encode())
+    os._exit(128 + number)
+
+
+def begin(script: Path) -> None:
+    """Read the flags of a script that is being run: cli.run reads them again, where its own constants are set."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    if script.stem == "dataset":  # it takes a data set before its flags, and has its constants elsewhere
+        script = script.parent / "loading" / "look.py"
+        if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+            sys.argv.insert(1, "--dataset")
+    cli.parse({"__file__": str(script), "__doc__": ast.get_docstring(ast.parse(script.read_text("utf-8")))})
+
+
+_script = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
+if _script.parent == cli.ROOT:
+    begin(_script)
