@@ -13,10 +13,8 @@ import signal
 import subprocess
 import sys
 
-import fast
 import faults
 import pytest
-import sampler as sampler_module
 import torch
 from conftest import ROOT, SMALL, SMALL_VQVAE
 from PIL import Image
@@ -28,17 +26,19 @@ import dataset
 import train_vqvae
 from modules import ARCHITECTURES, VQVAE, VectorQuantizer, VQVAEConfig, nearest_codes
 from priors import runs
+from priors import sampler as sampler_module
 from priors.attention import attend
+from priors.draws import Draw, uniforms
+from priors.levels import make_vqvae
 from priors.masked import nats_in_rounds
-from priors.sampler import draw_grids, make_sampler, uniforms
+from priors.sampler import draw_grids, make_sampler
 from priors.table import PRIORS
 from running import devices, figures
 from running.cli import UserError, parse
-from training import adversarial, checkpoint
-from training.loop import loop
+from training import adversarial, checkpoint, loop
 from training.optimizers import AdamW, Muon
 
-IN_RASTER_ORDER = ["pixelcnn", "pixelsnail", "transformer"]
+IN_RASTER_ORDER = ["pixelcnn", "transformer"]
 FEW = ["--hidden", "16", "--layers", "2"]  # sizes of a prior
 on_gpu = pytest.mark.cuda
 
@@ -197,7 +197,7 @@ def test_samplers_draw_the_codes_of_the_plain_loop(device, exact, prior, guidanc
     """Codes are equal, logits to 1e-4. A PixelCNN's row is a CUDA graph: for its logits it runs without one as well."""
     model = random_model(9, 3, 16, 3, 5, prior=prior, coarse_codes=coarse_codes).to(device)
     options = {"temperature": 0.9, "top_k": 7, "top_p": 0.95, "guidance": guidance}
-    sampler = make_sampler(model, 4, 6, **options)
+    sampler = make_sampler(model, 4, 6, Draw(**options))
     if device.type == "cuda":
         assert (sampler.graph is not None) if prior == "pixelcnn" else not getattr(sampler, "graph", None)
     for seed, height in ((0, 4), (1, 4), (2, 8)):  # nothing of one call may be left for the next
@@ -225,7 +225,7 @@ def test_rounds_on_the_device_are_those_on_the_cpu(device, exact, steps, guidanc
     model = random_masked()
     labels, uniform = torch.tensor([0, 1, 2, 0, 1]), uniforms(0, 0, 5, 4, 4)
     known = torch.where(torch.rand(5, 4, 4) < 0.3, torch.randint(7, (5, 4, 4)), -1)
-    drawn = [make_sampler(model.to(place), 5, 4, guidance=guidance, steps=steps)(labels, uniform, known).cpu()
+    drawn = [make_sampler(model.to(place), 5, 4, Draw(guidance=guidance, steps=steps))(labels, uniform, known).cpu()
              for place in (torch.device("cpu"), device)]
     assert torch.equal(*drawn) and torch.equal(drawn[0][known >= 0], known[known >= 0])
     nats = [nats_in_rounds(model.to(place), drawn[0].to(place), labels.to(place), (known >= 0).to(place), steps).cpu()
@@ -435,7 +435,7 @@ def fake():
 @pytest.mark.parametrize("levels", [1, 2])
 def test_a_vqvae_keeps_to_its_device_and_its_quantizers_to_float32(fake, levels, architecture):
     with fake:
-        network = VQVAE(VQVAEConfig(3, 16, 1, 8, 4, 16, 8, levels=levels, architecture=architecture))
+        network = make_vqvae(VQVAEConfig(3, 16, 1, 8, 4, 16, 8, levels=levels, architecture=architecture))
     images = torch.rand(2, 3, 30, 32, device=fake)
     network.quantize(images, VectorQuantizer.start)
     torch.set_autocast_enabled("cuda", True)
@@ -454,14 +454,12 @@ def test_a_prior_and_its_sampler_keep_to_their_device(fake, monkeypatch, prior, 
     """The row that a CUDA graph captures is run once here as it is there: a capture cannot read anything back."""
     if prior == "masked" and coarse_codes:
         pytest.skip("a masked prior takes no coarse codes")
-    network, config = PRIORS[prior]
+    network, config = PRIORS[prior][:2]
     sizes = {"num_codes": 16, "num_classes": 3, "hidden": 16, "layers": 2, "kernel_size": 5,
              "coarse_codes": coarse_codes}
-    sizes |= {"transformer": {"heads": 2}, "masked": {"heads": 2},
-              "pixelsnail": {"heads": 2, "attention_every": 1}}.get(prior, {})
+    sizes |= {"transformer": {"heads": 2}, "masked": {"heads": 2}}.get(prior, {})
     with fake:
         model = network(config(**sizes))
-    fast.speed_up(model)
     grids, labels = torch.zeros(2, 4, 6, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
     coarse = [torch.zeros(2, 2, 3, dtype=torch.int64)] if coarse_codes else []
     torch.set_autocast_enabled("cuda", True)
@@ -476,7 +474,7 @@ def test_a_prior_and_its_sampler_keep_to_their_device(fake, monkeypatch, prior, 
         sampler._next_row(rows_below=sampler.reach)
         rows.append(sampler.codes.device)
     monkeypatch.setattr(sampler_module.PixelCNNSampler, "_capture", capture)
-    sampler = make_sampler(model.eval(), 3, 6, 0.9, 3, 0.9, 1.5)
+    sampler = make_sampler(model.eval(), 3, 6, Draw(0.9, 3, 0.9, 1.5))
     assert rows == ([fake] if prior == "pixelcnn" else [])
     drawn = sampler(labels, torch.zeros(2, 4, 6), grids - 1, coarse=coarse[0] if coarse else None)  # from the host
     assert drawn.device == fake and drawn.shape == (2, 4, 6)

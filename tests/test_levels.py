@@ -11,12 +11,11 @@ from PIL import Image
 
 import complete
 import dataset
-import train_pixelcnn
 from priors import runs, sampler
 from priors.codes import encode
+from priors.table import LIKELIHOOD
 from running import figures
-from training import checkpoint
-from training.loop import loop
+from training import checkpoint, loop
 
 FEW = ["--num-samples", 20, "--classifier-epochs", 1, "--batch-size", 25, "--device", "cpu"]
 GRIDS = [(4, 4), (8, 8)]  # of 28x28 pixels, padded to 32x32
@@ -104,8 +103,8 @@ def test_evaluate_adds_the_bits_of_both_levels(script, run):
     expected = 0.0
     for stage, codes, given in (("pixelcnn_coarse", coarse, []), ("pixelcnn", fine, [coarse])):
         model = runs.build(checkpoint.load(str(run), stage))
-        sums = loop.sum_over(train_pixelcnn.terms, model, 50, codes, data.test.labels, *given)
-        expected += train_pixelcnn.summarise(sums, codes[0].numel())["bits_per_image"]
+        sums = loop.sum_over(LIKELIHOOD.terms, model, 50, codes, data.test.labels, *given)
+        expected += LIKELIHOOD.summarise(sums, codes[0].numel())["bits_per_image"]
     assert content["rows"]["pixelcnn"]["bits_per_image"] == pytest.approx(expected, rel=1e-5)
     assert content["rows"]["uniform codes"]["bits_per_image"] == pytest.approx((16 + 64) * 4)
     for prefix, codes in (("coarse_", coarse), ("", fine)):
@@ -198,7 +197,7 @@ def test_a_prior_of_one_level_is_not_taken_for_that_of_another(script, run, trai
 
 
 def test_every_prior_and_augmentation(script, run):
-    for prior in ("pixelsnail", "transformer"):
+    for prior in ("transformer",):
         outcome = script("train_pixelcnn", *SMALL_PIXELCNN, "--output-dir", run, "--prior", prior, "--augment", "shift",
                          "--sample-every", 0)
         assert outcome.status == 0, outcome.err
@@ -209,7 +208,7 @@ def test_every_prior_and_augmentation(script, run):
     def bits(prior):
         return sum(float(rows_of(run, f"{stage}_history.csv")[0]["validation_bits_per_image"])
                    for stage in runs.prior_stages(prior, 2))
-    assert f"samples of {min(('pixelcnn', 'pixelsnail', 'transformer'), key=bits)}.pt" in outcome.out
+    assert f"samples of {min(('pixelcnn', 'transformer'), key=bits)}.pt" in outcome.out
 
 
 def test_a_checkpoint_of_before_there_were_levels_is_read_as_one_level(script, trained, tmp_path):

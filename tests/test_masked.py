@@ -5,7 +5,6 @@ import math
 import shutil
 from fractions import Fraction
 
-import codes as codes_module
 import pytest
 import torch
 from conftest import SMALL
@@ -13,12 +12,12 @@ from PIL import Image
 
 import complete
 import train_pixelcnn
-from modules import guide
+from priors import codes as codes_module
 from priors import masked, runs
+from priors.draws import Draw, draw, guide, uniforms
 from priors.masked import Masked, MaskedConfig, fixed_masks, halton_order, masks, nats_in_rounds, plan_rounds, schedule
-from priors.sampler import draw, draw_grids, make_sampler, uniforms
-from training import checkpoint
-from training.loop import loop
+from priors.sampler import draw_grids, make_sampler
+from training import checkpoint, loop
 
 
 def random_model(num_codes=7, num_classes=2, seed=0, std=0.5):
@@ -64,8 +63,8 @@ def test_the_measure_of_a_split_weighs_every_hidden_code_alike():
     """In batches of unequal size, from codes as they are stored."""
     model = random_model()
     codes, labels, hidden = torch.randint(7, (5, 3, 4)), torch.tensor([0, 1, 2, 0, 1]), fixed_masks(5, 3, 4)
-    sums = loop.sum_over(train_pixelcnn.terms, model, 2, codes.byte(), labels, hidden)
-    result = train_pixelcnn.summarise(sums, 12)
+    sums = loop.sum_over(masked.terms, model, 2, codes.byte(), labels, hidden)
+    result = masked.summarise(sums)
     chances = model(codes.masked_fill(hidden, -1), labels).softmax(1).gather(1, codes[:, None])[:, 0][hidden]
     assert result == {"hidden_nll": pytest.approx(-chances.log().mean().item(), rel=1e-5),
                       "bits_per_hidden_code": pytest.approx(-chances.log2().mean().item(), rel=1e-5)}
@@ -85,7 +84,7 @@ def test_it_learns_what_it_is_shown():
         masked.terms(model, *batch)["hidden_nll"].backward()
         optimizer.step()
     for steps in (1, 0):
-        drawn = make_sampler(model.eval(), 2, 3, temperature=0, steps=steps)(labels, torch.zeros(2, 3, 3))
+        drawn = make_sampler(model.eval(), 2, 3, Draw(temperature=0, steps=steps))(labels, torch.zeros(2, 3, 3))
         assert torch.equal(drawn, codes)
 
 
@@ -197,7 +196,7 @@ def test_same_codes_as_the_plain_loop(steps, guidance, given):
             known = torch.where(torch.rand(uniform.shape) < torch.tensor([0.2, 0.5, 0.8, 1.0])[:, None, None],
                                 torch.randint(9, uniform.shape), -1)
         expected = plain(model, labels, uniform, known, steps, guidance, **options)
-        sampler = make_sampler(model, 5, size[1], **options, guidance=guidance, steps=steps)
+        sampler = make_sampler(model, 5, size[1], Draw(**options, guidance=guidance, steps=steps))
         for _ in range(2):  # twice: nothing of one call may be left for the next
             assert torch.equal(sampler(labels, uniform, known if given else None), expected)
         assert torch.equal(expected[known >= 0], known[known >= 0])
@@ -219,10 +218,10 @@ def test_a_sample_depends_on_its_number_alone(guidance):
     known = torch.where(torch.rand(7, 4, 4) < torch.linspace(0, 0.9, 7)[:, None, None], 5, -1)
     for given in (None, known):
         drawn = {size: torch.cat([codes for [codes] in draw_grids(
-            [model], labels, [(4, 4)], 5, size, 1.0, 0, 1.0, guidance, 5,
+            [model], labels, [(4, 4)], 5, size, Draw(guidance=guidance, steps=5),
             known=None if given is None else [given])]) for size in (7, 2, 3)}
         assert torch.equal(drawn[2], drawn[7]) and torch.equal(drawn[3], drawn[7])
-    [[other]] = draw_grids([model], labels, [(4, 4)], 6, 7, 1.0, 0, 1.0, guidance, 5)
+    [[other]] = draw_grids([model], labels, [(4, 4)], 6, 7, Draw(guidance=guidance, steps=5))
     assert not torch.equal(other, drawn[7])
 
 
@@ -234,7 +233,7 @@ def test_a_round_is_one_pass_of_the_network_and_rows_are_counted(steps, passes):
     for guidance, batch in ((1.0, 5), (2.0, 10)):
         seen.clear()
         rows.clear()
-        sampler = make_sampler(model, 5, 4, guidance=guidance, steps=steps)
+        sampler = make_sampler(model, 5, 4, Draw(guidance=guidance, steps=steps))
         sampler(labels, uniforms(0, 0, 5, 3, 4), on_row=lambda: rows.append(len(seen)))
         assert seen == [batch] * passes and len(rows) == 3 and rows[-1] == passes
 
@@ -264,7 +263,7 @@ def test_samples_follow_the_product_of_conditionals_in_the_order(steps):
     torch.testing.assert_close(nats, -exact.log(), rtol=1e-4, atol=1e-4)
     count = 40_000
     chance = torch.rand(count, 2, 2, generator=torch.Generator().manual_seed(0))
-    drawn = make_sampler(model, count, 2, steps=steps)(torch.zeros(count, dtype=torch.int64), chance)
+    drawn = make_sampler(model, count, 2, Draw(steps=steps))(torch.zeros(count, dtype=torch.int64), chance)
     place = (drawn.flatten(1) * torch.tensor([27, 9, 3, 1])).sum(1)
     expected = exact * count
     chi_squared = ((torch.bincount(place, minlength=81) - expected) ** 2 / expected)[expected >= 5].sum()

@@ -1,9 +1,9 @@
 """The quantizer, the VQ-VAE and the PixelCNN against what their papers say."""
 from dataclasses import asdict
 
-import fast
 import pytest
 import torch
+from plain import sample
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,16 +17,22 @@ from modules import (
     PixelCNNConfig,
     VectorQuantizer,
     VQVAEConfig,
-    guide,
     nearest_codes,
-    sample,
 )
 from priors.codes import perplexity
+from priors.draws import guide
+from priors.levels import FinePixelCNN, make_vqvae
+
+
+def test_the_sizes_have_defaults():
+    """For who tries modules.py alone."""
+    images = torch.rand(2, 3, 16, 16)
+    assert VQVAE(VQVAEConfig(channels=3))(images).images.shape == images.shape
 
 
 def small_vqvae(**changes):
     config = dict(channels=1, hidden=16, residual_blocks=1, residual_hidden=8, downsample=4, num_codes=12, code_dim=6)
-    return VQVAE(VQVAEConfig(**(config | changes)))
+    return make_vqvae(VQVAEConfig(**(config | changes)))
 
 
 # ---- quantizer
@@ -75,31 +81,6 @@ def test_quantized_vectors_are_the_nearest_codes():
     normal = quantizer.normalise(z_e)
     torch.testing.assert_close(normal.mean(3), torch.zeros(2, 3, 5), atol=1e-6, rtol=0)
     torch.testing.assert_close(normal.var(3, correction=0), torch.ones(2, 3, 5), atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_of_vectors_of_one_length_the_nearest_code_is_that_of_the_smallest_angle(codebook):
-    quantizer = VectorQuantizer(7, 4, codebook, normalise="length")
-    with torch.no_grad():
-        quantizer.codebook.mul_(torch.linspace(0.1, 9, 7)[:, None])  # lengths do not matter
-    z_e = torch.randn(2, 4, 3, 5)
-    out = quantizer.eval()(z_e)
-    angles = F.cosine_similarity(z_e.permute(0, 2, 3, 1)[..., None, :], quantizer.codebook, dim=-1)
-    assert torch.equal(out.codes, angles.argmax(-1))
-    for vectors in (quantizer.normalise(z_e).permute(0, 3, 1, 2), out.z_q, quantizer.look_up(out.codes)):
-        torch.testing.assert_close(vectors.norm(dim=1), torch.full((2, 3, 5), 2.0))
-    torch.testing.assert_close(out.z_q, quantizer.look_up(out.codes))
-    torch.testing.assert_close(out.commitment_loss, 2 - 2 * angles.amax(-1).mean())
-
-
-def test_orthogonality_is_that_of_the_whole_matrix():
-    vectors = torch.randn(9, 4, requires_grad=True)
-    unit = vectors / vectors.norm(dim=1, keepdim=True)
-    plain = (unit @ unit.T - torch.eye(9)).square().sum() / 81
-    torch.testing.assert_close(modules.orthogonality(vectors), plain)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, vectors)[0] for loss in
-                                 (modules.orthogonality(vectors), plain)))
-    assert modules.orthogonality(torch.eye(4)[:3]).abs() < 1e-7
 
 
 def test_ema_update_by_hand():
@@ -159,10 +140,9 @@ def test_the_codebook_starts_from_encoder_outputs():
     assert len(quantizer.codebook.unique(dim=0)) > 15  # a draw may come twice; such a code is revived later
 
 
-@pytest.mark.parametrize("normalise", ["layer", "length"])
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_dead_codes_are_revived_from_current_encoder_outputs(codebook, normalise):
-    quantizer = VectorQuantizer(6, 4, codebook, normalise=normalise)
+def test_dead_codes_are_revived_from_current_encoder_outputs(codebook):
+    quantizer = VectorQuantizer(6, 4, codebook)
     z_e = torch.randn(4, 4, 5, 5)
     quantizer.start(z_e)
     with torch.no_grad():
@@ -181,10 +161,9 @@ def test_the_default_keeps_its_codebooks_alive(data_dir, seed, levels):
     """
     torch.manual_seed(seed)
     images = dataset.load("glyphs", str(data_dir), limit=2000).train.images
-    model = VQVAE(VQVAEConfig(1, 32, 1, 16, 4, 64, 32, levels=levels))
+    model = make_vqvae(VQVAEConfig(1, 32, 1, 16, 4, 64, 32, levels=levels))
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=2e-3)
-    with torch.no_grad():
-        model.quantize(dataset.to_float(images[:128]), VectorQuantizer.start)
+    model.start_codebooks(dataset.to_float(images[:128]))
     for step in range(150 * levels):
         optimizer.param_groups[0]["lr"] = 2e-3 * (1 - (levels - 1) * step / 300)
         batch = dataset.to_float(images[torch.randint(len(images), (64,))])
@@ -232,7 +211,7 @@ def test_one_level_is_encoder_quantizer_decoder(architecture):
     torch.manual_seed(0)
     model = small_vqvae(architecture=architecture)
     drawn = torch.rand(1)
-    assert model.coarse is None and model.quantizers == [model.quantizer]
+    assert type(model) is VQVAE and model.quantizers == [model.quantizer]
     images = torch.rand(3, 1, 9, 13)
     expected = model.eval().quantizer(model.encoder(F.pad(images, (0, 3, 0, 3), mode="replicate")))
     [level], z_q = model.quantize(images)
@@ -246,16 +225,15 @@ def test_one_level_is_encoder_quantizer_decoder(architecture):
     assert all(torch.equal(weight, two[name]) for name, weight in again.state_dict().items() if "decoder" not in name)
 
 
-@pytest.mark.parametrize("normalise", modules.NORMALISATIONS)
-def test_the_second_level_knows_the_first(normalise):
+def test_the_second_level_knows_the_first():
     """A coarse code moves the fine z_e and the image; the fine level's gradient reaches the coarse encoder."""
     torch.manual_seed(0)
-    model = small_vqvae(levels=2, normalise=normalise).eval()
+    model = small_vqvae(levels=2).eval()
     images = torch.rand(1, 1, 16, 16)
     [coarse, fine], z_q = model.quantize(images)
     changed = [(coarse.codes + 1) % 12, fine.codes]
     assert (model.look_up(changed) - model.look_up([coarse.codes, fine.codes])).abs().amax((1, 2, 3)) > 1e-3
-    z = modules.normalised(model.encoder(images), normalise).permute(0, 3, 1, 2)
+    z = F.layer_norm(model.encoder(images).permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2)
     given = model.coarse.decoder(coarse.z_q)
     torch.testing.assert_close(fine.z_e, z - given)
     torch.testing.assert_close(z_q, torch.cat([fine.z_q, given], 1))
@@ -290,7 +268,7 @@ def test_encoding_moves_no_codebook():
 
 def test_networks_are_rebuilt_from_their_configuration():
     for network in (small_vqvae(codebook="gradient"), small_vqvae(levels=2), PixelCNN(PixelCNNConfig(7, 3, 8, 2, 3)),
-                    PixelCNN(PixelCNNConfig(7, 3, 8, 2, 3, coarse_codes=5))):
+                    FinePixelCNN(PixelCNNConfig(7, 3, 8, 2, 3, coarse_codes=5))):
         again = type(network)(type(network.config)(**asdict(network.config)))
         again.load_state_dict(network.state_dict())
         assert again.config == network.config
@@ -372,9 +350,8 @@ def test_gate_and_its_gradient_are_those_of_tanh_and_sigmoid():
     x = torch.randn(3, 6, 4, 5, dtype=torch.float64, requires_grad=True)
     signal, valve = x.chunk(2, 1)
     plain = signal.tanh() * valve.sigmoid()
-    for gate in (modules.gate, fast.gate):
-        torch.testing.assert_close(gate(x), plain)
-        assert torch.autograd.gradcheck(gate, x)
+    torch.testing.assert_close(modules.gate(x), plain)
+    assert torch.autograd.gradcheck(modules.gate, x)
 
 
 def test_both_stacks_stay_in_float32_under_autocast():

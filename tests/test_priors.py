@@ -1,28 +1,18 @@
 """The priors with attention: causality at every place, what a place can see, and any size of grid."""
-import math
 from dataclasses import asdict
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-import train_pixelcnn
 from modules import PixelCNN, PixelCNNConfig
+from priors.attention import fourier
 from priors.masked import Masked, MaskedConfig
-from priors.table import (
-    PRIORS,
-    CausalAttention,
-    PixelSNAIL,
-    PixelSNAILConfig,
-    Transformer,
-    TransformerConfig,
-    fourier,
-)
+from priors.table import PRIORS, last_layer, start_from_codebook
+from priors.transformer import Transformer, TransformerConfig
 
 MAKE = {
     "pixelcnn": lambda: PixelCNN(PixelCNNConfig(num_codes=7, num_classes=2, hidden=8, layers=6, kernel_size=3)),
-    "pixelsnail": lambda: PixelSNAIL(PixelSNAILConfig(num_codes=7, num_classes=2, hidden=8, layers=2, kernel_size=3,
-                                                      heads=2, attention_every=1)),
     "transformer": lambda: Transformer(TransformerConfig(num_codes=7, num_classes=2, hidden=8, layers=2, kernel_size=3,
                                                          heads=2)),
     "masked": lambda: Masked(MaskedConfig(num_codes=7, num_classes=2, hidden=8, layers=2, kernel_size=3, heads=2)),
@@ -32,7 +22,7 @@ CAUSAL = [prior for prior in PRIORS if prior != "masked"]  # what that one sees 
 
 def given(prior, coarse_codes=5):
     """The prior over a fine grid, given a coarse one."""
-    network, config = PRIORS[prior]
+    network, config = PRIORS[prior][:2]
     return network(config(**asdict(MAKE[prior]().config) | {"coarse_codes": coarse_codes}))
 
 
@@ -107,7 +97,7 @@ def test_the_four_positions_of_a_coarse_code_are_told_apart(prior):
 @torch.no_grad()
 def test_dropout_is_of_training_alone(prior):
     model = randomised(prior)
-    network, config = PRIORS[prior]
+    network, config = PRIORS[prior][:2]
     dropped = network(config(**asdict(model.config) | {"dropout": 0.5}))
     dropped.load_state_dict(model.state_dict())
     codes, labels = torch.randint(7, (2, 3, 4)), torch.tensor([0, 1])
@@ -131,32 +121,13 @@ def test_codes_start_as_near_one_another_as_their_vectors(prior):
     torch.manual_seed(0)
     model, vectors = MAKE[prior](), torch.randn(7, 32)
     vectors[1] = vectors[0] + 0.01
-    weights = [model.embedding.weight[:7], train_pixelcnn.last_layer(model).weight]  # beside them: a hidden code
+    weights = [model.embedding.weight[:7], last_layer(model).weight]  # beside them: a hidden code
     scales = [weight.std().item() for weight in weights]
-    train_pixelcnn.start_from_codebook(model, vectors)
+    start_from_codebook(model, vectors)
     for weight, scale in zip(weights, scales):
         assert weight.std().item() == pytest.approx(scale, rel=1e-4)
         near, far = torch.cdist(weight.flatten(1), weight.flatten(1))[0, 1:3]
         assert near < 0.1 * far
-
-
-@torch.no_grad()
-def test_attention_is_the_masked_softmax():
-    """Against the definition, place by place: softmax over a zero and the keys of the earlier places."""
-    torch.manual_seed(0)
-    layer = CausalAttention(hidden=8, heads=2)
-    h, embedded = torch.randn(2, 8, 2, 3), torch.randn(2, 8, 2, 3)
-    x = layer.norm(h.flatten(2).transpose(1, 2)) + layer.place(fourier(2, 3, h.device))
-    keys, values = layer.key_value(torch.cat([x, embedded.flatten(2).transpose(1, 2)], 2)).chunk(2, 2)  # of all heads
-    query = layer.query(x)
-    expected = torch.zeros(2, 6, 8)
-    for place in range(6):
-        for head in (slice(0, 4), slice(4, 8)):
-            scores = torch.einsum("bc,bnc->bn", query[:, place, head], keys[:, :place]) / math.sqrt(4)
-            weights = torch.cat([torch.zeros(2, 1), scores], 1).softmax(1)[:, 1:]
-            expected[:, place, head] = torch.einsum("bn,bnc->bc", weights, values[:, :place])
-    expected = layer.out(expected).transpose(1, 2).view(2, 8, 2, 3)
-    torch.testing.assert_close(layer(h, embedded), expected)
 
 
 def test_places_are_told_apart_whatever_the_size_of_the_grid():
@@ -165,11 +136,11 @@ def test_places_are_told_apart_whatever_the_size_of_the_grid():
     assert torch.cdist(large, large).fill_diagonal_(1).min() > 0.01
 
 
-@pytest.mark.parametrize("prior", ["pixelsnail", "transformer", "masked"])
+@pytest.mark.parametrize("prior", ["transformer", "masked"])
 def test_heads_that_do_not_divide_the_channels_are_refused(prior):
     sizes = {"num_codes": 5, "num_classes": 0, "hidden": 8, "layers": 1, "kernel_size": 3, "heads": 3}
     with pytest.raises(ValueError, match="3 does not divide 8"):
-        PRIORS[prior][1](**sizes, **({"attention_every": 1} if prior == "pixelsnail" else {}))
+        PRIORS[prior].config(**sizes)
 
 
 @pytest.mark.parametrize("prior", CAUSAL)
