@@ -8,6 +8,7 @@ from torch import nn
 from modules import VQVAE, VQVAEConfig
 from priors.levels import grid_sizes, make_vqvae
 from priors.table import PRIORS
+from running import devices
 from running.cli import UserError
 from training import checkpoint
 
@@ -23,9 +24,15 @@ def build(stored: dict[str, Any]) -> nn.Module:
     return checkpoint.build(stored, network, config)
 
 
-def load_vqvae(output_dir: str) -> tuple[dict[str, Any], VQVAE]:
-    """The checkpoint of a run's VQ-VAE, and the network in eval mode, on the CPU. UserError: see `checkpoint.load`."""
+def load_vqvae(output_dir: str, for_prior: bool = False) -> tuple[dict[str, Any], VQVAE]:
+    """The checkpoint of a run's VQ-VAE, and the network in eval mode, on the CPU. UserError: see `checkpoint.load`.
+
+    for_prior: a prior is about to learn its codes; a line says so if the VQ-VAE's own training has not finished.
+    """
     stored = checkpoint.load(output_dir, "vqvae")
+    if for_prior and devices.is_main() and checkpoint.unfinished(stored):
+        print("vqvae.pt is of a training that was stopped: if it continues, this prior no longer fits its codes",
+              file=sys.stderr)
     return stored, build(stored)
 
 

@@ -186,7 +186,8 @@ class Constant(NamedTuple):
 
 
 def constants(path: Path) -> dict[str, Constant]:
-    """The constants that a script assigns at its top level, by name, with those of the files from which it imports *.
+    """The constants that a script assigns at its top level, by name, with those of the files from which it imports *:
+    names in capitals that have a rule or a remark.
     """
     source = path.read_text(encoding="utf-8")
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
@@ -197,7 +198,9 @@ def constants(path: Path) -> dict[str, Constant]:
             imported |= constants(ROOT / f"{node.module.replace('.', '/')}.py")
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper() \
                 and isinstance(node.value, (ast.Constant, ast.UnaryOp)):
-            found[node.targets[0].id] = Constant(ast.unparse(node.value), remarks.get(node.end_lineno, ""))
+            name, remark = node.targets[0].id, remarks.get(node.end_lineno, "")
+            if name in RULES or remark:
+                found[name] = Constant(ast.unparse(node.value), remark)
     return found | imported
 
 

@@ -64,18 +64,18 @@ def test_a_training_repeats_itself(script, data_dir, tmp_path):
     assert histories[0] == histories[1]
 
 
-def test_training_does_not_import_what_only_compiling_needs(tmp_path, data_dir):
+def test_training_on_glyphs_does_not_import_torchvision(tmp_path, data_dir):
     code = """
 import sys, train_vqvae
 from running import cli
 sys.argv[0] = "train_vqvae.py"
 cli.run(train_vqvae.main, vars(train_vqvae))
-print([name for name in ("torch._dynamo", "torchvision") if name in sys.modules])
+print("torchvision" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code, *SMALL_VQVAE, "--data-dir", data_dir, "--output-dir", tmp_path],
                           cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 # ---- continuing

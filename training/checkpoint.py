@@ -144,7 +144,7 @@ def build(content: dict[str, Any], network_class: Callable[..., nn.Module], conf
         if bad:
             raise UserError(f"the {stage} checkpoint holds weights that are not finite or do not fit its sizes "
                             f"({min(bad)}): train again")
-        network.load_state_dict(state, assign=True)
+        network.load_state_dict(dict(state), assign=True)  # of a state_dict torch would note `assign` for later loads
         content["config"] = asdict(network.config)  # with what an older one does not say
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"the {stage} checkpoint describes no network of this code ({error}): train again") from None
