@@ -68,8 +68,8 @@ from training import checkpoint
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and any priors and vae.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
 DATASET = None            # the images to measure with; None: those that the VQ-VAE was trained on
-DATA_DIR = None           # where data sets are kept, or downloaded to
-LIMIT = None              # use only the first N images of the training and of the test part; 0: all
+DATA_DIR = None           # where data sets are kept, or downloaded to; None: as in the training
+LIMIT = None              # use only the first N images of each part; 0: all; None: as in the training
 NUM_SAMPLES = 10_000      # images in every row; at most as many as the test split has
 TEMPERATURE = 1.0         # divides the priors' logits: below 1 plays safe, above 1 is bolder; 0: the likeliest code
 TOP_K = 0                 # draw among the k likeliest codes; 0: all

@@ -10,7 +10,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from priors import runs
 from priors.codes import to_images
@@ -20,6 +19,7 @@ from priors.samples import keep_samples_of, save_kept
 from running import devices, figures
 from running.cli import Stopped
 from running.cli import run as run_script
+from running.progress import Bar
 from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
@@ -63,8 +63,8 @@ def main(args: argparse.Namespace) -> None:
     size = stored["data"]["height"], stored["data"]["width"]
     grids = vqvae.grids(*size)
     try:
-        with tqdm(desc="sampling", total=len(parts) * sum(rows for rows, _ in grids), unit="row", leave=False,
-                  disable=not devices.is_main()) as bar:
+        with Bar(desc="sampling", total=len(parts) * sum(rows for rows, _ in grids), unit="row",
+                 disable=not devices.is_main()) as bar:
             drawn = draw_grids(models, labels, grids, args.SEED, args.BATCH_SIZE, how, parts=parts, on_row=bar.update)
             for part, codes in zip(parts, drawn):
                 for i, image in zip(part, to_images(vqvae, codes, *size)):
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
                                    f"continues") from None
     devices.wait()
     if devices.is_main():
-        save_kept(output, args.NUM_SAMPLES, stored, len(classes) if 1 < len(classes) <= 20 else 0)
+        save_kept(output, args.NUM_SAMPLES, prior, classes)
         print(f"wrote {args.NUM_SAMPLES} samples of {prior['stage']}.pt{told and ', ' + told}, to "
               f"{output / 'sample_0.png'} ... and the grid {output / 'samples.png'}")
 

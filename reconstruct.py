@@ -27,9 +27,9 @@ from training import checkpoint
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
 DATASET = None            # a data set, a folder or one image file; None: the data set that the VQ-VAE was trained on
-DATA_DIR = None           # where data sets are kept, or downloaded to
-LIMIT = None              # choose among the first N images; 0: all
-IMAGE_SIZE = None         # of a folder's images, as in the training; of a file, the training's; "auto": their own
+DATA_DIR = None           # where data sets are kept, or downloaded to; None: as in the training
+LIMIT = None              # choose among the first N images; 0: all; None: as in the training
+IMAGE_SIZE = None         # of a folder's images; None: the training's, of a file too; "auto": their own
 NUM_IMAGES = 10           # images to reconstruct, drawn from the test split, or from all images of an unknown folder
 LATENT_CHANNEL = 0        # the channel of z_e and z_q to show in latents.png
 SEED = 0                  # of the choice of images

@@ -31,8 +31,8 @@ from training.settings import *  # noqa: F403
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
-DATA_DIR = None           # where data sets are kept, or downloaded to
-LIMIT = None              # use only the first N images of the training and of the test part; 0: all
+DATA_DIR = None           # where data sets are kept, or downloaded to; None: as in the training
+LIMIT = None              # use only the first N images of each part; 0: all; None: as in the training
 EPOCHS = "auto"           # passes over the training codes; "auto": 3 to 10, for 20 steps a position or 10^7 codes
 BATCH_SIZE = "auto"       # grids of codes a step, over all processes together; "auto": about 2,048 codes, 4 to 32 grids
 LEARNING_RATE = 3e-3      # the highest, of AdamW; it rises briefly, and at the end falls to 0

@@ -30,8 +30,8 @@ from training.optimizers import AdamW
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
-DATA_DIR = None           # where data sets are kept, or downloaded to
-LIMIT = None              # use only the first N images of the training and of the test part; 0: all
+DATA_DIR = None           # where data sets are kept, or downloaded to; None: as in the training
+LIMIT = None              # use only the first N images of each part; 0: all; None: as in the training
 EPOCHS = 4                # passes over the training images
 BATCH_SIZE = 64           # images a step, over all processes together
 LEARNING_RATE = 2e-3      # the highest, of Adam; it rises briefly, and at the end falls to 0

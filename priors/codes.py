@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import dataset
 from modules import VQVAE
 from priors import masked
 from priors.masked import Masked
 from running import devices
+from running.progress import Bar
 
 PIXELS = 2**19  # that go through the encoder or the decoder at once
 
@@ -31,7 +31,7 @@ def encode(model: VQVAE, images: Tensor, change: Callable[[Tensor], Tensor] = la
     indices = torch.arange(len(images)).split(max(1, PIXELS // (height * width)))
     parts = dataset.batches(indices, next(model.parameters()).device, images)
     codes = [torch.empty((len(images), *grid), dtype=dtype) for grid in model.grids(height, width)]
-    for index, (part,) in zip(tqdm(indices, desc="encoding", leave=False, disable=not devices.is_main()), parts):
+    for index, (part,) in zip(Bar(indices, desc="encoding", disable=not devices.is_main()), parts):
         for level, grids in zip(codes, model.encode(dataset.to_float(change(part)))):
             level[index] = grids.to("cpu", dtype)
     return codes

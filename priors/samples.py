@@ -1,6 +1,7 @@
 """Samples as pictures: a grid of them while a prior learns, and those of generate.py, kept where it continues."""
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from running.cli import UserError
 from running.files import atomic
 from training import checkpoint
 
-PICTURED = 64  # samples in the grid of a training
+PICTURED = 64      # samples in the grid of a training, about
+MOST_COLUMNS = 20  # of a grid with a column for each class
 
 
 @torch.no_grad()
@@ -26,20 +28,31 @@ def save_samples(model: nn.Module, vqvae: VQVAE, stored: dict, args: argparse.Na
     """
     size = stored["data"]["height"], stored["data"]["width"]
     given = [grids[:PICTURED].cpu().long() for grids in coarse]
-    labels = labels[:PICTURED].cpu() if given else torch.arange(PICTURED) % max(1, model.num_classes)
+    classes = range(model.num_classes)
+    names = column_names(stored, classes) if not given and len(stored["data"]["class_names"]) == len(classes) else []
+    count = PICTURED - PICTURED % max(1, len(names))  # rows that are full
+    labels = labels[:PICTURED].cpu() if given else torch.arange(count) % max(1, len(classes))
     drawn = draw_grids([model.eval()], labels, vqvae.grids(*size)[-1:], args.SEED, args.BATCH_SIZE,
                        coarse=given[0] if given else None)
     codes = [*given, torch.cat([fine for (fine,) in drawn]).cpu()]
     device = next(vqvae.parameters()).device
-    figures.save_grid(to_images(vqvae, [grids.to(device) for grids in codes], *size), path)
+    figures.save_grid(to_images(vqvae, [grids.to(device) for grids in codes], *size), path, names=names)
 
 
-def save_kept(output: Path, count: int, stored: dict, columns: int) -> None:
-    """Write the first of the `count` samples in a directory as one grid. stored: the checkpoint of the VQ-VAE."""
+def column_names(stored: dict, classes: Sequence[int]) -> list[str]:
+    """The names of classes of which samples come in turn, where a grid has room for a column each; else none."""
+    return [stored["data"]["class_names"][label] for label in classes] if 1 < len(classes) <= MOST_COLUMNS else []
+
+
+def save_kept(output: Path, count: int, stored: dict, classes: list[int]) -> None:
+    """Write the first of the `count` samples in a directory, of these classes in turn, as one grid. stored: the
+    checkpoint of their prior.
+    """
     reading = Reading(channels=stored["data"]["channels"])  # a grey sample of a colour run stays RGB
     shown = min(count, figures.room(stored["data"]["height"], stored["data"]["width"]))
     images = torch.cat([read(str(output / f"sample_{i}.png"), reading) for i in range(shown)])
-    figures.save_grid(images / 255, output / "samples.png", columns)
+    names = column_names(stored, classes)
+    figures.save_grid(images / 255, output / "samples.png", names=names if len(images) >= len(names) else [])
 
 
 def keep_samples_of(settings: dict, output: Path, count: int) -> None:

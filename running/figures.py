@@ -1,12 +1,13 @@
 """Pictures and plots: grids of images as PNG files, and the curves of a training's history."""
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
 from modules import Quantized
@@ -17,6 +18,7 @@ GREY = 0.5              # of the lines between images, of empty places and of hi
 GAP = 2                 # between images
 SMALLEST_SIDE = 56      # images with a shorter side are enlarged by a whole factor, so that a person can see them,
 LARGEST_SIDE = 224      # unless their longer side reaches this
+SMALLEST_SHEET = 512    # the longer side of a grid, at least: a few images are enlarged further
 THUMBNAIL = 96          # `save_labelled`: the longer side of an image, or about so many ...
 LINE = 18               # ... and a line of text
 GRID_IMAGES = 400       # most images of a grid; a script that saves more shows the first of them
@@ -49,9 +51,21 @@ def save_image(image: Tensor, path: Path) -> None:
     _save(_to_bytes(image).transpose(1, 2, 0), path)
 
 
-def save_grid(images: Tensor, path: Path, columns: int = 0) -> None:
-    """Write images (N, C, H, W) in [0, 1] as one PNG, row by row; columns: 0 makes it about square."""
-    _save(_sheet(images, columns), path)
+def save_grid(images: Tensor, path: Path, columns: int = 0, names: Sequence[str] = ()) -> None:
+    """Write images (N, C, H, W) in [0, 1] as one PNG, row by row; columns: 0 makes it about square.
+
+    names: what is written above the columns, one for each.
+    """
+    sheet = _sheet(images, len(names) or columns)
+    if names:
+        height, width, channels = sheet.shape
+        pitch = (width - GAP) // len(names)
+        head = Image.new("RGB", (width, LINE), "white")
+        for column, name in enumerate(names):
+            _write(ImageDraw.Draw(head), (column * pitch + GAP, 0), name, pitch - GAP)
+        pixels = np.asarray(head) if channels == 3 else np.asarray(head.convert("L"))[:, :, None]
+        sheet = np.concatenate([pixels, sheet])
+    _save(sheet, path)
 
 
 def save_pairs(originals: Tensor, copies: Tensor, path: Path, columns: int) -> None:
@@ -73,16 +87,21 @@ def _save(pixels: np.ndarray, path: Path, **options: Any) -> None:
 
 
 def _sheet(images: Tensor, columns: int = 0) -> np.ndarray:
-    """The pixels (height, width, C) of a grid of images, with grey lines between them."""
+    """The pixels (height, width, C) of a grid of images, with grey lines between them; places without one are white."""
     count, channels, height, width = images.shape
-    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    square = math.ceil(math.sqrt(count))
+    full = [number for number in range(square, 2 * square + 1) if count % number == 0]  # all of whose rows are full
+    columns = min(count, columns or (full or [square])[0])
+    rows = math.ceil(count / columns)
     factor = max(1, math.ceil(SMALLEST_SIDE / min(height, width))) if max(height, width) < LARGEST_SIDE else 1
+    factor = max(factor, math.ceil(SMALLEST_SHEET / max(rows * height, columns * width)))
     pixels = _to_bytes(images)
     pixels = pixels.repeat(factor, 2).repeat(factor, 3)
     height, width = pixels.shape[2:]
-    rows = math.ceil(count / columns)
     sheet = np.full((channels, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), round(255 * GREY),
                     np.uint8)
+    if empty := rows * columns - count:
+        sheet[:, -height - GAP:, -empty * (width + GAP):] = 255
     for i, image in enumerate(pixels):
         top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
         sheet[:, top:top + height, left:left + width] = image
@@ -95,8 +114,6 @@ def save_labelled(strips: dict[str, tuple[Tensor, Tensor]], path: Path, across: 
 
     across: images beside each other; shorter strips stand side by side. comment: a text in the file.
     """
-    import matplotlib
-    from PIL import ImageDraw, ImageFont, PngImagePlugin
     images, indices = next(iter(strips.values()))
     height, width = images.shape[2:]
     scale = THUMBNAIL / max(height, width)
@@ -109,14 +126,10 @@ def save_labelled(strips: dict[str, tuple[Tensor, Tensor]], path: Path, across: 
     title = LINE if any(text.strip() for text in strips) else 0
     wide, tall = max(each * (width + GAP), THUMBNAIL // 2) + 4 * GAP, height + title + 2 * GAP
     sheet = Image.new("RGB", (columns * wide, math.ceil(len(strips) / columns) * tall), "white")
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), LINE * 2 // 3)
     draw = ImageDraw.Draw(sheet)
     for number, (text, (images, indices)) in enumerate(strips.items()):
         left, top = number % columns * wide + GAP, number // columns * tall + GAP
-        text = " ".join(text.encode(errors="replace").decode().split())
-        while len(text) > 1 and draw.textlength(text, font) > wide - 4 * GAP:
-            text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
-        draw.text((left, top), text, "black", font)
+        _write(draw, (left, top), text, wide - 4 * GAP)
         for place, index in enumerate(indices.tolist()):
             image = images[index].cpu().permute(1, 2, 0).contiguous().numpy()
             picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
@@ -125,6 +138,16 @@ def save_labelled(strips: dict[str, tuple[Tensor, Tensor]], path: Path, across: 
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", comment)
     _save(np.asarray(sheet), path, pnginfo=info)
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
+    """Write a line of text to the right of a place, cut where it is wider than `width` pixels."""
+    import matplotlib
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), LINE * 2 // 3)
+    text = " ".join(text.encode(errors="replace").decode().split())
+    while len(text) > 1 and draw.textlength(text, font) > width:
+        text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
+    draw.text(place, text, "black", font)
 
 
 def save_strips(strips: dict[str, Tensor], title: str, path: Path) -> None:
@@ -228,6 +251,7 @@ def save_curves(history: list[dict[str, Any]], panels: dict[str, list[str]], pat
             for column in columns:
                 axis.plot([row["epoch"] for row in part], [row[column] for row in part], ".-", label=column)
             axis.set(title=f"{title}, {when}", xlabel="epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=0.3)
             axis.legend()
     _save_figure(figure, path)

@@ -17,6 +17,8 @@ def _stop(number: int, _frame: Any) -> NoReturn:
 
 def begin(script: Path) -> None:
     """Read the flags of a script that is being run: cli.run reads them again, where its own constants are set."""
+    while os.open(os.devnull, os.O_RDWR) < 2:  # a standard stream that is closed is no place for the script's files
+        pass
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     if script.stem == "dataset":  # it takes a data set before its flags, and has its constants elsewhere

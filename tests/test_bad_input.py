@@ -180,6 +180,10 @@ def put(*path_and_value):
     return change
 
 
+def state_dict(run, patch) -> None:
+    torch.save(torch.nn.Linear(2, 2).state_dict(), run / "vqvae.pt")
+
+
 def unfinished(content: dict) -> None:
     content["training"]["finished"] = False
 
@@ -193,7 +197,11 @@ H = "share"
 AGAIN = ["--limit", "300", "--batch-size", "50", "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16",
          "--code-dim", "8", "--epochs", "2"]
 PRIOR = ["--prior", "pixelcnn", "--hidden", "16", "--layers", "2", "--batch-size", "50", "--epochs", "2"]
-DAMAGED = "vqvae.pt is damaged or not a checkpoint of this project: delete it and run `python train_vqvae.py"
+AGAIN_FROM = ", no checkpoint of this project: fetch it again from where it came, or choose another directory"
+DAMAGED, NO_FILE, NO_TORCH, PICKLE, OBJECTS, OTHER = (f"vqvae.pt {what}{AGAIN_FROM}" for what in (
+    "is damaged", "is no file", "is no file of torch", "is a pickle, or weights in torch's format before 1.6",
+    "holds objects other than tensors, numbers and texts, such as a pickled module",
+    "holds weights of another project"))
 
 # script, flags, what is wrong with the directory or around it, exit status, fragment of the line
 TABLE = [
@@ -305,22 +313,25 @@ TABLE = [
     *[(script, [], cut("pixelcnn.pt", 0.99), 1, "pixelcnn.pt is damaged") for script in (G, B, L)],
     *[(script, [], changed("vqvae.pt", put("config", None)), 1, "the vqvae checkpoint describes no network")
       for script in (P, A, G, C, R, S, E, B, L)],
-    (R, [], holding("vqvae.pt", b""), 1, DAMAGED),
-    (R, [], holding("vqvae.pt", b"\x89PNG\r\n" + bytes(1000)), 1, DAMAGED),
-    (S, [], instead("vqvae.pt", "vqvae_history.csv"), 1, DAMAGED),
-    (R, [], directory("vqvae.pt"), 1, DAMAGED),
-    (R, [], pipe("vqvae.pt"), 1, DAMAGED),
-    (S, [], payload("vqvae.pt", lambda value, path: path.write_bytes(pickle.dumps(value))), 1, DAMAGED),
-    (S, [], payload("vqvae.pt", lambda value, path: torch.save(value, path)), 1, DAMAGED),
+    (R, [], holding("vqvae.pt", b""), 1, NO_TORCH),
+    (R, [], holding("vqvae.pt", b"\x89PNG\r\n" + bytes(1000)), 1, NO_TORCH),
+    (S, [], instead("vqvae.pt", "vqvae_history.csv"), 1, NO_TORCH),
+    (R, [], directory("vqvae.pt"), 1, NO_FILE),
+    (R, [], pipe("vqvae.pt"), 1, NO_FILE),
+    (S, [], payload("vqvae.pt", lambda value, path: path.write_bytes(pickle.dumps(value))), 1, PICKLE),
+    (S, [], payload("vqvae.pt", lambda value, path: torch.save(value, path)), 1, OBJECTS),
     (S, [], payload("vqvae.pt", lambda value, path: torch.save(value, path, _use_new_zipfile_serialization=False)), 1,
-     DAMAGED),
-    (S, [], payload("vqvae.pt", lambda value, path: zipped({"format": value}, path)), 1, DAMAGED),
-    (S, [], lambda run, patch: zipped(bytearray(8), run / "vqvae.pt"), 1, DAMAGED),
+     PICKLE),
+    (S, [], payload("vqvae.pt", lambda value, path: zipped({"format": value}, path)), 1, OBJECTS),
+    (S, [], lambda run, patch: zipped(bytearray(8), run / "vqvae.pt"), 1, OTHER),
     (S, [], packed, 1, DAMAGED),
-    (S, [], changed("vqvae.pt", laughing), 1, DAMAGED),
-    (S, [], changed("vqvae.pt", itself), 1, DAMAGED),
-    (S, [], changed("vqvae.pt", spread), 1, DAMAGED),
-    (S, [], changed("vqvae.pt", put("format", "other")), 1, DAMAGED),
+    (S, [], changed("vqvae.pt", laughing), 1, "the vqvae checkpoint describes no network of this code"),
+    (S, [], changed("vqvae.pt", itself), 1, "the vqvae checkpoint describes no network of this code"),
+    (S, [], changed("vqvae.pt", spread), 1, "weights that are not finite or do not fit its sizes"),
+    (S, [], changed("vqvae.pt", put("format", "other")), 1, OTHER),
+    (S, [], state_dict, 1, OTHER),
+    (S, [], holding("vqvae.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), 1,
+     "vqvae.pt is a pointer of Git LFS, not the weights (`git lfs pull` fetches these)" + AGAIN_FROM),
     (S, [], changed("vqvae.pt", put("version", 99)), 1, "vqvae.pt is of version 99, this code reads version"),
     (G, [], instead("vqvae.pt", "pixelcnn.pt"), 1, "vqvae.pt is the checkpoint of the stage 'pixelcnn', not of"),
     (G, [], instead("pixelcnn.pt", "vqvae.pt"), 1, "pixelcnn.pt is the checkpoint of the stage 'vqvae'"),

@@ -2,6 +2,7 @@
 import errno
 import os
 import shutil
+import signal
 import time
 
 import faults
@@ -68,11 +69,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(script, copied, data_dir, monkey
 def test_the_second_of_two_writers_is_refused_while_the_first_lives(script, cases):
     case = cases["vqvae"]
     output, log = case.new()
-    first = faults.launch(case.script, case.of(output), log, slow=0.5)
-    while not (output / ".lock").exists():
+    first = faults.launch(case.script, case.of(output), log)
+    while not log.exists() or "training for" not in log.read_text():
         assert first.is_alive()
         time.sleep(0.02)
-    time.sleep(0.2)
+    os.kill(first.pid, signal.SIGSTOP)
     for name in ("train_vqvae", "train_pixelcnn"):
         shutil.copy(case.whole / "vqvae.pt", output) if name == "train_pixelcnn" else None
         outcome = script(name, *(case.flags if name == "train_vqvae" else []), "--output-dir", output)

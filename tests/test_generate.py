@@ -164,9 +164,10 @@ def test_codes_are_decoded_a_batch_at_a_time(script, run, monkeypatch):
 
 def test_a_grey_sample_of_a_colour_run_stays_in_the_grid(script, run, monkeypatch):
     """A sample that is all white is read back with three channels, as its neighbours are."""
-    content = torch.load(run / "vqvae.pt", weights_only=True)
-    content["data"]["channels"] = 3
-    torch.save(content, run / "vqvae.pt")
+    for path in run.glob("*.pt"):
+        content = torch.load(path, weights_only=True)
+        content["data"]["channels"] = 3
+        torch.save(content, path)
     drawn = iter((torch.ones(1, 3, 8, 8), torch.rand(1, 3, 8, 8)))
     monkeypatch.setattr(generate, "to_images", lambda *_: next(drawn))
     outcome = script("generate", "--output-dir", run, "--num-samples", 2, "--batch-size", 1)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from loading.decode import Reading
-from running.cli import RULES, Rule, UserError
+from running.cli import UserError
 from running.files import atomic
+from running.rules import RULES, Rule
 
 FORMAT = "vqvae-pixelcnn"
 VERSION = 1
@@ -70,6 +71,11 @@ def save(output_dir: str, stage: str, config: dict, model: dict[str, Tensor], **
     return path
 
 
+def _foreign(path: Path, what: str) -> UserError:
+    return UserError(f"{path} {what}, no checkpoint of this project: fetch it again from where it came, or choose "
+                     f"another directory")
+
+
 def load(output_dir: str, stage: str) -> dict[str, Any]:
     """Read a stage's checkpoint. UserError, in one line, if it is missing or anything but a whole checkpoint.
 
@@ -79,23 +85,27 @@ def load(output_dir: str, stage: str) -> dict[str, Any]:
     path = path_of(output_dir, stage)
     if not path.exists():
         raise UserError(f"{path} does not exist: make it with {command(output_dir, stage)}")
-    foreign = UserError(f"{path} is damaged or not a checkpoint of this project: "
-                        f"delete it and run {command(output_dir, stage)} again")
     if not path.is_file():
-        raise foreign
-    open(path, "rb").close()  # no permission is not damage: OSError
+        raise _foreign(path, "is no file")
+    with open(path, "rb") as file:  # no permission is not damage: OSError
+        start = file.read(40)
     try:
-        size = path.stat().st_size
+        size, what = path.stat().st_size, "is damaged"
         with zipfile.ZipFile(path) as archive:  # nothing packed, nothing larger than the file, no bit flipped
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) \
                     or sum(entry.file_size for entry in entries) > size or archive.testzip() is not None:
-                raise foreign
+                raise ValueError
+            what = "holds objects other than tensors, numbers and texts, such as a pickled module"
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever the bytes of a foreign file make the readers raise
-        raise foreign from None
+        kinds = {b"version https://git-lfs": "is a pointer of Git LFS, not the weights (`git lfs pull` fetches these)",
+                 b"\x80": "is a pickle, or weights in torch's format before 1.6",
+                 b"PK": what}
+        raise _foreign(path, next((kind for magic, kind in kinds.items() if start.startswith(magic)),
+                                  "is no file of torch")) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise foreign
+        raise _foreign(path, "holds weights of another project")
     if content.get("version") != VERSION:
         raise UserError(f"{path} is of version {content.get('version')!r}, this code reads version {VERSION}: "
                         f"train again, or use the code that wrote it")

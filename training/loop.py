@@ -21,13 +21,13 @@ import torch
 from filelock import BaseFileLock
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 import dataset
 from loading.decode import Reading
 from running import devices, figures
 from running.cli import Stopped, UserError, flag, out_of_memory
 from running.files import atomic, lock_run
+from running.progress import Bar
 from training import checkpoint
 
 # Constants that may change when a run resumes; any other one makes it another run
@@ -207,8 +207,8 @@ class Run:
         shares = (devices.share(index) for index in order[self.done:])  # read ahead of the steps
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         self.network.train()
-        self.bar = tqdm(desc=f"epoch {self.epoch + 1}/{self.args.EPOCHS}", total=self.steps, initial=self.done,
-                        unit="step", leave=False, disable=not devices.is_main())
+        self.bar = Bar(desc=f"epoch {self.epoch + 1}/{self.args.EPOCHS}", total=self.steps, initial=self.done,
+                       unit="step", disable=not devices.is_main())
         with self.bar, closing(dataset.batches(shares, self.device, *tensors)) as batches:
             for rows in batches:
                 self._set_learning_rate()
@@ -238,7 +238,7 @@ class Run:
         self.bar.update()
         if self.done % CHECK_EVERY == 0 or self.done + 1 == self.steps:
             self._check_losses(last=self.done)
-            self.bar.set_postfix({name: f"{value:.4g}" for name, value in means(self.totals).items()})
+            self.bar.set_postfix({name: f"{value:.4g}" for name, value in means(self.totals).items()}, refresh=False)
 
     def end_epoch(self, train: dict[str, float], validation: dict[str, float],
                   draw: Callable[[], None] | None = None) -> None:

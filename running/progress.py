@@ -1,0 +1,30 @@
+"""Progress: a bar on a terminal, elsewhere a plain line every half minute."""
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+EVERY = 30.0  # seconds between plain lines
+
+
+class Bar(tqdm):
+    """tqdm's bar, which leaves nothing behind; where stderr is no terminal, such as a log file or a notebook, lines."""
+
+    def __init__(self, *args: Any, **options: Any):
+        self.plain = not sys.stderr.isatty()
+        if self.plain:  # miniters: the clock is looked at in every step
+            options |= {"mininterval": EVERY, "delay": EVERY, "miniters": 1,
+                        "bar_format": "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt} in {elapsed}, {remaining} left"
+                                      "{postfix}"}
+        super().__init__(*args, leave=False, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if not self.plain:
+            return super().display(msg, pos)
+        print(str(self), file=sys.stderr)
+        return True
+
+    def close(self) -> None:
+        if self.plain:
+            self.sp = None  # then tqdm has nothing to clear
+        super().close()
