@@ -9,9 +9,12 @@ both ahead of use.
 """
 import running.start  # noqa: F401
 
+import difflib
 import hashlib
 import io
 import math
+import os
+import re
 import shlex
 import sys
 from collections import deque
@@ -28,7 +31,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from loading import folder
+from loading import arrays, folder
 from loading.decode import Reading
 from loading.layout import TEST_SHARE
 from running import devices
@@ -191,20 +194,46 @@ def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading(),
         (train, test), class_names = glyphs(data_dir), [str(digit) for digit in range(10)]
     elif name in TORCHVISION:
         train, test, class_names = from_torchvision(name, data_dir)
+    elif arrays.are_at(name):
+        splits, class_names, notes, value_range = arrays.load(name, reading, limit)
+        splits = {split: Split(*tensors) for split, tensors in splits.items()}
+        data = hold_out(splits["train"], splits["test"], class_names, limit)
+        data = data if "validation" not in splits else data._replace(**splits)
+        return data._replace(notes=notes, value_range=value_range)
     elif Path(name).is_dir():
         if reading.nifti_low >= reading.nifti_high:
             raise UserError(f"NIFTI_LOW (--nifti-low) of {reading.nifti_low} must be below NIFTI_HIGH (--nifti-high), "
                             f"{reading.nifti_high}")
         return from_folder(name, data_dir, limit, reading, output_dir)
     else:
-        raise UserError(f"DATASET (--dataset): no data set and no folder is called {name!r}; there are: "
+        raise UserError(f"DATASET (--dataset): {name!r} {unknown(name)}; there are: "
                         f"{', '.join(['glyphs', *TORCHVISION])}, or the path of a folder of images, the new one if it "
                         f"was moved")
-    if limit:
-        train, test = (Split(part.images[:limit], part.labels[:limit]) for part in (train, test))
+    return hold_out(train, test, class_names, limit)
+
+
+def unknown(name: str) -> str:
+    """What may be meant by a name that is no data set and no folder, the middle of a sentence."""
+    plain = {re.sub("[^a-z0-9]", "", known): known for known in ("glyphs", *TORCHVISION)}
+    path, near = Path(name), difflib.get_close_matches(re.sub("[^a-z0-9]", "", name.lower()), plain, 1, 0.8)
+    if path.is_file():
+        archive = path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+        return "is an archive: unpack it, and name the folder" if archive else "is a file: name its folder"
+    if re.match(r"[A-Za-z]:\\|.*\\.*\\", name) and os.sep == "/":
+        return "is a path of Windows, which this system writes with / and without a drive"
+    if near:
+        return f"is no data set: `--dataset {plain[near[0]]}` is meant, perhaps"
+    missing = next((part for part in reversed(path.parents) if not part.exists()), path)
+    return f"is no data set and no folder: there is no {missing}"
+
+
+def hold_out(train: Split, test: Split, class_names: list[str], limit: int) -> Data:
+    """The first `limit` images of either split, 0: all, a twentieth of those to train on, by chance, for validation."""
+    train, test = (Split(*(part[:limit or None] for part in split)) for split in (train, test))
     count = len(train.images)
-    if count < 2:
-        raise UserError(f"LIMIT (--limit) of {limit} leaves nothing to train on: use at least 2 images")
+    if count < 2 or not len(test.images):
+        raise UserError(f"DATASET (--dataset): {count} and {len(test.images)} images are left to train on and to test "
+                        f"with, where LIMIT (--limit) is {limit}: at least 2 and 1 are needed")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     chosen, rest = order.split([held := max(1, int(VALIDATION_SHARE * count)), count - held])
     rest = rest.sort().values
@@ -233,16 +262,17 @@ def from_folder(root: str, data_dir: str, limit: int, reading: Reading, output_d
         notes = [*notes, f"all training images are of {units[start]}: {' and '.join(missing)} are blocks of its "
                          f"slices, up to {GAP} slices away from those trained on"]
     elif "validation" in missing and stop - start > 1:
-        rows |= hold_out(units, start, stop)
+        rows |= hold_out_units(units, start, stop)
     splits = {name: Split(images[part], labels[part]) for name, part in rows.items()}
     if len(splits["train"].images) < 2 or not all(len(split.images) for split in splits.values()):
-        raise UserError(f"{root} and LIMIT (--limit) of {limit} leave {len(splits['train'].images)} images to train on "
-                        f"and {len(splits['test'].images)} to test with: use at least 2 and 1")
+        raise UserError(f"DATASET (--dataset): of {root} {len(splits['train'].images)} images are left to train on and "
+                        f"{len(splits['test'].images)} to test with, where LIMIT (--limit) is {limit}: at least 2 and "
+                        f"1 are needed")
     test_files = [names[i] for i in torch.arange(len(images))[rows["test"]].tolist()]
     return Data(splits["train"], splits["validation"], splits["test"], class_names, notes, value_range, test_files)
 
 
-def hold_out(units: list[str], start: int, stop: int) -> dict[str, slice]:
+def hold_out_units(units: list[str], start: int, stop: int) -> dict[str, slice]:
     """Divide rows of several units into validation and train, about a twentieth and the rest, between two units.
 
     units: of each row the file or subject it is of; the rows of one follow each other.

@@ -188,14 +188,14 @@ def _finish(shape: Shape, unscaled: bool, pages: Iterator["Image.Image | Wide"],
         whole = reading.ends
     if first and first.size and shape[1:3] != first.size:
         return Later(shape)
-    images = [_fitted(page.pixels(whole) if isinstance(page, Wide) else page, reading, fit) for page in pages]
+    images = [fitted(page.pixels(whole) if isinstance(page, Wide) else page, reading, fit) for page in pages]
     pixels = images[0][None] if len(images) == 1 else np.stack(images)
     pixels = _grey_if_grey(pixels.reshape(*pixels.shape[:3], -1), reading)
     shape = shape._replace(channels=pixels.shape[3])
     return _crop(pixels, fit) if fit else pixels, shape
 
 
-def _fitted(image: Image.Image | np.ndarray, reading: Reading, fit: Fit | None) -> np.ndarray:
+def fitted(image: Image.Image | np.ndarray, reading: Reading, fit: Fit | None) -> np.ndarray:
     """The picture (H, W) or (H, W, 3) uint8 with the channels that reading asks for; resized, where it is to be, to the
     largest part about the middle.
     """
