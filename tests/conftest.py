@@ -14,7 +14,8 @@ sys.path.insert(0, str(ROOT))
 
 from running import cli  # noqa: E402  (needs the path above)
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+os.environ["OMP_NUM_THREADS"] = "1"  # test files run side by side, one on a core
+torch.set_num_threads(1)
 
 SMALL = ["--limit", "300", "--epochs", "1", "--batch-size", "50", "--device", "cpu"]
 SMALL_VQVAE = [*SMALL, "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16", "--code-dim", "8",

@@ -154,12 +154,12 @@ def test_dead_codes_are_revived_from_current_encoder_outputs(codebook):
     assert (counts > 0).all()
 
 
-@pytest.mark.parametrize("seed, levels", [(0, 1), (1, 1), (2, 1), (0, 2)])
-def test_the_default_keeps_its_codebooks_alive(data_dir, seed, levels):
+@pytest.mark.parametrize("levels", [1, 2])
+def test_the_default_keeps_its_codebooks_alive(data_dir, levels):
     """At a learning rate of 2e-3, at which a codebook without its cures collapses within these steps. Two levels take
     longer to settle, at a learning rate that falls.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     images = dataset.load("glyphs", str(data_dir), limit=2000).train.images
     model = make_vqvae(VQVAEConfig(1, 32, 1, 16, 4, 64, 32, levels=levels))
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=2e-3)

@@ -254,8 +254,8 @@ class Run:
             self.best = self._weights()
         self.epoch, self.done, self.totals = self.epoch + 1, 0, {}
         if devices.is_main():
-            print(f"epoch {self.epoch}/{self.args.EPOCHS}: train {self.line.format_map(train)}; validation "
-                  f"{self.line.format_map(validation)}")
+            print(f"epoch {self.epoch}/{self.args.EPOCHS}: train {self.line.format_map(train)} (over the epoch); "
+                  f"validation {self.line.format_map(validation)} (at its end)")
             self._write_history()
         self.save()
         if devices.is_main():
