@@ -223,8 +223,8 @@ def unknown(name: str) -> str:
         return "is a path of Windows, which this system writes with / and without a drive"
     if near:
         return f"is no data set: `--dataset {plain[near[0]]}` is meant, perhaps"
-    missing = next((part for part in reversed(path.parents) if not part.exists()), path)
-    return f"is no data set and no folder: there is no {missing}"
+    missing = next((part for part in reversed(path.parents) if not part.exists()), None)
+    return "is no data set and no folder" + (f", {missing} is not there" if missing else "")
 
 
 def hold_out(train: Split, test: Split, class_names: list[str], limit: int) -> Data:

@@ -198,10 +198,9 @@ AGAIN = ["--limit", "300", "--batch-size", "50", "--hidden", "16", "--residual-h
          "--code-dim", "8", "--epochs", "2"]
 PRIOR = ["--prior", "pixelcnn", "--hidden", "16", "--layers", "2", "--batch-size", "50", "--epochs", "2"]
 AGAIN_FROM = ", no checkpoint of this project: fetch it again from where it came, or choose another directory"
-DAMAGED, NO_FILE, NO_TORCH, PICKLE, OBJECTS, OTHER = (f"vqvae.pt {what}{AGAIN_FROM}" for what in (
-    "is damaged", "is no file", "is no file of torch", "is a pickle, or weights in torch's format before 1.6",
-    "holds objects other than tensors, numbers and texts, such as a pickled module",
-    "holds weights of another project"))
+DAMAGED, NO_FILE, NO_TORCH, PICKLE, OTHER = (f"vqvae.pt {what}{AGAIN_FROM}" for what in (
+    "is damaged, or holds more than tensors, numbers and texts (a pickled module, perhaps)", "is no file",
+    "is no file of torch", "is a pickle, or weights in torch's format before 1.6", "holds weights of another project"))
 
 # script, flags, what is wrong with the directory or around it, exit status, fragment of the line
 TABLE = [
@@ -255,7 +254,16 @@ TABLE = [
     (C, ["--mask", "{file}"], None, 1, "cannot be decoded"),
     *[(script, ["--num-images", "100000"], None, 1, "NUM_IMAGES (--num-images) of 100000 is more than the")
       for script in (R, C)],
-    (L, ["--against", "nothing"], None, 1, "AGAINST (--against): no data set and no folder is called 'nothing'"),
+    (L, ["--against", "nothing"], None, 1, "AGAINST (--against): 'nothing' is no data set and no folder; there are"),
+    *[(V, ["--dataset", name], None, 1, f"DATASET (--dataset): {name!r} is {what}; there are: glyphs, mnist")
+      for name, what in (
+        ("MNIST", "no data set: `--dataset mnist` is meant, perhaps"),
+        ("fashionmnist", "no data set: `--dataset fashion_mnist` is meant, perhaps"),
+        ("cifar-10", "no data set: `--dataset cifar10` is meant, perhaps"),
+        ("C:\\Users\\me\\faces", "a path of Windows, which this system writes with / and without a drive"),
+        ("no/such/place", "no data set and no folder, no is not there"))],
+    (V, ["--dataset", "{file}"], None, 1, "is a file: name its folder"),
+    (V, ["--dataset", "{archive}"], None, 1, "is an archive: unpack it, and name the folder"),
     (L, ["--dataset", "{file}"], None, 1, "cannot be decoded"),
     *[(L, [flag, *place], None, 1, f"{name} ({flag}): its images have {has} pixels, the VQ-VAE was trained on 1 "
        "channels and 28x28: add --image-size 28x28 --channels 1")
@@ -319,10 +327,10 @@ TABLE = [
     (R, [], directory("vqvae.pt"), 1, NO_FILE),
     (R, [], pipe("vqvae.pt"), 1, NO_FILE),
     (S, [], payload("vqvae.pt", lambda value, path: path.write_bytes(pickle.dumps(value))), 1, PICKLE),
-    (S, [], payload("vqvae.pt", lambda value, path: torch.save(value, path)), 1, OBJECTS),
+    (S, [], payload("vqvae.pt", lambda value, path: torch.save(value, path)), 1, DAMAGED),
     (S, [], payload("vqvae.pt", lambda value, path: torch.save(value, path, _use_new_zipfile_serialization=False)), 1,
      PICKLE),
-    (S, [], payload("vqvae.pt", lambda value, path: zipped({"format": value}, path)), 1, OBJECTS),
+    (S, [], payload("vqvae.pt", lambda value, path: zipped({"format": value}, path)), 1, DAMAGED),
     (S, [], lambda run, patch: zipped(bytearray(8), run / "vqvae.pt"), 1, OTHER),
     (S, [], packed, 1, DAMAGED),
     (S, [], changed("vqvae.pt", laughing), 1, "the vqvae checkpoint describes no network of this code"),
@@ -386,7 +394,8 @@ TABLE = [
 def once(trained, tmp_path_factory):
     """A directory with a copy of the run: it is the same again before every row."""
     place = tmp_path_factory.mktemp("bad")
-    (place / "file").write_text("a file\n")
+    for name in ("file", "images.zip"):
+        (place / name).write_text("a file\n")
 
     def renew() -> Path:
         shutil.rmtree(place / "run", ignore_errors=True)
@@ -396,7 +405,7 @@ def once(trained, tmp_path_factory):
         return place / "run"
     (place / "empty").mkdir()
     places = {"file": place / "file", "empty": place / "empty", "trained": trained,
-              "larger": write(place / "larger.png", noise(32, 20)),
+              "archive": place / "images.zip", "larger": write(place / "larger.png", noise(32, 20)),
               "coloured": write(place / "coloured.png", noise(28, 28, 3))}
     return SimpleNamespace(renew=renew, places=places)
 

@@ -90,18 +90,17 @@ def load(output_dir: str, stage: str) -> dict[str, Any]:
     with open(path, "rb") as file:  # no permission is not damage: OSError
         start = file.read(40)
     try:
-        size, what = path.stat().st_size, "is damaged"
+        size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:  # nothing packed, nothing larger than the file, no bit flipped
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) \
                     or sum(entry.file_size for entry in entries) > size or archive.testzip() is not None:
                 raise ValueError
-            what = "holds objects other than tensors, numbers and texts, such as a pickled module"
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever the bytes of a foreign file make the readers raise
         kinds = {b"version https://git-lfs": "is a pointer of Git LFS, not the weights (`git lfs pull` fetches these)",
                  b"\x80": "is a pickle, or weights in torch's format before 1.6",
-                 b"PK": what}
+                 b"PK": "is damaged, or holds more than tensors, numbers and texts (a pickled module, perhaps)"}
         raise _foreign(path, next((kind for magic, kind in kinds.items() if start.startswith(magic)),
                                   "is no file of torch")) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
