@@ -364,7 +364,7 @@ def test_where_it_is_damaged_another_prior_completes(script, run, tmp_path):
     outcome = script("complete", "--output-dir", output, *FEW, "--mask", "center")
     assert outcome.status == 0 and "by pixelcnn.pt" in outcome.out and "left out: " in outcome.err
     outcome = script("complete", "--output-dir", output, *FEW, "--prior", "masked")
-    assert outcome.status == 1 and "masked.pt is damaged" in outcome.err and outcome.err.count("\n") == 1
+    assert outcome.status == 1 and "masked.pt is no file of torch" in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_the_steps_of_a_sample_are_told_and_count(script, run, tmp_path):
