@@ -14,6 +14,7 @@ import dataset
 import score
 from judging import expected, metrics, testset
 from priors import codes, runs
+from priors.draws import Draw
 from training import checkpoint
 
 FEW = ["--num-images", 2, "--limit", 20, "--device", "cpu"]
@@ -152,10 +153,10 @@ def test_a_restoration_draws_the_unlikely_codes_and_no_other(networks):
     grids = torch.randint(0, 16, (5, 7, 7), generator=torch.Generator().manual_seed(1))
     unlikely = torch.rand(5, 7, 7, generator=torch.Generator().manual_seed(2)) < 0.3
     labels = torch.arange(5)
-    restored = score.restore(networks.prior, grids, labels, unlikely, 0, 2, 1.0, 0, 1.0)
+    restored = score.restore(networks.prior, grids, labels, unlikely, 0, 2, Draw())
     assert torch.equal(restored[~unlikely], grids[~unlikely])
     assert (restored[unlikely] != grids[unlikely]).float().mean() > 0.5
-    assert torch.equal(restored, score.restore(networks.prior, grids, labels, unlikely, 0, 5, 1.0, 0, 1.0))
+    assert torch.equal(restored, score.restore(networks.prior, grids, labels, unlikely, 0, 5, Draw()))
 
 
 # ---- the script

@@ -15,7 +15,6 @@ import dataset
 import train_vae
 from judging.vae import VAE, VAEConfig, distortion, kl
 from modules import VQVAE, VQVAEConfig
-from priors import runs
 from training import checkpoint
 
 SMALL_VAE = [*SMALL, "--latent-dim", "8"]
@@ -96,7 +95,7 @@ def test_training_raises_the_bound_and_uses_the_latent(script, trained, tmp_path
     last = rows[-1]
     bound = 784 / 2 * (1 + math.log(2 * math.pi * last["validation_mse"])) + last["validation_kl_bits"] * math.log(2)
     assert last["validation_loss"] == pytest.approx(bound, rel=1e-4)
-    model = runs.build(checkpoint.load(str(tmp_path), "vae"))
+    model = checkpoint.build(checkpoint.load(str(tmp_path), "vae"), VAE, VAEConfig)
     images = dataset.to_float(dataset.load("glyphs", str(data_dir)).test.images[:100])
     with torch.no_grad():
         copies = model.decode(model.encode(images[:50])[0])
