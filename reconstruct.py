@@ -22,7 +22,6 @@ from priors import runs
 from running import devices, figures, files
 from running.cli import UserError
 from running.cli import run as run_script
-from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
@@ -41,9 +40,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    stored, vqvae = runs.load_vqvae(checkpoint.weights_dir(args))
-    vqvae.to(device)
-    args = checkpoint.fill(args, stored)
+    args, stored, vqvae = runs.open_run(args, device)
     if args.LATENT_CHANNEL >= vqvae.config.code_dim:
         raise UserError(f"LATENT_CHANNEL (--latent-channel): there is no channel {args.LATENT_CHANNEL}, z_e has "
                         f"{vqvae.config.code_dim}")

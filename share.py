@@ -1,12 +1,12 @@
 """Share a run: its weights alone, in a directory for others to draw from.
 
 Reads `vqvae.pt`, every prior over its codes, such as `transformer.pt`, and `vae.pt`, if it is there, from OUTPUT_DIR.
-Writes the same files into SHARED_DIR, with what the other scripts need, and without what only continuing a training
-does: optimiser, last weights, random generators. No path of this machine is in them.
+Writes the same files into SHARED_DIR, without what only continuing a training needs: optimiser, last weights, random
+generators. They hold no path of this machine.
 
 With HALF, weights are rounded to float16 where that changes them by less than a thousandth; they are read as float32. A
-prior that can score images also gets what score.py compares with, the bits of the validation images for one: that
-takes the data set of the training.
+prior that can score images also gets what score.py compares with, such as the bits of the validation images, for which
+the data set of the training is loaded.
 """
 import running.start  # noqa: F401
 
@@ -46,8 +46,7 @@ def read_run(output_dir: str) -> dict[str, dict[str, Any]]:
     """The checkpoints of a run by stage. UserError if one is damaged, of a training that has not finished, or of a
     prior that learnt the codes of another VQ-VAE.
     """
-    found = {"vqvae": checkpoint.load(output_dir, "vqvae")}
-    runs.build(found["vqvae"])
+    found = {"vqvae": runs.load_vqvae(output_dir)[0]}
     for name in runs.priors_there(output_dir, found["vqvae"]):
         levels, _ = runs.load_prior(output_dir, found["vqvae"], name)
         found |= {level["stage"]: level for level in levels}
@@ -72,9 +71,8 @@ def name_alone(name: str) -> str:
 def weights_alone(stored: dict[str, Any], half: bool) -> dict[str, Any]:
     """A checkpoint without what only continuing its training needs, and without paths; half: with rounded weights."""
     state = stored.get("training")
-    constants = {name: value for name, value in checkpoint.constants(stored).items() if name not in PLACES}
-    if "DATASET" in constants:
-        constants["DATASET"] = name_alone(constants["DATASET"])
+    constants = {name: name_alone(value) if name == "DATASET" else value
+                 for name, value in checkpoint.constants(stored).items() if name not in PLACES}
     history = state.get("history", []) if isinstance(state, dict) else []
     return stored | {
         "data": stored["data"] | {"dataset": name_alone(stored["data"]["dataset"]), "data_dir": "data"},
@@ -98,8 +96,8 @@ def packed(weight: Tensor) -> Tensor:
 
 def add_expected(contents: dict[str, dict[str, Any]], run: dict[str, Any], args: argparse.Namespace,
                  device: torch.device) -> None:
-    """Give every prior that can score images what score.py compares with. Without the data set of the training a line
-    says that it lacks. run: the checkpoint of the VQ-VAE, which says where the data set lay.
+    """Give every prior that can score images what score.py compares with, or print that the data set of the training
+    cannot be loaded. run: the checkpoint of the VQ-VAE, which says where the data set lay.
     """
     scoring = [stored for stage, stored in contents.items()
                if stage in PRIORS and not is_kept(stored) and not lacks_for_scores(stored)]
@@ -147,14 +145,9 @@ def main(args: argparse.Namespace) -> None:
         del stored["format"], stored["version"], stored["stage"]
         if args.HALF:
             stored["model"] = {name: packed(weight) for name, weight in stored["model"].items()}
-        path = checkpoint.save(args.SHARED_DIR, stage, **stored)
-        whole = checkpoint.path_of(args.OUTPUT_DIR, stage)
-        print(f"wrote {path}: {size(path)}, {whole} has {size(whole)}")
-
-
-def size(path: Path) -> str:
-    """The size of a file as text."""
-    return f"{path.stat().st_size / 1e6:.2f} MB"
+        path, whole = checkpoint.save(args.SHARED_DIR, stage, **stored), checkpoint.path_of(args.OUTPUT_DIR, stage)
+        sizes = [f"{file.stat().st_size / 1e6:.2f} MB" for file in (path, whole)]
+        print(f"wrote {path}: {sizes[0]}, {whole} has {sizes[1]}")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,9 @@
 
 A `Subject` is a run to be measured: its networks, its data, and the test images that every set of images is compared
 with. A `Judge` compares sets of images with these, in the features of a classifier or of an Inception network.
-Without classes the classifier learns what was done to an image: see classifier.py.
-`nearest_training_images` looks for copies of the training images in all sets at once.
 """
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -38,15 +36,12 @@ from priors.sampler import draw_grids
 from running.cli import UserError
 from running.files import alone
 from training import checkpoint
+from training.loop import filled
 
 FEWEST = 8            # images of a set below which no distances are reported
 SSIM_IMAGES = 1000    # test images of which SSIM, which is slow, is the mean
 COMPARED = 1000       # images of a set, at most, whose nearest training image is looked for
 SHOWN = 20            # images of a set in a figure
-# for the progress line of evaluate.py, in units of a row that no prior draws, fitted to MNIST and the default sizes:
-NEAREST = "nearest training images"  # looking for them ...
-SEARCHING = 0.35      # ... for a row
-DRAWING = 1.6         # what a prior adds to a row, for as many weights as the VQ-VAE has
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -61,7 +56,7 @@ class Subject:
     drawn with the class of test image `chosen[i]`.
     """
 
-    args: argparse.Namespace         # the script's constants; those of None are filled from the checkpoint
+    args: argparse.Namespace         # the script's constants; none is None, and FEATURES is not "auto"
     device: torch.device
     stored: dict[str, Any]           # the VQ-VAE's checkpoint
     vqvae: VQVAE
@@ -103,7 +98,7 @@ class Subject:
     def draw(self, prior: str, how: Draw) -> list[Tensor]:
         """Codes of `count` images drawn from a prior as generate.py draws them, each given its class in `labels`.
 
-        "auto" is resolved as generate.py does.
+        how: with GUIDANCE and TOP_P of generate.py, "auto" too.
         """
         guidance, top_p = runs.choose_guidance(how.guidance, how.top_p, self.checkpoints[prior])
         how = how._replace(guidance=guidance, top_p=top_p)
@@ -132,25 +127,20 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
     """Load a run, its weights from PRETRAINED if that is given, and encode its images. every: load every prior of the
     run, or else PRIOR alone.
 
-    FEATURES of "auto" is replaced by what it means for these data.
     UserError if the networks and the data do not fit each other, if a prior cannot be drawn from with this guidance, if
     fewer than FEWEST images are left to compare, or if there are no classes for FEATURES.
     """
+    args, stored, vqvae = runs.open_run(args, device)
     weights = checkpoint.weights_dir(args)
-    stored, vqvae = runs.load_vqvae(weights)
-    vqvae.to(device)
-    args = checkpoint.fill(args, stored)
-    priors = runs.load_priors(weights, stored) if every else \
-        [runs.load_prior(weights, stored, args.PRIOR)]
+    priors = runs.load_priors(weights, stored) if every else [runs.load_prior(weights, stored, args.PRIOR)]
     data = testset.load(args, stored)
+    args = filled(args, FEATURES="classes" if len(data.class_names) > 1 else "self")
     for levels, _ in priors:
         runs.choose_guidance(guidance, "auto", levels)
         if levels[-1]["data"]["class_names"] != data.class_names:
             raise UserError(f"DATASET (--dataset): its classes are not those that {levels[-1]['stage']}.pt learnt")
     if args.FEATURES == "classes" and len(data.class_names) < 2:
         raise UserError('FEATURES (--features) is "classes", but the data set has no two classes: use "self"')
-    if args.FEATURES == "auto":
-        args.FEATURES = "classes" if len(data.class_names) > 1 else "self"
     test = data.test.images
     chosen = testset.choose(test, args.NUM_SAMPLES, args.SEED)
     if len(chosen) < FEWEST:
@@ -160,14 +150,6 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
     checkpoints = {levels[-1]["stage"]: levels for levels, _ in priors}
     independent = marginals(encode(vqvae, data.train.images), vqvae.config.num_codes)
     return Subject(args, device, stored, vqvae, networks, checkpoints, data, chosen, encode(vqvae, test), independent)
-
-
-def costs(subject: Subject, rows: Iterable[str]) -> dict[str, float]:
-    """About how long each row of evaluate.py and NEAREST take, relative to each other."""
-    sizes = {name: sum(weight.numel() for weight in model.parameters())
-             for name, model in (subject.priors | {"vqvae": subject.vqvae}).items()}
-    each = {name: 1 + DRAWING * sizes.get(name, 0) / sizes["vqvae"] for name in rows}
-    return each | {NEAREST: SEARCHING * len(each)}
 
 
 def class_by_class(labels: Tensor) -> Tensor:
@@ -228,12 +210,10 @@ def load_judge(subject: Subject, inception: Inception | None) -> Judge:
 
 def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs: int | str,
                     device: torch.device) -> Classifier:
-    """The classifier of a run's images, in eval mode. kind: it learns the "classes", or without them, "self". epochs:
-    CLASSIFIER_EPOCHS.
+    """The classifier of a run's images, in eval mode, read from `classifier.pt` if that was trained in the same way on
+    these images and labels; otherwise trained and saved there.
 
-    It is read from `classifier.pt` if that was trained in the same way on these images and labels: with classes, for
-    as many epochs; and reduces large images as now. Otherwise it is trained and saved there. stored: the VQ-VAE's
-    checkpoint.
+    kind: FEATURES; epochs: CLASSIFIER_EPOCHS; stored: the VQ-VAE's checkpoint.
     """
     if epochs == "auto":
         epochs = choose_epochs(len(data.train.images))

@@ -1,8 +1,10 @@
 """What lies in a run's directory: the VQ-VAE, its priors, and which classes and guidance these can be drawn with."""
+import argparse
 import math
 import sys
 from typing import Any
 
+import torch
 from torch import nn
 
 from modules import VQVAE, VQVAEConfig
@@ -27,6 +29,14 @@ def load_vqvae(output_dir: str) -> tuple[dict[str, Any], VQVAE]:
     """The checkpoint of a run's VQ-VAE, and the network in eval mode, on the CPU. UserError: see `checkpoint.load`."""
     stored = checkpoint.load(output_dir, "vqvae")
     return stored, build(stored)
+
+
+def open_run(args: argparse.Namespace, device: torch.device) -> tuple[argparse.Namespace, dict[str, Any], VQVAE]:
+    """The VQ-VAE in PRETRAINED or OUTPUT_DIR: the constants, those of None filled from its checkpoint; the checkpoint;
+    and the network in eval mode on the device. UserError: see `checkpoint.load`.
+    """
+    stored, vqvae = load_vqvae(checkpoint.weights_dir(args))
+    return checkpoint.fill(args, stored), stored, vqvae.to(device)
 
 
 def prior_stages(prior: str, levels: int) -> list[str]:

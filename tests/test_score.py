@@ -35,7 +35,7 @@ def networks(trained):
 def load(run):
     stored = checkpoint.load(str(run), "vqvae")
     [prior], [model] = runs.load_prior(str(run), stored)
-    return score.Networks(runs.build(stored), model, score.class_shares(prior), torch.device("cpu"), 7)
+    return score.Networks(runs.build(stored), model, expected.class_shares(prior), torch.device("cpu"), 7)
 
 
 def table(path):
@@ -144,7 +144,7 @@ def test_what_is_expected_of_validation_images():
     grids = torch.zeros(1, 1, 101, dtype=torch.int64)
     grids[..., 90:] = 2
     coded = score.Coded(grids, torch.arange(101.0).view(1, 1, 101), torch.zeros(1), torch.zeros(1))
-    usual = score.expect(coded, 3, 0.95)
+    usual = expected.expect(coded, 3, 0.95)
     assert usual.threshold == pytest.approx(95) and usual.bits.tolist() == [5050]
     assert (2**-usual.code_bits).tolist() == pytest.approx([91 / 104, 1 / 104, 12 / 104])
 
