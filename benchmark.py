@@ -73,9 +73,6 @@ class Turns:
         if device.type != "cpu":
             getattr(torch, device.type).synchronize()
 
-    def seconds(self, name: str) -> dict[str, float]:
-        return spread(self.times[name])
-
     def ratio(self, above: str, below: str, factor: float = 1.0) -> dict[str, float]:
         return spread([factor * a / b for a, b in zip(self.times[above], self.times[below])])
 
@@ -134,7 +131,7 @@ def race(model: nn.Module, what: str, batch: int, size: int, device: torch.devic
         sample(whole, labels, 1, args.PLAIN_CODES)
 
     turns = Turns(device, args.REPEATS, sampler=draw, forward=forward, plain=plain)
-    row = {"what": what, "seconds": turns.seconds("sampler"), "over_forward": turns.ratio("sampler", "forward"),
+    row = {"what": what, "seconds": spread(turns.times["sampler"]), "over_forward": turns.ratio("sampler", "forward"),
            "times_faster_than_plain_loop": turns.ratio("plain", "sampler", size * size / args.PLAIN_CODES)}
     print(f"{what:32} {show(row['seconds'], ' s'):28} {show(row['over_forward'], 'x a forward pass'):42} "
           f"{show(row['times_faster_than_plain_loop'], 'x the plain loop')}", flush=True)
@@ -156,7 +153,7 @@ def training_step(network: nn.Module, loss: Callable[[], Tensor], device: torch.
 
 
 def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Training steps of VQ-VAE and PixelCNN in images/s, FLOP/s, and as a share of the rate of a matrix product."""
+    """Training steps of VQ-VAE and PixelCNN in images/s, and their FLOP/s as a share of those of a matrix product."""
     dtype = devices.precision(device, args.PRECISION)
     left, right = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
     images = torch.rand(256, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
@@ -184,19 +181,14 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
         turns = Turns(device, args.REPEATS, product=lambda: left @ right, **steps)
         with FlopCounterMode(display=False) as counter:
             loss_of(network).backward()
-        rows += [throughput(f"{stage} {name}", turns, name, counter.get_total_flops(), count) for name in steps]
+        share = counter.get_total_flops() / (2 * MATRIX**3)
+        for name in steps:
+            speed = spread([count / seconds for seconds in turns.times[name]])
+            rows.append({"what": f"{stage} {name}", "seconds": spread(turns.times[name]), "images_per_second": speed,
+                         "share": turns.ratio("product", name, share)})
+            print(f"{rows[-1]['what']:34} {show(speed, ' images/s'):30} {show(rows[-1]['share'], '%', 100)} of the "
+                  f"matrix product's rate", flush=True)
     return rows
-
-
-def throughput(what: str, turns: Turns, name: str, operations: int, count: int) -> dict[str, Any]:
-    """A row of the table of training. operations: of one turn of `name`, in FLOP, over `count` images."""
-    times = turns.times[name]
-    row = {"what": what, "seconds": turns.seconds(name), "images_per_second": spread([count / t for t in times]),
-           "gflops": spread([operations / t / 1e9 for t in times]),
-           "share": turns.ratio("product", name, operations / (2 * MATRIX**3))}
-    print(f"{what:34} {show(row['images_per_second'], ' images/s'):30} {show(row['gflops'], ' GFLOP/s'):28} "
-          f"{show(row['share'], '%', 100)} of the matrix product's rate", flush=True)
-    return row
 
 
 def main(args: argparse.Namespace) -> None:

@@ -6,19 +6,9 @@ bits `nearest.png`, samples over their nearest training images, and `samples_by_
 every code occurs; `report.html`, a page of all that the run's directory holds; and `classifier.pt`, kept for the same
 images and FEATURES.
 
-The columns of the table:
-    bits/image   of the test split's codes under the prior, given the class where it learnt classes; of a VAE, the
-                 divergence of its posterior from its prior
-    bits/hidden  of a masked prior, which has no exact likelihood: the mean bits of a hidden code of the test split
-                 given the rest, where a mask hides 64% of the codes on average; not to be compared with bits/image
-    MSE, PSNR    over the whole test split, of pixels clipped to [0, 1]; PSNR is that of the mean MSE
-    SSIM         as reconstruct.py measures it, mean over the first 1,000 test images
-    Frechet      distance to the test images, in the features of a small network that was trained on the training
-                 images: comparable within a data set and the same FEATURES
-    precision    share of the samples on the manifold of the test images, in the same features; recall: the reverse
-    class        share of the samples that the classifier gives the class asked for; not where FEATURES are "self"
-    nearest      mean distance of the first 1,000 to the nearest training image; far below that of the reconstructions
-                 of test images it means memorised samples
+The columns of the table are explained in `report.html`, from COLUMNS in judging/report.py. Frechet distance, precision
+and recall are in the features of a small network trained on the training images, comparable within a data set and the
+same FEATURES.
 The row of the real images is the baseline: one half of the test set against the other. It is pessimistic: the Frechet
 distance is biased upwards for fewer images, and for half as many about twice as large. The rows of reconstructions are
 compared with their own originals, so that only precision and recall near 1 are good.

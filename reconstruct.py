@@ -51,8 +51,8 @@ def main(args: argparse.Namespace) -> None:
     output = Path(args.OUTPUT_DIR)
     files.remove(output, "reconstructed_image_*.png")  # of an earlier call
     errors, shown = [], []
-    for number, index in enumerate(chosen):
-        original = dataset.to_float(images[index]).contiguous()
+    for number, image in enumerate(images[chosen]):
+        original = dataset.to_float(image)
         copy = vqvae(original[None].to(device)).images[0].clamp(0, 1).cpu()
         figures.save_grid(torch.stack([original, copy]), output / f"reconstructed_image_{number}.png", columns=2)
         pair = original.numpy(), copy.numpy()

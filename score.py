@@ -150,10 +150,6 @@ def find(args: argparse.Namespace, name: str, stored: dict) -> Found:
     return found._replace(images=found.images[:args.LIMIT or None])
 
 
-# ---------------------------------------------------------------------------------------------------------
-# What is written
-
-
 def write_table(path: Path, rows: list[dict]) -> None:
     """Write rows, at least one, as CSV."""
     text = io.StringIO()
@@ -206,12 +202,6 @@ def save_extremes(sets: dict[str, Found], coded: dict[str, Coded], side: int, th
                                 f"threshold of {threshold:.1f} bits and above bright", path)
 
 
-def tell_apart(scores: dict[str, dict[str, Tensor]]) -> list[dict]:
-    """How well each score tells AGAINST from DATASET: rows of score and AUROC, which is 0.5 for a score of no use."""
-    return [{"score": name, "auroc": f"{auroc(scores['AGAINST'][name], scores['DATASET'][name]):.4f}"}
-            for name in SCORES if name in scores["DATASET"]]
-
-
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
@@ -255,7 +245,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"unlikely codes: above {usual.threshold:.2f} bits, quantile {args.THRESHOLD:g} of the validation split's")
     wrote = f"{output / 'scores.csv'}, {output / 'scores.png'}"
     if "AGAINST" in sets:
-        table = tell_apart(scores)
+        table = [{"score": name, "auroc": f"{auroc(scores['AGAINST'][name], scores['DATASET'][name]):.4f}"}
+                 for name in SCORES if name in scores["DATASET"]]
         write_table(output / "auroc.csv", table)
         wrote += f", {output / 'auroc.csv'}"
         print(f"AUROC of telling {args.AGAINST} from {args.DATASET}:")

@@ -61,11 +61,10 @@ def read_run(output_dir: str) -> dict[str, dict[str, Any]]:
 
 
 def name_alone(name: str) -> str:
-    """A data set's name as it is; of a folder's path the last part."""
-    if name in ("glyphs", *dataset.TORCHVISION):
-        return name
+    """A data set's name as it is; of a folder's path the last part, which must not read as a data set's name."""
+    known = ("glyphs", *dataset.TORCHVISION)
     last = Path(os.path.abspath(name)).name or "images"
-    return f"./{last}" if last in ("glyphs", *dataset.TORCHVISION) else last
+    return name if name in known else f"./{last}" if last in known else last
 
 
 def weights_alone(stored: dict[str, Any], half: bool) -> dict[str, Any]:
@@ -117,6 +116,19 @@ def add_expected(contents: dict[str, dict[str, Any]], run: dict[str, Any], args:
         stored["expected"] = keep(coded, vqvae.config.num_codes)
 
 
+def replaceable(args: argparse.Namespace) -> list[Path]:
+    """The checkpoints in SHARED_DIR. UserError if there are any without OVERWRITE, or one of a training."""
+    paths = {stage: path for stage in STAGES if (path := checkpoint.path_of(args.SHARED_DIR, stage)).exists()}
+    for stage, path in paths.items():
+        if not args.OVERWRITE:
+            raise UserError(f"SHARED_DIR (--shared-dir): {args.SHARED_DIR} holds {path.name}: choose another "
+                            f"directory, or add --overwrite to replace its checkpoints")
+        if not checkpoint.is_shared(checkpoint.load(args.SHARED_DIR, stage)):
+            raise UserError(f"SHARED_DIR (--shared-dir): {path} is of a training, which --overwrite does not replace: "
+                            f"choose another directory")
+    return list(paths.values())
+
+
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
@@ -125,21 +137,14 @@ def main(args: argparse.Namespace) -> None:
     if Path(args.SHARED_DIR).resolve() == Path(args.OUTPUT_DIR).resolve():
         raise UserError(f"SHARED_DIR (--shared-dir) is the run's directory itself, {args.OUTPUT_DIR}: name another")
     found = read_run(args.OUTPUT_DIR)
-    before = {stage: path for stage in STAGES if (path := checkpoint.path_of(args.SHARED_DIR, stage)).exists()}
-    for stage, path in before.items():
-        if not args.OVERWRITE:
-            raise UserError(f"SHARED_DIR (--shared-dir): {args.SHARED_DIR} holds {path.name}: choose another "
-                            f"directory, or add --overwrite to replace its checkpoints")
-        if not checkpoint.load(args.SHARED_DIR, stage).get("shared"):
-            raise UserError(f"SHARED_DIR (--shared-dir): {path} is of a training, which --overwrite does not replace: "
-                            f"choose another directory")
+    before = replaceable(args)
     contents = {stage: weights_alone(stored, args.HALF) for stage, stored in found.items()}
     known = checkpoint.fingerprint(contents["vqvae"]["model"])
     for stored in contents.values():
         if "vqvae" in stored:  # a prior: it belongs to the rounded weights now
             stored["vqvae"] = known
     add_expected(contents, found["vqvae"], args, device)
-    for path in before.values():
+    for path in before:
         path.unlink()  # also those that this run has not
     for stage, stored in contents.items():
         del stored["format"], stored["version"], stored["stage"]

@@ -2,7 +2,7 @@
 
 It is the baseline for the VQ-VAE with its prior: see judging/vae.py. After every epoch OUTPUT_DIR holds a checkpoint to
 continue from, the history as a table, its curves, and grids of reconstructions and samples; at the end also
-`vae_comparison.png`, reconstructions and samples of the VAE and the VQ-VAE beside each other.
+`vae_comparison.png`, reconstructions and samples of both models.
 """
 import running.start  # noqa: F401
 
@@ -131,8 +131,8 @@ def latents(model: VAE, count: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def save_comparison(model: VAE, vqvae: VQVAE, stored: dict, images: Tensor, args: argparse.Namespace) -> None:
-    """Write uint8 images with the reconstructions of both, and below them as many samples of both, the VQ-VAE's from
-    the prior in the directory. Without one that row is left out, with a line that says so.
+    """Write uint8 images, their reconstructions and as many samples of both models, the VQ-VAE's from the prior in the
+    directory. Without one that row is left out, with a line that says so.
     """
     originals = dataset.to_float(images)
     size = images.shape[2:]

@@ -135,8 +135,7 @@ def keep(coded: Coded, num_codes: int) -> dict[str, Any]:
     """
     quantiles = np.quantile(coded.surprise.numpy(), SHARES).astype(np.float32)
     return {"score_version": VERSION, "bits": coded.surprise.sum((1, 2)).sort().values,
-            "surprise": torch.from_numpy(quantiles),
-            "code_bits": code_bits(coded.codes, num_codes)}
+            "surprise": torch.from_numpy(quantiles), "code_bits": code_bits(coded.codes, num_codes)}
 
 
 def is_kept(prior: dict[str, Any]) -> bool:

@@ -16,16 +16,8 @@ from tqdm import tqdm
 
 import dataset
 from dataset import Data
-from judging import testset
-from judging.classifier import (
-    SELF_VERSION,
-    Classifier,
-    ClassifierConfig,
-    choose_epochs,
-    reduction,
-    train_classifier,
-    train_self,
-)
+from judging import classifier, testset
+from judging.classifier import Classifier, ClassifierConfig
 from judging.metrics import CHUNK, Images, Inception, frechet_distance, precision_recall, similarity
 from loading import folder
 from modules import VQVAE
@@ -42,10 +34,6 @@ FEWEST = 8            # images of a set below which no distances are reported
 SSIM_IMAGES = 1000    # test images of which SSIM, which is slow, is the mean
 COMPARED = 1000       # images of a set, at most, whose nearest training image is looked for
 SHOWN = 20            # images of a set in a figure
-
-
-# ---------------------------------------------------------------------------------------------------------
-# A run to be measured
 
 
 @dataclass
@@ -160,17 +148,13 @@ def class_by_class(labels: Tensor) -> Tensor:
     return (members.gather(1, labels[:, None])[:, 0] * members.shape[1] + labels).argsort()
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Comparing sets of images
-
-
 @dataclass
 class Judge:
     """Compares sets of images with the chosen test images of a run."""
 
     subject: Subject
     classifier: Classifier
-    accuracy: float | None           # on the whole test split, of a classifier that learnt the classes; or None
+    accuracy: float | None           # of the classifier on the test split; None if it did not learn the classes
     real: Tensor                     # (count, F) features of the chosen test images
     inception: Inception | None
     baseline: dict[str, float]       # measures of one half of the chosen test images against the other
@@ -191,21 +175,21 @@ class Judge:
 
 def load_judge(subject: Subject, inception: Inception | None) -> Judge:
     """A judge of a run's images. It trains the classifier if the run has none, and prints its accuracy."""
-    args, data, count, half, right = subject.args, subject.data, subject.count, subject.count // 2, None
-    classifier = load_classifier(args.OUTPUT_DIR, subject.stored, data, args.FEATURES, args.CLASSIFIER_EPOCHS,
-                                 subject.device)
-    real = extract(classifier.features, subject.originals, subject.spans(count))
+    args, test, count, half, right = subject.args, subject.data.test, subject.count, subject.count // 2, None
+    model = load_classifier(args.OUTPUT_DIR, subject.stored, subject.data, args.FEATURES, args.CLASSIFIER_EPOCHS,
+                            subject.device)
+    real = extract(model.features, subject.originals, subject.spans(count))
     baseline = compare(real[:half], real[half:])
     if args.FEATURES == "classes":
-        test = data.test.images
-        features = extract(classifier.features, lambda index: subject.read(test, index), subject.spans(len(test)))
-        right = baseline["class_accuracy"] = accuracy(classifier, features, data.test.labels)
+        spans = subject.spans(len(test.images))
+        features = extract(model.features, lambda index: subject.read(test.images, index), spans)
+        right = baseline["class_accuracy"] = accuracy(model, features, test.labels)
         print(f"classifier: names {right:.2%} of the test images right", flush=True)
     if inception:
         inception.add_real(subject.originals, subject.spans(half))
         baseline |= inception.measure(subject.originals, subject.spans(count, half))
         inception.add_real(subject.originals, subject.spans(count, half))
-    return Judge(subject, classifier, right, real, inception, baseline)
+    return Judge(subject, model, right, real, inception, baseline)
 
 
 def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs: int | str,
@@ -215,21 +199,22 @@ def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs
 
     kind: FEATURES; epochs: CLASSIFIER_EPOCHS; stored: the VQ-VAE's checkpoint.
     """
+    images, path = data.train.images, checkpoint.path_of(output_dir, "classifier")
     if epochs == "auto":
-        epochs = choose_epochs(len(data.train.images))
+        epochs = classifier.choose_epochs(len(images))
     basis = {"images": dataset.digest(data.train)}
-    basis |= {"epochs": epochs} if kind == "classes" else {"self": SELF_VERSION}
-    path = checkpoint.path_of(output_dir, "classifier")
+    basis |= {"epochs": epochs} if kind == "classes" else {"self": classifier.SELF_VERSION}
     with alone(path.with_name(".classifier.lock"), "trains the classifier"):
         if path.is_file():
             try:
                 saved = checkpoint.load(output_dir, "classifier")
                 model = checkpoint.build(saved, Classifier, ClassifierConfig)
-                if saved.get("basis") == basis and model.config.reduce == reduction(data.train.images):
+                if saved.get("basis") == basis and model.config.reduce == classifier.reduction(images):
                     return model.to(device)
             except UserError:  # it is only a cache
                 print("classifier.pt cannot be read: training it anew")
-        model = train_classifier(data, epochs, device) if kind == "classes" else train_self(data.train.images, device)
+        model = classifier.train_classifier(data, epochs, device) if kind == "classes" \
+            else classifier.train_self(images, device)
         checkpoint.save(output_dir, "classifier", asdict(model.config), model.state_dict(), data=stored["data"],
                         basis=basis)
     return model
@@ -240,9 +225,9 @@ def extract(network: Callable[[Tensor], Tensor], images: Images, spans: Sequence
     return torch.cat([network(images(index)) for index in tqdm(spans, desc="measuring", leave=False, disable=None)])
 
 
-def accuracy(classifier: Classifier, features: Tensor, labels: Tensor) -> float:
+def accuracy(model: Classifier, features: Tensor, labels: Tensor) -> float:
     """The share of features (N, F) that the classifier gives the class in labels (N,)."""
-    return (classifier.head(features).argmax(1).cpu() == labels).float().mean().item()
+    return (model.head(features).argmax(1).cpu() == labels).float().mean().item()
 
 
 def compare(real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -261,10 +246,6 @@ def errors(subject: Subject, copies: Images) -> dict[str, float]:
         similarities += [float(similarity(*pair)) for pair in islice(pairs, SSIM_IMAGES - len(similarities))]
     mse = squares / len(test)
     return {"mse": mse, "psnr": psnr(mse), "ssim": sum(similarities) / len(similarities)}
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Copies of training images
 
 
 class Nearest(NamedTuple):

@@ -1,4 +1,4 @@
-"""Measures of images and of features of images: pure functions, and Inception, which torchmetrics brings.
+"""Measures of images and of features of images: pure functions, and torchmetrics' Inception.
 
 Papers, cited by number in the code:
 [1] Heusel et al., GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, 2017,
@@ -26,10 +26,6 @@ SSIM_SIGMA = 1.5      # and its standard deviation
 CHUNK = 2**25         # entries of a matrix held at a time
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Of pairs of images
-
-
 def similarity(original: np.ndarray, copy: np.ndarray) -> float:
     """SSIM of two images (C, H, W) in [0, 1], as [4] defines it.
 
@@ -42,28 +38,16 @@ def similarity(original: np.ndarray, copy: np.ndarray) -> float:
                                  sigma=SSIM_SIGMA, use_sample_covariance=False, win_size=window)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Of sets of numbers
-
-
 def ranks(values: Tensor, reference: Tensor) -> Tensor:
-    """The share of reference (M,) that is below each of values (N,), in [0, 1]; what is equal counts half: (N,)
-    float64."""
-    ordered = reference.double().sort().values
-    values = values.double()
+    """The share (N,), float64, of reference (M,) that is below each of values (N,); what is equal counts half."""
+    ordered, values = reference.double().sort().values, values.double()
     below, up_to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
     return (below + up_to).double() / (2 * len(reference))
 
 
 def auroc(values: Tensor, reference: Tensor) -> float:
-    """Area under the ROC curve of telling values (N,) from reference (M,): the probability that one drawn from the
-    former is larger than one drawn from the latter (Mann-Whitney U / NM), where equal ones count half.
-    """
+    """Area under the ROC curve of telling values (N,) from reference (M,): Mann-Whitney U / NM, ties count half."""
     return ranks(values, reference).mean().item()
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Of sets of features
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -100,10 +84,6 @@ def _radii(points: Tensor) -> Tensor:
     """Distance (N,) of every point (N, F) to its k-th nearest neighbour, not counting itself."""
     parts = points.split(max(1, CHUNK // len(points)))
     return torch.cat([torch.cdist(part, points).topk(NEIGHBOURS + 1, largest=False).values[:, -1] for part in parts])
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Of sets of images, by Inception
 
 
 class Inception:

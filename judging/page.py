@@ -33,15 +33,14 @@ SHOWN_FIRST = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED")  # constants of 
 MEASURED_WITH = ("TEMPERATURE", "TOP_K", "TOP_P", "GUIDANCE", "FEATURES", "SEED")  # constants above a table of measures
 ARROWS = {"lower": " \N{DOWNWARDS ARROW}", "higher": " \N{UPWARDS ARROW}", "": ""}
 STYLE = """
-:root { color-scheme: light dark; --soft: #777; --line: #8885; --card: #8881 }
+:root { color-scheme: light dark; --soft: #777; --line: #8885 }
 body { margin: auto; max-width: 72rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word }
 h2 { margin-top: 3rem; border-top: 1px solid var(--line) }
 p, dl, figcaption { max-width: 46rem }
 a { color: inherit } nav a { margin-right: 1rem }
 .soft, .missing, figcaption, dl { color: var(--soft); font-size: .9rem }
 .missing { border-left: 3px solid var(--line); padding-left: .7rem }
-.facts { display: flex; flex-wrap: wrap; gap: .6rem }
-.facts div { background: var(--card); padding: .6rem .8rem } .facts b { display: block; font-size: 1.25rem }
+.facts { display: flex; flex-wrap: wrap; gap: 1rem } .facts b { display: block; font-size: 1.25rem }
 figure { margin: 1rem 0 } img { max-width: 100%; height: auto; background: #fff }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
@@ -67,36 +66,30 @@ def write_page(output_dir: str, pretrained: str = "") -> Path:
         "Settings": [*map(_missing, left_out), *_settings(found, facts)],
         "Training": _training(run, found),
         "Reconstructions": [_reconstructions(run)],
-        "Samples": [_picture(
-            run / "samples_by_class.png", f"New images of {best}. Where the run has classes, the class that was asked "
-            "for stands above each strip. Good: each image shows its class, and no two are the same.", evaluate)],
-        "Measures": _measures(
-            run, weights, evaluation, "evaluation", evaluate, "Samples of every model, a row each. Good: the rows of "
-            "the priors look like the real images in the first row."),
-        "Ablation": _measures(
-            run, weights, ablation, "ablation", ablate, "What is left without the prior or without a part of the "
-            "sampling. The row of the encoder's own codes is the best that a prior can reach; the last rows have "
-            "codes without any prior."),
+        "Samples": [_picture(run / "samples_by_class.png", f"New images of {best}, below the class that was asked for "
+                             "if the run has classes. Good: each shows its class, and no two are the same.", evaluate)],
+        "Measures": _measures(run, weights, evaluation, "evaluation", evaluate, "Images of every model, a row each. "
+                              "Good: the rows of the priors look like the real images in the first row."),
+        "Ablation": _measures(run, weights, ablation, "ablation", ablate, "Samples without the prior or a part of the "
+                              "sampling. The encoder's own codes are the best that a prior can reach."),
         "Nearest training images": [_picture(
             run / "nearest.png", f"Samples of {best}, below each the training image nearest to it by pixels. Good: "
             "alike in kind and different in detail. Copies would mean that the prior has memorised.", evaluate)],
         "Codebook": [_codebook(facts), _picture(
             run / "codebook.png", "How often every code occurs in the test split, most frequent first. Good: most "
-            "codes stay near the even share. A line that drops to nothing after a few codes means collapse.",
-            evaluate)],
+            "codes are near the even share. In a collapse all but a few are at 0.", evaluate)],
     }
     dataset = found["vqvae"]["data"]["dataset"] if "vqvae" in found else "unknown images"
     title = _text(f"VQ-VAE on {Path(dataset).name or dataset}")
     body = [f"<h1>{title}</h1>",
             f'<p class="soft">The run in {_text(run.resolve().name)}, page written on '
             f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. Every figure is of the test split, unless it says "
-            f"otherwise; no image was selected.</p>", _figures(facts),
-            "<nav>" + " ".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections) + "</nav>"]
+            f"otherwise; no image was selected.</p>", _figures(facts), "<nav>",
+            *(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections), "</nav>"]
     for name, parts in sections.items():
-        body += [f'<section id="{_anchor(name)}">', f"<h2>{name}</h2>", *parts, "</section>"]
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">' \
-           f"<title>{title}</title><style>{STYLE}</style>"
-    page = f'<!DOCTYPE html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>'
+        body.append(f'<section id="{_anchor(name)}"><h2>{name}</h2>{"".join(parts)}</section>')
+    page = (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-'
+            f'width"><title>{title}</title><style>{STYLE}</style></head><body>{"".join(body)}</body></html>')
     with atomic(run / NAME) as file:
         file.write(page.encode(errors="replace"))  # a name may hold bytes that are no text
     return run / NAME
@@ -131,10 +124,6 @@ def _read_rows(path: Path) -> dict[str, Any] | None:
     return content
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Sections: each returns pieces of HTML
-
-
 def _figures(facts: dict[str, Any]) -> str:
     """The most telling figures, large."""
     rows, told = facts.get("rows", {}), {}
@@ -152,10 +141,9 @@ def _settings(found: dict[str, dict], facts: dict[str, Any]) -> list[str]:
     parts, details, rows = [], [], {}
     if "vqvae" in found:
         data, config = found["vqvae"]["data"], found["vqvae"]["config"]
-        parts.append(f"<p>{_text(data['dataset'])}: images of {data['height']}x{data['width']} pixels, "
-                     f"{'grey' if data['channels'] == 1 else 'RGB'}, {len(data['class_names'])} classes. A code stands "
-                     f"for {config['downsample']}x{config['downsample']} pixels and is one of {config['num_codes']}."
-                     f"</p>")
+        parts.append(f"<p>{_text(data['dataset'])}: images of {data['channels']}x{data['height']}x{data['width']}, "
+                     f"{len(data['class_names'])} classes. A code stands for {config['downsample']}x"
+                     f"{config['downsample']} pixels and is one of {config['num_codes']}.</p>")
     for stage, stored in found.items():
         constants = checkpoint.constants(stored)
         rows[TITLES[stage]] = {"weights": f"{sum(tensor.numel() for tensor in stored['model'].values()):,}",
@@ -174,10 +162,10 @@ def _training(run: Path, found: dict[str, dict]) -> list[str]:
                       "`train_vqvae.py` and `dataset.py` write it")]
     for stage in STAGES:
         if stage in found or (run / f"{stage}_curves.png").exists():
-            parts += [f"<h3>{TITLES[stage]}</h3>", _picture(
+            parts.append(_picture(
                 run / f"{stage}_curves.png", f"Curves of the training of {TITLES[stage]}: left all epochs, right the "
                 "later half on a scale of its own. Good: both fall, and the validation split stays near the training. "
-                "If its curve turns upwards, the network overfits.", "the training writes it")]
+                "If its curve turns upwards, the network overfits.", "the training writes it"))
     untrained = [TITLES[stage] for stage in STAGES if stage not in found and not stage.endswith("_coarse")]
     return parts + ([_missing(f"not trained in this run, or left out: {', '.join(untrained)}")] if untrained else [])
 
@@ -216,10 +204,6 @@ def _codebook(facts: dict[str, Any]) -> str:
     return ("<p>{codes_used} of {codes} codes occur in the codes of the test split. Their perplexity is "
             "{perplexity:.1f}: as many codes in even use would carry the same information.</p>"
             ).format_map(facts) if "perplexity" in facts else ""
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Pieces
 
 
 def _text(value: object) -> str:

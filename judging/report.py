@@ -23,13 +23,14 @@ class Column(NamedTuple):
 
 
 COLUMNS = {
-    "bits_per_image": Column("bits/image", ".1f", "lower", "of the test split's codes under the prior; of the VAE, the "
-                             "divergence of its posterior from its prior"),
-    "bits_per_hidden_code": Column("bits/hidden", ".2f", "lower", "of a hidden code of the test split under a masked "
-                                   "prior, given the codes that are not hidden"),
-    "mse": Column("MSE", ".5f", "lower", "mean squared error of pixels in [0, 1], over the test split"),
+    "bits_per_image": Column("bits/image", ".1f", "lower", "of the test split's codes under the prior, given the class "
+                             "where it learnt classes; of the VAE, the divergence of its posterior from its prior"),
+    "bits_per_hidden_code": Column("bits/hidden", ".2f", "lower", "of a masked prior, which has no exact likelihood: "
+                                   "the mean bits of a hidden code of the test split given the rest, where a mask "
+                                   "hides 64% of the codes on average; not to be compared with bits/image"),
+    "mse": Column("MSE", ".5f", "lower", "mean squared error of pixels clipped to [0, 1], over the test split"),
     "psnr": Column("PSNR", ".2f", "higher", "of the mean MSE, in dB"),
-    "ssim": Column("SSIM", ".4f", "higher", "structural similarity, at most 1"),
+    "ssim": Column("SSIM", ".4f", "higher", "structural similarity, mean over the first 1,000 test images"),
     "frechet": Column("Frechet", ".2f", "lower", "distance to the test images in the features of a small network "
                       "trained on these images: comparable within this run, and no FID of a paper"),
     "precision": Column("precision", ".3f", "higher", "share of the images on the manifold of the test images, in the "
@@ -39,8 +40,8 @@ COLUMNS = {
     "class_accuracy": Column("class", ".1%", "higher", "share that the classifier gives the class asked for"),
     "distinct": Column("distinct", ".1%", "higher", "share of different grids of codes"),
     "seconds": Column("seconds", ".1f", "lower", "time of drawing the row's grids"),
-    "nearest": Column("nearest", ".2f", "", "mean distance to the nearest training image: far below that of "
-                      "reconstructions of test images means memorised"),
+    "nearest": Column("nearest", ".2f", "", "mean distance of the first 1,000 to the nearest training image: far "
+                      "below that of reconstructions of test images means memorised samples"),
     "fid": Column("FID", ".2f", "lower", "Fréchet distance in the features of an Inception network"),
     "inception_score": Column("IS", ".2f", "higher", "Inception score"),
 }
