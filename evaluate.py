@@ -202,10 +202,9 @@ def main(args: argparse.Namespace) -> None:
                         "Samples over the training images nearest to them (by pixels, L2)", output / "nearest.png")
     save_classes(subject, rows[drawn].images, output / "samples_by_class.png")
     figures.save_shares(counts[0], output / "codebook.png")
-    for prefix in ("", "coarse_")[:len(counts)]:
+    for prefix, what in list({"": "", "coarse_": " of the coarse level"}.items())[:len(counts)]:
         used, codes, even = (use[f"{prefix}{key}"] for key in ("codes_used", "codes", "perplexity"))
-        print(f"{prefix.replace('_', ' ')}codebook: {used} of {codes} codes in use on the test split, perplexity "
-              f"{even:.1f}")
+        print(f"codebook{what}: {used} of {codes} codes in use on the test split, perplexity {even:.1f}")
     print(f"fewest bits per image: {best}, {1 - bits[best] / bits['per-position marginal']:.0%} below the per-position "
           f"marginal")
     print("nearest training image, on average: {:.2f} away from samples of {}, {:.2f} from test images, {:.2f} from "

@@ -33,27 +33,18 @@ def completions(run, count=6):
 @pytest.mark.parametrize("mask, drawn", [
     ("top", ["11111", "11111", "00000", "00000", "00000"]), ("bottom", ["00000"] * 3 + ["11111"] * 2),
     ("left", ["11000"] * 5), ("right", ["00011"] * 5), ("center", ["00000", "01110", "01110", "01110", "00000"]),
-    ("border", ["11111", "10001", "10001", "10001", "11111"])])
-def test_named_masks(mask, drawn):
+    ("border", ["11111", "10001", "10001", "10001", "11111"]),
+    ("top", ["111", "111", "000", "000"]), ("right", ["0011", "0011"]),  # even grids are halved
+    ("an image", ["111000", "111000", "000000", "000000"])])
+def test_masks(tmp_path, mask, drawn):
     expected = torch.tensor([[letter == "1" for letter in row] for row in drawn])
-    assert torch.equal(complete.read_mask(mask, 5, 5, 1), expected)
-
-
-def test_even_grids_are_halved():
-    upper = torch.tensor([True, True, False, False])[:, None]
-    assert torch.equal(complete.read_mask("top", 4, 3, 1), upper.expand(4, 3))
-    assert torch.equal(complete.read_mask("right", 2, 4, 1), torch.tensor([False, False, True, True]).expand(2, 4))
-
-
-def test_a_mask_from_an_image(tmp_path):
-    picture = Image.new("L", (40, 20), 0)
-    picture.paste(255, (0, 0, 20, 10))
-    picture.paste(120, (20, 10, 40, 20))  # below half
-    picture.save(tmp_path / "mask.png")
-    given = complete.read_mask(str(tmp_path / "mask.png"), 4, 6, 1)
-    expected = torch.zeros(4, 6, dtype=torch.bool)
-    expected[:2, :3] = True
-    assert torch.equal(given, expected)
+    if mask == "an image":
+        picture = Image.new("L", (40, 20), 0)
+        picture.paste(255, (0, 0, 20, 10))
+        picture.paste(120, (20, 10, 40, 20))  # below half
+        picture.save(tmp_path / "mask.png")
+        mask = str(tmp_path / "mask.png")
+    assert torch.equal(complete.read_mask(mask, *expected.shape, 1), expected)
 
 
 @pytest.mark.parametrize("side, white, given", [(8, slice(0, 48), range(6)), (8, slice(48, 57), (6, 7)),
@@ -161,12 +152,10 @@ def test_a_grid_shows_the_first_images_and_says_so(script, run, monkeypatch):
     flags = ["--output-dir", run, *FEW]
     assert " of the first " not in script("complete", *flags).out
     whole = Image.open(run / "completions.png")
-    for most, rows in ((9, 2), (1, 1)):
-        monkeypatch.setattr(figures, "GRID_IMAGES", most)
-        outcome = script("complete", *flags)
-        assert outcome.out.endswith(f"completions.png of the first {rows}\n")
-        part, expected = Image.open(run / "completions.png"), whole.crop((0, 0, whole.width, 58 * rows + 2))
-        assert part.size == expected.size and part.tobytes() == expected.tobytes()
+    monkeypatch.setattr(figures, "GRID_IMAGES", 9)
+    assert script("complete", *flags).out.endswith("completions.png of the first 2\n")
+    part, expected = Image.open(run / "completions.png"), whole.crop((0, 0, whole.width, 58 * 2 + 2))
+    assert part.size == expected.size and part.tobytes() == expected.tobytes()
     assert (run / "completion_2_1.png").exists()
 
 
