@@ -47,8 +47,8 @@ SEED = 0                  # of weights and data, which do not affect the figures
 PRIOR = {"num_codes": 512, "num_classes": 10, "hidden": 64, "layers": 15, "kernel_size": 3}
 LARGE_PRIORS = {"pixelcnn": PRIOR,  # the transformer: as train_pixelcnn.py makes it for grids of more than 64 codes
                 "transformer": PRIOR | {"hidden": 96, "layers": 4, "heads": 4}}
-MNIST_PRIORS = {"pixelcnn": {"hidden": 64, "layers": 6, "kernel_size": 3},  # as the README trains them
-                "transformer": {"hidden": 64, "layers": 4, "kernel_size": 3, "heads": 4}}
+MNIST_PRIORS = {"pixelcnn": PRIOR | {"num_codes": 128, "layers": 6},  # as the README trains them
+                "transformer": PRIOR | {"num_codes": 128, "layers": 4, "heads": 4}}
 STANDARD = {"channels": 3, "hidden": 128, "residual_blocks": 2, "residual_hidden": 32, "downsample": 4,
             "num_codes": 512, "code_dim": 64}
 MATRIX = 2048             # rows and columns of the matrix product
@@ -86,31 +86,22 @@ def show(figure: dict[str, float], unit: str = "", scale: float = 1.0) -> str:
     return f"{median}{unit} ({low} to {high})"
 
 
-def make(name: str, **sizes: int) -> nn.Module:
-    """An untrained prior."""
-    return PRIORS[name].network(PRIORS[name].config(**sizes))
-
-
 def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Every sampler, compared with one forward pass over the same grids and with the plain loop."""
-    rows = []
-    for name, sizes in LARGE_PRIORS.items():
-        model = make(name, **sizes)
-        rows += [race(model, f"{name}, {batch} x {size}x{size}", batch, size, device, args)
-                 for size in map(int, args.GRIDS.split()) for batch in map(int, args.BATCHES.split())]
-    for name, sizes in MNIST_PRIORS.items():
-        model = make(name, **sizes, num_codes=128, num_classes=10)
-        rows.append(race(model, f"{name}, 64 x 7x7", 64, 7, device, args))
-        fine = make(name, **sizes, num_codes=128, num_classes=10, coarse_codes=128)
-        rows.append(race(fine, f"{name}, given 4x4, 64 x 8x8", 64, 8, device, args))
-    return rows
+    sizes, batches = ([int(number) for number in text.split()] for text in (args.GRIDS, args.BATCHES))
+    races = [(name, large, batch, size) for name, large in LARGE_PRIORS.items() for size in sizes for batch in batches]
+    for name, small in MNIST_PRIORS.items():
+        races += [(name, small, 64, 7), (name, small | {"coarse_codes": 128}, 64, 8)]
+    return [race(PRIORS[name].network(PRIORS[name].config(**network)), name, batch, size, device, args)
+            for name, network, batch, size in races]
 
 
-def race(model: nn.Module, what: str, batch: int, size: int, device: torch.device,
+def race(model: nn.Module, name: str, batch: int, size: int, device: torch.device,
          args: argparse.Namespace) -> dict[str, Any]:
     """A row of the table of samplers, for `batch` square grids of `size` codes a side, given a coarse grid if the model
-    is conditioned on one.
+    is conditioned on one. name: of the prior.
     """
+    what = f"{name}, {batch} x {size}x{size}{', given half of it' if model.coarse else ''}"
     model.to(device, memory_format=torch.channels_last).eval()
     uniform = uniforms(args.SEED, 0, batch, size, size).to(device)
     labels = torch.arange(batch, device=device) % model.num_classes

@@ -4,18 +4,16 @@ Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR or PRETR
 `completion_<i>_<j>.png`, the j-th completion of image i, and the grid `completions.png`, a row for each image: the
 original, its given part, and the completions.
 
-MASK says which codes of the grid are given ("border": all but the center); the given pixels are those that these codes
-stand for. Hidden pixels are filled in before encoding, outwards from the given ones, so that none leaks through the
-encoder's receptive field. The whole grid of codes is decoded, so the given part of a completion is a reconstruction.
-With two levels of codes, whole codes of the coarse grid are given, and the fine codes below them.
+MASK says which codes of the grid are given ("border": all but the center), of two levels which codes of the coarse grid
+with the fine codes below them. Hidden pixels are filled in before encoding, so that none leaks through the encoder's
+receptive field. The whole grid of codes is decoded, so the given part of a completion is a reconstruction.
 
 A masked prior, `masked.pt`, conditions every code on all given codes. The other priors draw in raster order, without
-the given codes that come after the code to draw. So masked.pt, where it is there and PRIOR does not say otherwise, is
-taken if given codes come after hidden ones.
+the given codes that come after the code to draw. So masked.pt is the default if given codes come after hidden ones.
 
-A line says how well the prior predicts what is hidden: the mean bits of the hidden codes of an original under the
-distribution from which the prior draws them, but for TEMPERATURE, TOP_K, TOP_P and GUIDANCE. With a masked prior they
-depend on STEPS, as the codes of one round are drawn independently.
+A line gives the mean bits of the hidden codes of an original under the distribution from which the prior draws them,
+but for TEMPERATURE, TOP_K, TOP_P and GUIDANCE. With a masked prior they depend on STEPS, as the codes of one round are
+drawn independently.
 """
 import running.start  # noqa: F401
 
@@ -65,10 +63,9 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 def read_mask(mask: str, height: int, width: int, side: int) -> Tensor:
     """A bool for each code: whether it is given. height, width: of the image; side: pixels a side that a code covers.
 
-    mask "top", "bottom", "left" or "right" gives the codes whose centre lies in that half of the image; "center" those
-    whose centre lies in the middle half of both sides, "border" all others. An image file is made grey and resized to
-    the image; it gives the codes of which every pixel is white. UserError for any other mask, and if no code or every
-    code is given.
+    "top", "bottom", "left" and "right" give the codes with their centre in that half, "center" those in the middle half
+    of both sides, "border" all others. An image file, made grey and resized, gives the codes of which every pixel is
+    white. UserError for any other mask, and if no code or every code is given.
     """
     rows, columns = grid_size(height, width, side)
     row = ((torch.arange(rows) + 0.5) * side / height).view(-1, 1).expand(rows, columns)
@@ -96,10 +93,8 @@ def enlarge(given: Tensor, factor: int) -> Tensor:
 
 
 def paint_over(images: Tensor, given: Tensor) -> Tensor:
-    """Images (N, C, H, W) with the pixels replaced where given (H, W) is False.
-
-    The replacement works outwards from the given pixels, ring by ring: each pixel is the mean of its neighbours in
-    earlier rings.
+    """Images (N, C, H, W) with the pixels replaced where given (H, W) is False: outwards from the given ones, ring by
+    ring, by the mean of the neighbours in earlier rings.
     """
     known = given.float().expand(1, 1, *given.shape)
     images = images * known
@@ -185,7 +180,7 @@ def main(args: argparse.Namespace) -> None:
             if i < rows:
                 shown[i].append(completion)
     figures.save_grid(torch.stack(sum(shown, [])), output / "completions.png", len(shown[0]))
-    hidden = sum(int((level[0] < 0).sum()) for level in known)
+    hidden = sum(int((level[0] < 0).sum()) for level in known)  # codes of an image
     drawn = f"in {min(args.STEPS or hidden, hidden)} rounds, each from the codes that are given or of earlier rounds" \
         if prior["stage"] == "masked" else "in raster order, each from the codes before it"
     print(f"the {hidden} hidden codes of an original take {bits:.1f} bits by {prior['stage']}.pt, drawn {drawn}")

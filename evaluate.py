@@ -26,8 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from judging.judge import SSIM_IMAGES, Judge, Nearest, Subject, errors, load_judge, load_subject
-from judging.judge import nearest_training_images as search
+from judging.judge import SSIM_IMAGES, Judge, Subject, errors, load_judge, load_subject, nearest_training_images
 from judging.metrics import Images, Inception
 from judging.page import write_page
 from judging.report import Row, make_rows, write_report
@@ -143,22 +142,6 @@ def plan(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Callable[
             **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}}
 
 
-def find_nearest(subject: Subject, rows: dict[str, Row]) -> dict[str, Nearest]:
-    """The training images nearest to the first images of every row, by one pass over them."""
-    compared = {name: torch.cat([row.images(index) for index in subject.spans(subject.compared)])
-                for name, row in rows.items()}
-    return search(compared, subject.data.train.images, subject.args.BATCH_SIZE)
-
-
-def codebook_use(counts: list[Tensor]) -> dict[str, float]:
-    """Codes, those in use and their perplexity, from counts (K,) of the codes of every level, the fine one first."""
-    use: dict[str, float] = {}
-    for prefix, level in zip(("", "coarse_"), counts):
-        use |= {f"{prefix}codes": len(level), f"{prefix}codes_used": int((level > 0).sum()),
-                f"{prefix}perplexity": perplexity(level)}
-    return use
-
-
 def save_classes(subject: Subject, images: Images, path: Path) -> None:
     """Plot images of a set of samples under the class that each was asked for, as many of each as of a data set."""
     names = subject.data.class_names
@@ -179,7 +162,9 @@ def main(args: argparse.Namespace) -> None:
     subject = load_subject(args, device, every=True, guidance=args.GUIDANCE)
     judge = load_judge(subject, inception)
     rows = make_rows(plan(subject, judge, find_vae(checkpoint.weights_dir(args), subject.stored)))
-    nearest = find_nearest(subject, rows)
+    compared = {name: torch.cat([row.images(index) for index in subject.spans(subject.compared)])
+                for name, row in rows.items()}
+    nearest = nearest_training_images(compared, subject.data.train.images, subject.args.BATCH_SIZE)
     for name, (distances, _) in nearest.items():
         rows[name].measures["nearest"] = distances.mean().item()
     bits = {name: rows[name].measures["bits_per_image"] for name in (*subject.priors, *subject.independent)
@@ -190,7 +175,10 @@ def main(args: argparse.Namespace) -> None:
                for name, levels in subject.checkpoints.items()}
     counts = [torch.bincount(codes.flatten().long(), minlength=subject.vqvae.config.num_codes)
               for codes in reversed(subject.test_codes)]
-    use = codebook_use(counts)
+    use = {}
+    for prefix, level in zip(("", "coarse_"), counts):
+        use |= {f"{prefix}codes": len(level), f"{prefix}codes_used": int((level > 0).sum()),
+                f"{prefix}perplexity": perplexity(level)}
     write_report(rows, subject.shown, subject.args, "evaluation",
                  "Real images, their reconstructions, and samples of every model", images_per_row=subject.count,
                  sampling=", ".join(f"{name} with GUIDANCE {s:g} and TOP_P {p:g}" for name, (s, p) in numbers.items()),
@@ -205,12 +193,8 @@ def main(args: argparse.Namespace) -> None:
     for prefix, what in list({"": "", "coarse_": " of the coarse level"}.items())[:len(counts)]:
         used, codes, even = (use[f"{prefix}{key}"] for key in ("codes_used", "codes", "perplexity"))
         print(f"codebook{what}: {used} of {codes} codes in use on the test split, perplexity {even:.1f}")
-    print(f"fewest bits per image: {best}, {1 - bits[best] / bits['per-position marginal']:.0%} below the per-position "
-          f"marginal")
-    print("nearest training image, on average: {:.2f} away from samples of {}, {:.2f} from test images, {:.2f} from "
-          "their reconstructions; wrote {}".format(
-              rows[drawn].measures["nearest"], drawn, rows["real images"].measures["nearest"],
-              rows["VQ-VAE reconstructions"].measures["nearest"], output / "nearest.png"))
+    print(f"fewest bits per image: {best}; nearest training images, on average {nearest[drawn].distances.mean():.2f} "
+          f"away from samples of {drawn}: {output / 'nearest.png'}")
     print(f"wrote {write_page(args.OUTPUT_DIR, args.PRETRAINED)}: all of this on one page")
 
 

@@ -27,10 +27,9 @@ CHUNK = 2**25         # entries of a matrix held at a time
 
 
 def similarity(original: np.ndarray, copy: np.ndarray) -> float:
-    """SSIM of two images (C, H, W) in [0, 1], as [4] defines it.
+    """SSIM of two images (C, H, W) in [0, 1], as [4] defines it, where the window does not reach over the edges.
 
-    The mean leaves out the edges, half a window wide, where the window would reach over the image. The window of an
-    image of fewer pixels a side is the largest odd one that fits.
+    The window of an image of fewer pixels a side is the largest odd one that fits.
     """
     from skimage.metrics import structural_similarity  # slow to import, and only some scripts measure SSIM
     window = min(SSIM_WINDOW, *(side - (side + 1) % 2 for side in original.shape[1:]))

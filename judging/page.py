@@ -31,6 +31,7 @@ TITLES = dict(zip(STAGES, STAGES)) | {"vqvae": "VQ-VAE", "pixelcnn": "PixelCNN",
                                       "vae": "VAE (the baseline)"}
 SHOWN_FIRST = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED")  # constants of a training in the first table
 MEASURED_WITH = ("TEMPERATURE", "TOP_K", "TOP_P", "GUIDANCE", "FEATURES", "SEED")  # constants above a table of measures
+CODEBOOK = "<p>{codes_used} of {codes} codes occur in the test split. Their perplexity is {perplexity:.1f}.</p>"
 ARROWS = {"lower": " \N{DOWNWARDS ARROW}", "higher": " \N{UPWARDS ARROW}", "": ""}
 STYLE = """
 :root { color-scheme: light dark; --soft: #777; --line: #8885 }
@@ -40,7 +41,6 @@ p, dl, figcaption { max-width: 46rem }
 a { color: inherit } nav a { margin-right: 1rem }
 .soft, .missing, figcaption, dl { color: var(--soft); font-size: .9rem }
 .missing { border-left: 3px solid var(--line); padding-left: .7rem }
-.facts { display: flex; flex-wrap: wrap; gap: 1rem } .facts b { display: block; font-size: 1.25rem }
 figure { margin: 1rem 0 } img { max-width: 100%; height: auto; background: #fff }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
@@ -75,7 +75,7 @@ def write_page(output_dir: str, pretrained: str = "") -> Path:
         "Nearest training images": [_picture(
             run / "nearest.png", f"Samples of {best}, below each the training image nearest to it by pixels. Good: "
             "alike in kind and different in detail. Copies would mean that the prior has memorised.", evaluate)],
-        "Codebook": [_codebook(facts), _picture(
+        "Codebook": [CODEBOOK.format_map(facts) if "perplexity" in facts else "", _picture(
             run / "codebook.png", "How often every code occurs in the test split, most frequent first. Good: most "
             "codes are near the even share. In a collapse all but a few are at 0.", evaluate)],
     }
@@ -84,7 +84,7 @@ def write_page(output_dir: str, pretrained: str = "") -> Path:
     body = [f"<h1>{title}</h1>",
             f'<p class="soft">The run in {_text(run.resolve().name)}, page written on '
             f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. Every figure is of the test split, unless it says "
-            f"otherwise; no image was selected.</p>", _figures(facts), "<nav>",
+            f"otherwise; no image was selected.</p>", "<nav>",
             *(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections), "</nav>"]
     for name, parts in sections.items():
         body.append(f'<section id="{_anchor(name)}"><h2>{name}</h2>{"".join(parts)}</section>')
@@ -122,19 +122,6 @@ def _read_rows(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return content
-
-
-def _figures(facts: dict[str, Any]) -> str:
-    """The most telling figures, large."""
-    rows, told = facts.get("rows", {}), {}
-    bits = {name: row["bits_per_image"] for name, row in rows.items() if name in STAGES and "bits_per_image" in row}
-    best = min(bits, key=bits.get, default="")
-    for row, names in (("VQ-VAE reconstructions", ("psnr", "ssim")),
-                       (best, ("bits_per_image", "frechet", "class_accuracy"))):
-        told |= {f"{COLUMNS[name].head}, {row}": f"{rows[row][name]:{COLUMNS[name].form}}"
-                 for name in names if name in rows.get(row, {})}
-    return '<div class="facts">' + "".join(
-        f"<div><b>{value}</b>{_text(name)}</div>" for name, value in told.items()) + "</div>"
 
 
 def _settings(found: dict[str, dict], facts: dict[str, Any]) -> list[str]:
@@ -198,12 +185,6 @@ def _measures(run: Path, weights: str, content: dict[str, Any] | None, stem: str
     if newer := [file.name for file in checkpoints if file.is_file() and file.stat().st_mtime > path.stat().st_mtime]:
         parts.append(_missing(f"{path.name} was written before {', '.join(newer)}: {by} again to measure these"))
     return parts + [_picture(run / f"{stem}.png", f"{seen} A column shows the same test image, or its class.", by)]
-
-
-def _codebook(facts: dict[str, Any]) -> str:
-    return ("<p>{codes_used} of {codes} codes occur in the codes of the test split. Their perplexity is "
-            "{perplexity:.1f}: as many codes in even use would carry the same information.</p>"
-            ).format_map(facts) if "perplexity" in facts else ""
 
 
 def _text(value: object) -> str:

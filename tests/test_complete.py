@@ -27,9 +27,6 @@ def completions(run, count=6):
     return [(run / f"completion_{i // 2}_{i % 2}.png").read_bytes() for i in range(count)]
 
 
-# ---- masks
-
-
 @pytest.mark.parametrize("mask, drawn", [
     ("top", ["11111", "11111", "00000", "00000", "00000"]), ("bottom", ["00000"] * 3 + ["11111"] * 2),
     ("left", ["11000"] * 5), ("right", ["00011"] * 5), ("center", ["00000", "01110", "01110", "01110", "00000"]),
@@ -58,9 +55,6 @@ def test_a_mask_of_images_that_are_no_multiple_of_a_code_gives_no_hidden_pixel(t
     assert all(row.nonzero().flatten().tolist() == list(given) for row in mask)
 
 
-# ---- what the encoder is shown
-
-
 def test_painting_over_keeps_what_is_given_and_uses_nothing_else():
     images, given = torch.rand(2, 3, 9, 7), torch.zeros(9, 7, dtype=torch.bool)
     given[2:5, 1:4] = True
@@ -70,9 +64,6 @@ def test_painting_over_keeps_what_is_given_and_uses_nothing_else():
     lowest, highest = images[:, :, given].amin(2), images[:, :, given].amax(2)
     assert (painted >= lowest[:, :, None, None] - 1e-5).all() and (painted <= highest[:, :, None, None] + 1e-5).all()
     torch.testing.assert_close(complete.paint_over(torch.full_like(images, 0.3), given), torch.full_like(images, 0.3))
-
-
-# ---- the script
 
 
 def test_the_given_codes_are_kept(script, run, monkeypatch):

@@ -242,9 +242,6 @@ def test_no_prior_that_can_be_used_is_said_once(script, run, tmp_path):
     assert "is left: train one with `python train_pixelcnn.py" in outcome.err.splitlines()[-1]
 
 
-# ---- --inception, whose weights no test downloads
-
-
 class Fake:
     """In the place of torchmetrics' metrics: FID by the means of the pixels; the score is their number."""
 

@@ -7,8 +7,6 @@ import torch
 
 from judging import metrics
 
-# ---- Frechet distance
-
 
 def test_frechet_distance_is_zero_from_a_set_to_itself():
     features = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
@@ -43,9 +41,6 @@ def test_frechet_distance_where_a_feature_is_always_the_same():
     assert math.isfinite(metrics.frechet_distance(a, a * 0))
 
 
-# ---- precision and recall
-
-
 def plain_precision_recall(real, fake):
     """By the definition, point by point."""
     def radii(points):
@@ -75,9 +70,6 @@ def test_precision_and_recall_of_clusters():
     precision, recall = metrics.precision_recall(real, clusters.flatten(0, 1))
     assert (precision, recall) == (pytest.approx(2 / 3), 1)
     assert metrics.precision_recall(real, clusters[2]) == (0, 0)
-
-
-# ---- SSIM
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (2, 5), (10, 40), (11, 11), (40, 40)])

@@ -27,9 +27,6 @@ def small_vae(**changes):
     return VAE(VAEConfig(**(config | changes)))
 
 
-# ---- the network
-
-
 @pytest.mark.parametrize("channels, height, width, downsample", [(1, 28, 28, 4), (3, 21, 34, 8), (1, 5, 3, 2)])
 def test_any_size(channels, height, width, downsample):
     model = small_vae(channels=channels, height=height, width=width, downsample=downsample)
@@ -78,9 +75,6 @@ def test_distortion_is_the_negative_log_likelihood_and_the_batch_has_its_best_va
     for variance in (mse, mse * 2, mse / 2):
         torch.testing.assert_close(distortion(mse, variance, 36), reference(variance))
         assert reference(variance) >= reference(mse)
-
-
-# ---- the training
 
 
 def test_training_raises_the_bound_and_uses_the_latent(script, trained, tmp_path, data_dir):
