@@ -1,8 +1,8 @@
 """Reconstruct images with the VQ-VAE and measure the error.
 
 Reads `vqvae.pt` from OUTPUT_DIR or PRETRAINED. Writes `reconstructed_image_0.png` ..., each original beside its
-reconstruction, the grid `reconstructions.png`, originals over reconstructions, and `latents.png`, a
-channel of z_e and z_q and the codes.
+reconstruction, the grid `reconstructions.png`, originals over reconstructions, and `latents.png`, one
+channel of z_e and of z_q, and the codes.
 
 MSE, PSNR and SSIM are scikit-image's, of images in [0, 1] (data range 1).
 """

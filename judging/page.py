@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from judging.report import COLUMNS, present
+from judging.report import present
 from judging.vae import VAE, VAEConfig
 from loading.layout import PICTURE
 from priors import runs

@@ -23,8 +23,11 @@ def run(trained, tmp_path):
     return tmp_path
 
 
-def completions(run, count=6):
-    return [(run / f"completion_{i // 2}_{i % 2}.png").read_bytes() for i in range(count)]
+def completed(script, run, *flags):
+    """The completions of three images, two each, by these flags."""
+    outcome = script("complete", "--output-dir", run, *FEW, *flags)
+    assert outcome.status == 0, outcome.err
+    return [(run / f"completion_{i // 2}_{i % 2}.png").read_bytes() for i in range(6)]
 
 
 @pytest.mark.parametrize("mask, drawn", [
@@ -79,7 +82,7 @@ def test_the_given_codes_are_kept(script, run, monkeypatch):
             return decoded[-1]
         return draw
     monkeypatch.setattr(sampler, "make_sampler", recorded)
-    assert script("complete", "--output-dir", run, *FEW, "--mask", "center").status == 0
+    completed(script, run, "--mask", "center")
     codes, given = torch.cat(decoded), torch.cat(known)
     assert codes.shape == (6, 7, 7) and ((given >= 0) == complete.read_mask("center", 28, 28, 4)).all()
     assert torch.equal(codes[given >= 0], given[given >= 0])
@@ -91,18 +94,12 @@ def test_the_given_codes_are_kept(script, run, monkeypatch):
 
 
 def test_same_seed_same_completions_whatever_the_batch(script, run):
-    flags = ["--output-dir", run, *FEW]
-    assert script("complete", *flags).status == 0
-    first = completions(run)
+    first = completed(script, run)
     assert len(set(first)) == 6  # the halves that were given differ, and the chance of each completion does
     grid = Image.open(run / "completions.png")
     assert grid.size == (4 * 58 + 2, 3 * 58 + 2)
-    assert script("complete", *flags, "--batch-size", 4).status == 0
-    assert completions(run) == first
-    assert script("complete", *flags, "--seed", 1).status == 0
-    assert completions(run) != first
-    assert script("complete", *flags, "--temperature", 0).status == 0
-    coldest = completions(run)
+    assert completed(script, run, "--batch-size", 4) == first != completed(script, run, "--seed", 1)
+    coldest = completed(script, run, "--temperature", 0)
     assert coldest[0] == coldest[1] != coldest[2]
 
 
@@ -117,8 +114,7 @@ def test_hidden_pixels_have_no_say(script, run, monkeypatch):
     outputs = []
     for loads in (load, changed_below):
         monkeypatch.setattr(dataset, "load", loads)
-        assert script("complete", "--output-dir", run, *FEW).status == 0
-        outputs.append(completions(run))
+        outputs.append(completed(script, run))
     assert outputs[0] == outputs[1]
 
 
@@ -127,8 +123,7 @@ def test_the_class_can_be_given_with_or_without_guidance(script, run):
     let_classes_matter(run)
 
     def drawn(*more):
-        assert script("complete", "--output-dir", run, *FEW, "--temperature", 2, "--top-p", 0.9, *more).status == 0
-        return completions(run)
+        return completed(script, run, "--temperature", 2, "--top-p", 0.9, *more)
 
     without, given = drawn(), drawn("--class-given", "--guidance", 1)
     assert given != without
