@@ -128,7 +128,7 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
         if levels[-1]["data"]["class_names"] != data.class_names:
             raise UserError(f"DATASET (--dataset): its classes are not those that {levels[-1]['stage']}.pt learnt")
     if args.FEATURES == "classes" and len(data.class_names) < 2:
-        raise UserError('FEATURES (--features) is "classes", but the data set has no two classes: use "self"')
+        raise UserError('FEATURES (--features) is "classes", but the data set has fewer than two classes: use "self"')
     test = data.test.images
     chosen = testset.choose(test, args.NUM_SAMPLES, args.SEED)
     if len(chosen) < FEWEST:

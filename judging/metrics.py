@@ -87,7 +87,7 @@ def _radii(points: Tensor) -> Tensor:
 
 class Inception:
     """FID [1] and Inception score [3] as torchmetrics computes them, in the features of an Inception network trained
-    on ImageNet, whose weights torchmetrics downloads. UserError if torchmetrics or the weights cannot be had.
+    on ImageNet, whose weights torchmetrics downloads. UserError if torchmetrics or the weights cannot be loaded.
     """
 
     def __init__(self, device: torch.device):
@@ -99,7 +99,7 @@ class Inception:
             raise UserError("INCEPTION (--inception) needs torchmetrics and torch-fidelity: "
                             "`pip install torchmetrics[image]`") from None
         except (OSError, RuntimeError) as error:
-            raise UserError(f"INCEPTION (--inception): the Inception network cannot be had, or not its weights "
+            raise UserError(f"INCEPTION (--inception): the Inception network or its weights cannot be loaded "
                             f"({' '.join(str(error).split())[:200]})") from None
         self.device = device if device.type == "cuda" else torch.device("cpu")  # MPS lacks the float64 it computes in
         self.fid.to(self.device)

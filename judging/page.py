@@ -89,7 +89,7 @@ def write_page(output_dir: str, pretrained: str = "") -> Path:
     for name, parts in sections.items():
         body.append(f'<section id="{_anchor(name)}"><h2>{name}</h2>{"".join(parts)}</section>')
     page = (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-'
-            f'width"><title>{title}</title><style>{STYLE}</style></head><body>{"".join(body)}</body></html>')
+            f'width"><title>{title}</title><style>{STYLE}</style></head><body>{" ".join(body)}</body></html>')
     with atomic(run / NAME) as file:
         file.write(page.encode(errors="replace"))  # a name may hold bytes that are no text
     return run / NAME

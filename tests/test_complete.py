@@ -23,10 +23,9 @@ def run(trained, tmp_path):
     return tmp_path
 
 
-def completed(script, run, *flags):
+def completed(done, run, *flags):
     """The completions of three images, two each, by these flags."""
-    outcome = script("complete", "--output-dir", run, *FEW, *flags)
-    assert outcome.status == 0, outcome.err
+    done("complete", "--output-dir", run, *FEW, *flags)
     return [(run / f"completion_{i // 2}_{i % 2}.png").read_bytes() for i in range(6)]
 
 
@@ -69,7 +68,7 @@ def test_painting_over_keeps_what_is_given_and_uses_nothing_else():
     torch.testing.assert_close(complete.paint_over(torch.full_like(images, 0.3), given), torch.full_like(images, 0.3))
 
 
-def test_the_given_codes_are_kept(script, run, monkeypatch):
+def test_the_given_codes_are_kept(done, run, monkeypatch):
     decoded, known = [], []
     make_sampler = sampler.make_sampler
 
@@ -82,7 +81,7 @@ def test_the_given_codes_are_kept(script, run, monkeypatch):
             return decoded[-1]
         return draw
     monkeypatch.setattr(sampler, "make_sampler", recorded)
-    completed(script, run, "--mask", "center")
+    completed(done, run, "--mask", "center")
     codes, given = torch.cat(decoded), torch.cat(known)
     assert codes.shape == (6, 7, 7) and ((given >= 0) == complete.read_mask("center", 28, 28, 4)).all()
     assert torch.equal(codes[given >= 0], given[given >= 0])
@@ -93,17 +92,17 @@ def test_the_given_codes_are_kept(script, run, monkeypatch):
     assert (run / "again.png").read_bytes() == (run / "completion_1_1.png").read_bytes()
 
 
-def test_same_seed_same_completions_whatever_the_batch(script, run):
-    first = completed(script, run)
+def test_same_seed_same_completions_whatever_the_batch(done, run):
+    first = completed(done, run)
     assert len(set(first)) == 6  # the halves that were given differ, and the chance of each completion does
     grid = Image.open(run / "completions.png")
     assert grid.size == (4 * 58 + 2, 3 * 58 + 2)
-    assert completed(script, run, "--batch-size", 4) == first != completed(script, run, "--seed", 1)
-    coldest = completed(script, run, "--temperature", 0)
+    assert completed(done, run, "--batch-size", 4) == first != completed(done, run, "--seed", 1)
+    coldest = completed(done, run, "--temperature", 0)
     assert coldest[0] == coldest[1] != coldest[2]
 
 
-def test_hidden_pixels_have_no_say(script, run, monkeypatch):
+def test_hidden_pixels_have_no_say(done, run, monkeypatch):
     load = dataset.load
 
     def changed_below(*args):
@@ -114,16 +113,16 @@ def test_hidden_pixels_have_no_say(script, run, monkeypatch):
     outputs = []
     for loads in (load, changed_below):
         monkeypatch.setattr(dataset, "load", loads)
-        outputs.append(completed(script, run))
+        outputs.append(completed(done, run))
     assert outputs[0] == outputs[1]
 
 
-def test_the_class_can_be_given_with_or_without_guidance(script, run):
+def test_the_class_can_be_given_with_or_without_guidance(done, run):
     """s = 0 is the draw without a class, s = 1 the draw with it, and another s differs from both."""
     let_classes_matter(run)
 
     def drawn(*more):
-        return completed(script, run, "--temperature", 2, "--top-p", 0.9, *more)
+        return completed(done, run, "--temperature", 2, "--top-p", 0.9, *more)
 
     without, given = drawn(), drawn("--class-given", "--guidance", 1)
     assert given != without

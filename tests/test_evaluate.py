@@ -53,12 +53,11 @@ def rows_of(run, stem="evaluation"):
 
 
 @torch.no_grad()
-def test_every_row_and_column(script, run, monkeypatch):
+def test_every_row_and_column(done, run, monkeypatch):
     """Only the main process measures: the others have gone by then, so nothing may wait for them."""
     with monkeypatch.context() as patch:
         patch.setattr("running.devices.all_sum", lambda tensor: pytest.fail("waits for the other processes"))
-        outcome = script("evaluate", "--output-dir", run, *FEW)
-    assert outcome.status == 0, outcome.err
+        outcome = done("evaluate", "--output-dir", run, *FEW)
     assert outcome.out.startswith("classifier: names ")
     content = json.loads((run / "evaluation.json").read_text())
     rows = content["rows"]
@@ -119,12 +118,11 @@ def test_the_classifier_is_trained_once_for_the_same_images_and_features(trained
     assert checkpoint.build(checkpoint.load(str(tmp_path), "classifier"), Classifier, ClassifierConfig)
 
 
-def test_ablation_argmax_collapses_to_one_image_a_class(script, run):
+def test_ablation_argmax_collapses_to_one_image_a_class(done, run):
     flags = ["--output-dir", run, *FEW, "--prior", "pixelcnn", "--temperatures", "0.5 2", "--guidances", "1 2.5"]
     found = []
     for _ in range(2):
-        outcome = script("ablation", *flags, "--top-p", 1)
-        assert outcome.status == 0, outcome.err
+        done("ablation", *flags, "--top-p", 1)
         found.append(rows_of(run, "ablation"))
     rows, again = found
     assert rows == again
@@ -154,12 +152,11 @@ def folder_run(tmp_path_factory):
     return place / "run"
 
 
-def test_without_classes_all_columns_but_the_class_are_there(script, folder_run, monkeypatch):
+def test_without_classes_all_columns_but_the_class_are_there(script, done, folder_run, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 5)
     saved = []
     for name, stem in (("evaluate", "evaluation"), ("ablation", "ablation")):
-        outcome = script(name, "--output-dir", folder_run, *FEW)
-        assert outcome.status == 0, outcome.err
+        outcome = done(name, "--output-dir", folder_run, *FEW)
         assert "names" not in outcome.out
         content = json.loads((folder_run / f"{stem}.json").read_text())
         assert content["constants"]["FEATURES"] == "self" and content["classifier_accuracy"] is None
@@ -173,29 +170,29 @@ def test_without_classes_all_columns_but_the_class_are_there(script, folder_run,
     assert saved[0] == saved[1]
     outcome = script("evaluate", "--output-dir", folder_run, *FEW, "--features", "classes")
     assert outcome.status == 1 and outcome.err.count("\n") == 1
-    assert 'FEATURES (--features) is "classes", but the data set has no two classes' in outcome.err
+    assert 'FEATURES (--features) is "classes", but the data set has fewer than two classes' in outcome.err
 
 
-def test_without_classes_there_is_no_guidance(script, folder_run):
+def test_without_classes_there_is_no_guidance(script, done, folder_run):
     for name in ("generate", "complete", "evaluate"):
         outcome = script(name, "--output-dir", folder_run, "--guidance", 1.5)
         assert outcome.status == 1 and outcome.err.endswith(
             "GUIDANCE (--guidance) of 1.5 needs classes, and pixelcnn.pt learnt none: leave it at 1\n")
-    assert script("generate", "--output-dir", folder_run, "--num-samples", 1).status == 0
+    done("generate", "--output-dir", folder_run, "--num-samples", 1)
 
 
-def test_ablation_has_no_guided_rows_of_a_prior_that_learnt_no_classless_draws(script, alone):
+def test_ablation_has_no_guided_rows_of_a_prior_that_learnt_no_classless_draws(done, alone):
     change(alone / "pixelcnn.pt", training={"constants": {"CLASS_DROPOUT": 0.0}})
-    outcome = script("ablation", "--output-dir", alone, *FEW, "--guidances", "1 1.5", "--temperatures", "1")
-    assert outcome.status == 0 and "no rows with guidance, it needs a prior trained with CLASS_DROPOUT" in outcome.out
+    outcome = done("ablation", "--output-dir", alone, *FEW, "--guidances", "1 1.5", "--temperatures", "1")
+    assert "no rows with guidance, it needs a prior trained with CLASS_DROPOUT" in outcome.out
     assert [name for name in rows_of(alone, "ablation") if "s = " in name] == ["pixelcnn, top p 1, s = 1"]
 
 
-def test_evaluate_draws_with_guidance(script, alone):
+def test_evaluate_draws_with_guidance(done, alone):
     let_classes_matter(alone)
     contents = []
     for flags in ([], ["--guidance", 1]):
-        assert script("evaluate", "--output-dir", alone, *FEW, *flags).status == 0
+        done("evaluate", "--output-dir", alone, *FEW, *flags)
         contents.append(json.loads((alone / "evaluation.json").read_text()))
     rows, plain = (content["rows"] for content in contents)
     assert [name for name in rows if rows[name] != plain[name]] == ["pixelcnn"]
@@ -203,14 +200,13 @@ def test_evaluate_draws_with_guidance(script, alone):
         f"pixelcnn with GUIDANCE {s:g} and TOP_P {p:g}" for s, p in ((1.25, 1), (1, 0.9))]
 
 
-def test_what_does_not_fit_is_left_out_with_a_line(script, run, tmp_path, capfd):
+def test_what_does_not_fit_is_left_out_with_a_line(done, run, tmp_path, capfd):
     """A prior of another VQ-VAE's codes, a damaged one, and a VAE of other images, or damaged: no rows, no obstacle."""
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     change(tmp_path / "pixelcnn.pt", vqvae="0" * 64)
     change(tmp_path / "vae.pt", images="0" * 64)
     (tmp_path / "masked.pt").write_bytes(b"no checkpoint")
-    outcome = script("evaluate", "--output-dir", tmp_path, *FEW)
-    assert outcome.status == 0, outcome.err
+    outcome = done("evaluate", "--output-dir", tmp_path, *FEW)
     rows = rows_of(tmp_path)
     assert "transformer" in rows and not {"pixelcnn", "masked", "VAE samples"} & set(rows)
     for reason in ("pixelcnn.pt learnt the codes of another", "masked.pt is damaged", "vae.pt learnt other images"):
@@ -261,11 +257,10 @@ def put_inception(monkeypatch, made):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
 
 
-def test_a_run_of_a_vqvae_alone_and_inception_adds_two_columns(script, alone, monkeypatch):
+def test_a_run_of_a_vqvae_alone_and_inception_adds_two_columns(done, alone, monkeypatch):
     put_inception(monkeypatch, Fake)
     (alone / "pixelcnn.pt").unlink()
-    outcome = script("evaluate", "--output-dir", alone, *FEW, "--inception")
-    assert outcome.status == 0, outcome.err
+    done("evaluate", "--output-dir", alone, *FEW, "--inception")
     rows = rows_of(alone)
     assert list(rows) == ["real images", "VQ-VAE reconstructions", "per-position marginal", "marginal", "uniform codes"]
     assert 20 <= rows["real images"]["fid"] < 40 and rows["real images"]["inception_score"] == 20  # a half and a half
@@ -276,7 +271,7 @@ def test_a_run_of_a_vqvae_alone_and_inception_adds_two_columns(script, alone, mo
 
 @pytest.mark.parametrize("error, says", [
     (ImportError("No module named 'torchmetrics'"), "INCEPTION (--inception) needs torchmetrics and torch-fidelity"),
-    (OSError("<urlopen error\nno network>"), "cannot be had, or not its weights (<urlopen error no network>)"),
+    (OSError("<urlopen error\nno network>"), "or its weights cannot be loaded (<urlopen error no network>)"),
 ])
 def test_inception_that_is_not_to_be_had(script, run, monkeypatch, error, says):
     def fail(**_):

@@ -158,13 +158,13 @@ def test_a_restoration_draws_the_unlikely_codes_and_no_other(networks):
     assert torch.equal(restored, score.restore(networks.prior, grids, labels, unlikely, 0, 5, Draw()))
 
 
-def test_the_test_split_against_noise(script, run):
+def test_the_test_split_against_noise(done, run):
     root = write_many(run / "noise", 9, 28, 28)
-    assert script("score", "--output-dir", run, *FEW).status == 0
+    done("score", "--output-dir", run, *FEW)
     alone = table(run / "scores.csv")
     assert len(alone) == 20 and not (run / "auroc.csv").exists() and len(list(run.glob("score_*.png"))) == 2
-    outcome = script("score", "--output-dir", run, *FEW, "--against", root, "--batch-size", 5)
-    assert outcome.status == 0 and "AUROC of telling" in outcome.out
+    outcome = done("score", "--output-dir", run, *FEW, "--against", root, "--batch-size", 5)
+    assert "AUROC of telling" in outcome.out
     rows = table(run / "scores.csv")
     assert [row["set"] for row in rows] == ["DATASET"] * 20 + ["AGAINST"] * 9
     assert [row["path"] for row in rows[:20]] == [""] * 20
@@ -182,47 +182,46 @@ def test_the_test_split_against_noise(script, run):
     assert {path.name for path in run.glob("score_*.png")} == {f"score_{i}.png" for i in least}
     with Image.open(run / f"score_{max(least)}.png") as picture, Image.open(run / "scores.png") as strips:
         assert picture.size[0] > 1000 and strips.size[0] > 1000
-    outcome = script("score", "--output-dir", run, *FEW, "--against", root, "--turns", "--num-images", 1)
-    assert outcome.status == 0 and {row["score"] for row in table(run / "auroc.csv")} == set(score.SCORES)
+    outcome = done("score", "--output-dir", run, *FEW, "--against", root, "--turns", "--num-images", 1)
+    assert {row["score"] for row in table(run / "auroc.csv")} == set(score.SCORES)
     for name in ("DATASET", "AGAINST"):
         likelier = sum(row["set"] == name and float(row["turned_bits"]) > 0 for row in table(run / "scores.csv"))
         assert f"{likelier} of them are likelier turned than as they are" in outcome.out
-    assert script("score", "--output-dir", run, *FEW, "--num-images", 1).status == 0
+    done("score", "--output-dir", run, *FEW, "--num-images", 1)
     assert not (run / "auroc.csv").exists()  # it is of an earlier call
 
 
-def test_images_of_a_file_and_of_a_folder_brought_to_the_size(script, run):
+def test_images_of_a_file_and_of_a_folder_brought_to_the_size(script, done, run):
     """Those of a file are brought to the training's size; a folder's are compared as they are, or as flags say."""
     image, root = write(run / "one.png", noise(40, 31, 3)), write_many(run / "larger", 3, 32, 20)
     flags = ["--output-dir", run, *FEW, "--num-images", 1, "--dataset"]
     assert script("score", *flags, image, "--image-size", "auto").status == 1
     rows = []
     for more in ([], ["--image-size", "28x28", "--channels", 1]):
-        outcome = script("score", *flags, image, *more)
-        assert outcome.status == 0, outcome.err
+        outcome = done("score", *flags, image, *more)
         assert f"{image}: of 40x31 pixels and RGB, scaled and cropped to 28x28 pixels and grey\n" in outcome.out
         rows += table(run / "scores.csv")
     assert rows[0] == rows[1] and rows[0]["path"] == str(image) and (run / "score_0.png").exists()
     assert float(rows[0]["bits_per_pixel"]) == pytest.approx(float(rows[0]["bits"]) / 28 ** 2, rel=1e-4)
     outcome = script("score", *flags, root)
     assert outcome.status == 1 and "its images have 1 channels and 32x20 pixels" in outcome.err
-    assert script("score", *flags, root, "--image-size", 28).status == 0
+    done("score", *flags, root, "--image-size", 28)
 
 
-def test_a_folder_that_was_learnt_wherever_it_is_now(script, tmp_path):
+def test_a_folder_that_was_learnt_wherever_it_is_now(done, tmp_path):
     """A few coloured images are resized before they are made grey, as in the training: the pixels are the same."""
     root, data = write_many(tmp_path / "images", 60, 24, 32), ["--data-dir", tmp_path / "data"]
     write_many(root, 2, 24, 32, channels=3)
     out, few = ["--output-dir", tmp_path / "run"], ["--batch-size", 10]
     size = ["--image-size", "12x16"]
-    assert script("train_vqvae", *SMALL_VQVAE, *few, *out, *data, *size, "--dataset", root).status == 0
-    assert script("train_pixelcnn", *SMALL_PIXELCNN, *few, *out, "--sample-every", 0).status == 0
+    done("train_vqvae", *SMALL_VQVAE, *few, *out, *data, *size, "--dataset", root)
+    done("train_pixelcnn", *SMALL_PIXELCNN, *few, *out, "--sample-every", 0)
     stored = checkpoint.load(str(tmp_path / "run"), "vqvae")
     assert stored["data"]["channels"] == 1
     tables, moved = [], tmp_path / "moved"
     for place in (root, moved):
-        outcome = script("score", *out, "--num-images", 1, "--dataset", place)
-        assert outcome.status == 0 and ("taking its test split" in outcome.out) == (place == moved), outcome.err
+        outcome = done("score", *out, "--num-images", 1, "--dataset", place)
+        assert ("taking its test split" in outcome.out) == (place == moved), outcome.err
         tables.append(table(tmp_path / "run" / "scores.csv"))
         assert 0 < len(tables[-1]) < 60 and all(path.startswith(str(place)) for path in column(tables[-1], "path"))
         if place == root:

@@ -59,17 +59,15 @@ def test_files_shrink_and_say_so(script, trained, exact, tmp_path):
         assert all(weight.dtype == torch.float16 for weight in stored.values())
 
 
-def test_no_path_of_this_machine_is_left(script, trained, shared, tmp_path, monkeypatch):
+def test_no_path_of_this_machine_is_left(done, trained, shared, tmp_path, monkeypatch):
     """Neither that of a folder of images nor those of the run and its data, in any string of the files."""
     root, out = write_many(tmp_path / "secret" / "faces", 60, 12, 16, 3), tmp_path / "secret" / "run"
     flags = ["--output-dir", out, "--batch-size", 10]
     monkeypatch.chdir(tmp_path)
-    assert script("train_vqvae", *SMALL_VQVAE, *flags, "--dataset", root, "--data-dir", tmp_path / "secret" / "data"
-                  ).status == 0
-    assert script("train_pixelcnn", *SMALL_PIXELCNN, *flags, "--sample-every", 0).status == 0
-    assert script("train_vae", *flags, "--epochs", 1, "--limit", 300, "--latent-dim", 4).status == 0
-    outcome = script("share", "--output-dir", out, "--shared-dir", "given")
-    assert outcome.status == 0, outcome.err
+    done("train_vqvae", *SMALL_VQVAE, *flags, "--dataset", root, "--data-dir", tmp_path / "secret" / "data")
+    done("train_pixelcnn", *SMALL_PIXELCNN, *flags, "--sample-every", 0)
+    done("train_vae", *flags, "--epochs", 1, "--limit", 300, "--latent-dim", 4)
+    done("share", "--output-dir", out, "--shared-dir", "given")
     assert sorted(path.name for path in (tmp_path / "given").iterdir()) == ["pixelcnn.pt", "vae.pt", "vqvae.pt"]
     for directory in (tmp_path / "given", shared):
         for path in directory.glob("*.pt"):
@@ -113,7 +111,7 @@ def test_values_that_float16_does_not_hold_stay_float32():
 
 
 @torch.no_grad()
-def test_both_precisions_give_the_figures_of_the_run(script, trained, shared, exact, data_dir, tmp_path):
+def test_both_precisions_give_the_figures_of_the_run(done, trained, shared, exact, data_dir, tmp_path):
     """And the samples of float32 weights are those of the run."""
     test = dataset.load("glyphs", str(data_dir), 300).test
     found, images = [], []
@@ -126,7 +124,7 @@ def test_both_precisions_give_the_figures_of_the_run(script, trained, shared, ex
         nats = codes.nll_sums(model, grids, test.labels, [torch.arange(len(grids))])["nll"] / len(grids)
         found.append((grids, error.item(), nats.item()))
         out = tmp_path / run.name
-        assert script("generate", "--pretrained", run, "--output-dir", out, "--num-samples", 12).status == 0
+        done("generate", "--pretrained", run, "--output-dir", out, "--num-samples", 12)
         images.append([(out / f"sample_{i}.png").read_bytes() for i in range(12)])
     (grids, error, nats), exactly, rounded = found
     assert torch.equal(exactly[0], grids) and exactly[1:] == (error, nats)
@@ -135,26 +133,25 @@ def test_both_precisions_give_the_figures_of_the_run(script, trained, shared, ex
     assert images[0] == images[1] and len(set(images[0])) > 1
 
 
-def test_two_levels_and_a_masked_prior_still_belong_to_their_codes(script, two_levels, copied, data_dir, tmp_path):
-    assert script("train_pixelcnn", *SMALL_PIXELCNN, "--prior", "masked", "--output-dir", copied).status == 0
+def test_two_levels_and_a_masked_prior_still_belong_to_their_codes(done, two_levels, copied, data_dir, tmp_path):
+    done("train_pixelcnn", *SMALL_PIXELCNN, "--prior", "masked", "--output-dir", copied)
     for run, stages in ((two_levels, {"pixelcnn", "pixelcnn_coarse"}), (copied, {"pixelcnn", "masked"})):
         place = tmp_path / f"shared_{run.name}"
-        outcome = script("share", "--output-dir", run, "--shared-dir", place)
-        assert outcome.status == 0 and not outcome.err.count("score.py"), outcome.err
+        outcome = done("share", "--output-dir", run, "--shared-dir", place)
+        assert not outcome.err.count("score.py"), outcome.err
         assert {path.stem for path in place.iterdir()} == stages | {"vqvae"}
         for prior in stages - {"pixelcnn_coarse"}:
-            outcome = script("generate", "--pretrained", place, "--output-dir", tmp_path / "out", "--prior", prior,
-                             "--num-samples", 2)
-            assert outcome.status == 0, outcome.err
+            done("generate", "--pretrained", place, "--output-dir", tmp_path / "out", "--prior", prior,
+                 "--num-samples", 2)
     assert "expected" in checkpoint.load(str(place), "pixelcnn")
     assert "expected" not in checkpoint.load(str(place), "masked")
 
 
-def test_sharing_again(script, shared, trained, copied, tmp_path):
+def test_sharing_again(script, done, shared, trained, copied, tmp_path):
     """Of shared weights too; what the run has not is removed, and only if it may be. Trainings are not."""
     place = tmp_path / "again"
     flags = ["--output-dir", shared, "--shared-dir", place]
-    assert script("share", *flags).status == 0
+    done("share", *flags)
     for name in ("vqvae.pt", "pixelcnn.pt"):
         assert (place / name).read_bytes() == (shared / name).read_bytes()
     other = torch.load(shared / "pixelcnn.pt", weights_only=True)
@@ -167,28 +164,26 @@ def test_sharing_again(script, shared, trained, copied, tmp_path):
     outcome = script("share", *flags, "--overwrite")
     assert outcome.status == 1 and "pixelcnn.pt is of a training" in outcome.err and listing(place) == before
     (place / "pixelcnn.pt").unlink()
-    assert script("share", *flags, "--overwrite").status == 0
+    done("share", *flags, "--overwrite")
     assert sorted(path.name for path in place.iterdir()) == ["pixelcnn.pt", "vqvae.pt"]
 
 
-def test_what_is_kept_for_scores_is_renewed(script, shared, data_dir, tmp_path):
+def test_what_is_kept_for_scores_is_renewed(done, shared, data_dir, tmp_path):
     """By score.py and share.py, from the data set, where it is of an earlier version."""
     run, data, tables = shutil.copytree(shared, tmp_path / "run"), ["--data-dir", data_dir], []
     content = torch.load(run / "pixelcnn.pt", weights_only=True)
     kept, content["expected"] = content["expected"], {"bits": torch.ones(3)}
     torch.save(content, run / "pixelcnn.pt")
-    outcome = script("share", "--output-dir", run, "--shared-dir", run / "again", *data)
-    assert outcome.status == 0 and "score.py will ask for the data set" not in outcome.err
+    outcome = done("share", "--output-dir", run, "--shared-dir", run / "again", *data)
+    assert "score.py will ask for the data set" not in outcome.err
     torch.testing.assert_close(checkpoint.load(str(run / "again"), "pixelcnn")["expected"], kept)
     for place in (run, shared):
-        outcome = script("score", "--pretrained", place, "--output-dir", tmp_path / "out", *data, "--limit", 5,
-                         "--num-images", 1)
-        assert outcome.status == 0, outcome.err
+        done("score", "--pretrained", place, "--output-dir", tmp_path / "out", *data, "--limit", 5, "--num-images", 1)
         tables.append((tmp_path / "out" / "scores.csv").read_text())
     assert tables[0] == tables[1]
 
 
-def test_a_training_does_not_continue_weights_alone_but_another_prior_learns_beside(script, shared, data_dir, tmp_path):
+def test_a_training_does_not_continue_weights_alone_but_another_prior_learns(script, done, shared, data_dir, tmp_path):
     run = shutil.copytree(shared, tmp_path / "run")
     where = ["--data-dir", data_dir, "--output-dir", run]
     before = {path.name: path.read_bytes() for path in run.glob("*.pt")}
@@ -199,21 +194,19 @@ def test_a_training_does_not_continue_weights_alone_but_another_prior_learns_bes
             assert outcome.status == 1 and line.count("\n") == 1 and "--overwrite" in line
             assert more or "weights alone, which cannot be continued" in line
             assert {path.name: path.read_bytes() for path in run.glob("*.pt")} == before
-    outcome = script("train_pixelcnn", *SMALL_PIXELCNN, "--prior", "transformer", *where, "--sample-every", 0)
-    assert outcome.status == 0, outcome.err
+    done("train_pixelcnn", *SMALL_PIXELCNN, "--prior", "transformer", *where, "--sample-every", 0)
     for prior in ("transformer", "pixelcnn"):
-        assert script("generate", "--output-dir", run, "--prior", prior, "--num-samples", 2).status == 0
+        done("generate", "--output-dir", run, "--prior", prior, "--num-samples", 2)
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_nothing_is_written_beside_the_weights(script, shared, data_dir, tmp_path, monkeypatch, name):
+def test_nothing_is_written_beside_the_weights(done, shared, data_dir, tmp_path, monkeypatch, name):
     """From a directory where there is nothing else, into one that is not there yet."""
     weights = shutil.copytree(shared, tmp_path / "clone" / "pretrained" / "glyphs")
     monkeypatch.chdir(tmp_path / "clone")
     before = listing(weights)
     data = ["--data-dir", data_dir] if name not in ("generate", "random_sample") else []
-    outcome = script(name, "--pretrained", "pretrained/glyphs", *READERS[name], *data, "--device", "cpu")
-    assert outcome.status == 0, outcome.err
+    done(name, "--pretrained", "pretrained/glyphs", *READERS[name], *data, "--device", "cpu")
     assert listing(weights) == before and sorted(path.name for path in tmp_path.iterdir()) == ["clone"]
     assert sorted(path.name for path in (tmp_path / "clone").iterdir()) == ["output", "pretrained"]
     assert any((tmp_path / "clone" / "output").iterdir())
@@ -223,7 +216,7 @@ def test_nothing_is_written_beside_the_weights(script, shared, data_dir, tmp_pat
         assert str(tmp_path) not in page
 
 
-def test_files_of_others_are_not_removed(script, shared, tmp_path):
+def test_files_of_others_are_not_removed(script, done, shared, tmp_path):
     """OUTPUT_DIR need not be a run's: only names that the scripts give are taken for theirs."""
     for name in ("score_plot.png", "random_sample_mine.png", "completion_a_b.png", "reconstructed_image_.png"):
         write(tmp_path / name, noise(5, 5))
@@ -235,8 +228,7 @@ def test_files_of_others_are_not_removed(script, shared, tmp_path):
     assert listing(tmp_path) == before
     picture = write(tmp_path / "picture.png", noise(9, 9))
     for name in ("random_sample", "reconstruct", "complete", "score"):
-        outcome = script(name, *where, *(["--dataset", picture] if name != "random_sample" else []))
-        assert outcome.status == 0, outcome.err
+        done(name, *where, *(["--dataset", picture] if name != "random_sample" else []))
     assert before.items() <= listing(tmp_path).items()
 
 
@@ -257,7 +249,7 @@ def test_a_picture_of_any_size_and_mode(shared, tmp_path, capfd, mode, size, sai
     assert testset.read_file(path, stored).shape == (1, 3, 20, 16)
 
 
-def test_scores_are_those_of_the_run(script, trained, shared, exact, tmp_path, monkeypatch):
+def test_scores_are_those_of_the_run(done, trained, shared, exact, tmp_path, monkeypatch):
     """Ranks and threshold too, though the validation images are not there."""
     picture = write(tmp_path / "picture.png", noise(28, 28))
     dim = write(tmp_path / "dim.png", np.full((28, 28), 9, np.uint8))
@@ -266,9 +258,8 @@ def test_scores_are_those_of_the_run(script, trained, shared, exact, tmp_path, m
         with monkeypatch.context() as patch:
             if run != trained:
                 patch.setattr(dataset, "load", None)
-            outcome = script("score", "--pretrained", run, "--output-dir", tmp_path / "out", "--dataset", picture,
-                             "--against", dim, "--num-images", 1)
-        assert outcome.status == 0, outcome.err
+            outcome = done("score", "--pretrained", run, "--output-dir", tmp_path / "out", "--dataset", picture,
+                           "--against", dim, "--num-images", 1)
         rows.append(table(tmp_path / "out" / "scores.csv"))
         lines.append([line for line in outcome.out.splitlines() if line.startswith("unlikely codes")])
     assert rows[0] == rows[1] and lines[0] == lines[1]
@@ -277,32 +268,32 @@ def test_scores_are_those_of_the_run(script, trained, shared, exact, tmp_path, m
         assert float(after["rank"]) == pytest.approx(float(before["rank"]), abs=0.1)
 
 
-def test_without_the_data_set_the_run_is_shared_and_score_asks_for_it(script, copied, data_dir, tmp_path):
+def test_without_the_data_set_the_run_is_shared_and_score_asks_for_it(script, done, copied, data_dir, tmp_path):
     """What is kept of an earlier version is left out. With DATA_DIR the data set is found where it lies now."""
     whole = {name: torch.load(copied / name, weights_only=True) for name in ("vqvae.pt", "pixelcnn.pt")}
     for name, content in whole.items():
         gone = content["data"] | {"dataset": str(tmp_path / "gone")}
         torch.save(content | {"data": gone, "expected": {"bits": torch.ones(3)}}, copied / name)
     flags = ["--output-dir", copied, "--shared-dir", tmp_path / "shared"]
-    outcome = script("share", *flags)
-    assert outcome.status == 0 and "score.py will ask for the data set" in outcome.err
+    outcome = done("share", *flags)
+    assert "score.py will ask for the data set" in outcome.err
     assert "expected" not in checkpoint.load(str(tmp_path / "shared"), "pixelcnn")
     picture = write(tmp_path / "picture.png", noise(28, 28))
     where = ["--pretrained", tmp_path / "shared", "--output-dir", tmp_path / "out", "--dataset", picture]
     outcome = script("score", *where)
     assert outcome.status == 1 and "compared with the validation images of the training" in outcome.err
-    assert script("reconstruct", *where).status == 0
+    done("reconstruct", *where)
     for name, content in whole.items():
         torch.save(content | {"data": content["data"] | {"data_dir": str(tmp_path / "nowhere")}}, copied / name)
-    outcome = script("share", *flags, "--overwrite", "--data-dir", data_dir)
-    assert outcome.status == 0 and not (tmp_path / "nowhere").exists()
-    assert script("score", *where).status == 0
+    outcome = done("share", *flags, "--overwrite", "--data-dir", data_dir)
+    assert not (tmp_path / "nowhere").exists()
+    done("score", *where)
 
 
-def test_the_samples_file_names_the_weights(script, shared, trained, tmp_path):
+def test_the_samples_file_names_the_weights(done, shared, trained, tmp_path):
     """Samples of other weights do not stay."""
     for weights in (shared, trained):
-        assert script("generate", "--pretrained", weights, "--output-dir", tmp_path, "--num-samples", 2).status == 0
+        done("generate", "--pretrained", weights, "--output-dir", tmp_path, "--num-samples", 2)
         stored = checkpoint.load(str(weights), "pixelcnn")
         settings = json.loads((tmp_path / "samples.json").read_text())
         assert settings["weights"] == checkpoint.fingerprint(stored["model"])

@@ -77,10 +77,10 @@ def test_distortion_is_the_negative_log_likelihood_and_the_batch_has_its_best_va
         assert reference(variance) >= reference(mse)
 
 
-def test_training_raises_the_bound_and_uses_the_latent(script, trained, tmp_path, data_dir):
+def test_training_raises_the_bound_and_uses_the_latent(done, trained, tmp_path, data_dir):
     shutil.copy(trained / "vqvae.pt", tmp_path)
     flags = ["--limit", 400, "--batch-size", 20, "--device", "cpu", "--output-dir", tmp_path, "--epochs", 8]
-    assert script("train_vae", *flags).status == 0
+    done("train_vae", *flags)
     with open(tmp_path / "vae_history.csv") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     assert rows[-1]["validation_loss"] < rows[0]["validation_loss"] - 100
@@ -97,11 +97,11 @@ def test_training_raises_the_bound_and_uses_the_latent(script, trained, tmp_path
     assert errors[0] < 0.7 * errors[1]
 
 
-def test_what_it_writes_and_that_other_sizes_do_not_continue_it(script, trained, tmp_path):
+def test_what_it_writes_and_that_other_sizes_do_not_continue_it(script, done, trained, tmp_path):
     for name in ("vqvae.pt", "pixelcnn.pt"):
         shutil.copy(trained / name, tmp_path)
-    outcome = script("train_vae", *SMALL_VAE, "--output-dir", tmp_path)
-    assert outcome.status == 0 and outcome.out.splitlines()[-1].startswith(f"wrote {tmp_path}/vae.pt")
+    outcome = done("train_vae", *SMALL_VAE, "--output-dir", tmp_path)
+    assert outcome.out.splitlines()[-1].startswith(f"wrote {tmp_path}/vae.pt")
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == {
         ".lock", "vqvae.pt", "pixelcnn.pt", "vae.pt", "vae_history.csv", "vae_curves.png", "vae_comparison.png",
         "vae_reconstructions/epoch_001.png", "vae_samples/epoch_001.png"}
