@@ -181,11 +181,16 @@ def test_without_classes_there_is_no_guidance(script, done, folder_run):
     done("generate", "--output-dir", folder_run, "--num-samples", 1)
 
 
-def test_ablation_has_no_guided_rows_of_a_prior_that_learnt_no_classless_draws(done, alone):
+def test_ablation_has_no_guided_rows_of_a_prior_that_learnt_no_classless_draws(done, alone, monkeypatch):
+    """And no class is named in features that were learnt without classes."""
+    monkeypatch.setattr(classifier, "STEPS", 2)
     change(alone / "pixelcnn.pt", training={"constants": {"CLASS_DROPOUT": 0.0}})
-    outcome = done("ablation", "--output-dir", alone, *FEW, "--guidances", "1 1.5", "--temperatures", "1")
+    flags = ["--guidances", "1 1.5", "--temperatures", "1", "--features", "self"]
+    outcome = done("ablation", "--output-dir", alone, *FEW, *flags)
     assert "no rows with guidance, it needs a prior trained with CLASS_DROPOUT" in outcome.out
-    assert [name for name in rows_of(alone, "ablation") if "s = " in name] == ["pixelcnn, top p 1, s = 1"]
+    rows = rows_of(alone, "ablation")
+    assert [name for name in rows if "s = " in name] == ["pixelcnn, top p 1, s = 1"]
+    assert not any("class_accuracy" in row for row in rows.values())
 
 
 def test_evaluate_draws_with_guidance(done, alone):
