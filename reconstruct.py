@@ -17,7 +17,7 @@ from skimage.metrics import mean_squared_error, peak_signal_noise_ratio
 
 import dataset
 from judging import testset
-from judging.metrics import similarity
+from judging.metrics import SSIM_WINDOW, similarity
 from priors import runs
 from running import devices, figures, files
 from running.cli import UserError
@@ -61,6 +61,8 @@ def main(args: argparse.Namespace) -> None:
         if 2 * number < figures.room(*images.shape[2:]):
             shown.append((original, copy))
     print("mean of {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(len(errors), *np.mean(errors, 0)))
+    if min(images.shape[2:]) < SSIM_WINDOW:
+        print(f"SSIM: the window of {SSIM_WINDOW} pixels is larger than these images, so a smaller one is used")
     originals, copies = (torch.stack(part) for part in zip(*shown))
     figures.save_pairs(originals, copies, output / "reconstructions.png", columns=10)
     originals, copies = originals[:4], copies[:4]  # rows of latents.png
