@@ -1,8 +1,7 @@
 """Replace the parts of generating one by one: is the prior needed, and what does sampling do?
 
 Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR or PRETRAINED. Writes `ablation.json`, the
-table, and `ablation.png`, a strip of images of every row, and the page `report.html` anew, as evaluate.py does. The
-rows, all decoded by the same VQ-VAE:
+table, `ablation.png`, a strip of images of every row, and `report.html` anew. The rows, all decoded by the same VQ-VAE:
     the encoder's codes of the test images that every row is compared with, as an upper bound for any prior
     the prior sampled at several temperatures, and its likeliest code at every position (argmax)
     where it learnt classes: sampled with guidance of several strengths s
@@ -24,7 +23,7 @@ from torch import Tensor
 from judging.judge import load_judge, load_subject
 from judging.metrics import Inception
 from judging.page import write_page
-from judging.report import Progress, Row, write_report
+from judging.report import Row, make_rows, write_report
 from priors import runs
 from priors.codes import distinct, draw_independent
 from priors.draws import Draw
@@ -61,19 +60,19 @@ def main(args: argparse.Namespace) -> None:
     judge = load_judge(subject, inception)
     [(prior, models)] = subject.priors.items()
     num_classes = models[-1].num_classes
-    temperatures = {f"{prior}, T = {t:g}" if t else f"{prior}, argmax": t
+    temperatures = {f"{prior}, T = {t:g}" if t else f"{prior}, argmax": Draw(t, steps=args.STEPS)
                     for t in (*map(float, args.TEMPERATURES.split()), 0.0)}
 
     def decoded(codes: list[Tensor], asked: bool) -> Row:
         images = subject.decoded(codes)
         return Row(images, judge.measure(images, asked) | {"distinct": distinct(codes)})
 
-    def drawn(temperature: float, top_p: float = 1.0, guidance: float = 1.0, steps: int = args.STEPS) -> Row:
-        return decoded(subject.draw(prior, Draw(temperature, 0, top_p, guidance, steps)), asked=num_classes > 0)
+    def drawn(how: Draw) -> Row:
+        return decoded(subject.draw(prior, how), asked=num_classes > 0)
 
-    def timed(steps: int) -> Row:
+    def timed(how: Draw) -> Row:
         began = time.perf_counter()
-        codes = subject.draw(prior, Draw(top_p="auto", guidance="auto", steps=steps))
+        codes = subject.draw(prior, how)
         seconds = {"seconds": time.perf_counter() - began}
         row = decoded(codes, asked=num_classes > 0)
         return row._replace(measures=row.measures | seconds)
@@ -82,23 +81,21 @@ def main(args: argparse.Namespace) -> None:
         return decoded(draw_independent(probabilities, subject.count, args.SEED), asked=False)
 
     lacks = runs.lacks_for_guidance(subject.checkpoints[prior])
-    guided = {f"{prior}, top p {args.TOP_P:g}, s = {s:g}": s for s in map(float, args.GUIDANCES.split())
-              if s == 1 or not lacks}
+    guided = {f"{prior}, top p {args.TOP_P:g}, s = {s:g}": Draw(1.0, 0, args.TOP_P, s, args.STEPS)
+              for s in map(float, args.GUIDANCES.split()) if num_classes and (s == 1 or not lacks)}
     if lacks and num_classes:
         print(f"no rows with guidance, it needs {lacks}")
-    counts = {f"{prior}, {steps or 'all'} rounds": steps
+    rounds = {f"{prior}, {steps or 'all'} rounds": Draw(top_p="auto", guidance="auto", steps=steps)
               for steps in map(int, args.STEP_COUNTS.split()) if prior == "masked"}
     plan = {
         "real images": lambda: Row(subject.originals, judge.baseline),
         "the encoder's codes": lambda: decoded([codes[subject.chosen] for codes in subject.test_codes], asked=True),
-        **{name: partial(drawn, temperature) for name, temperature in temperatures.items()},
-        **{name: partial(drawn, 1.0, args.TOP_P, s) for name, s in guided.items() if num_classes},
-        **{name: partial(timed, steps) for name, steps in counts.items()},
+        **{name: partial(drawn, how) for name, how in (temperatures | guided).items()},
+        **{name: partial(timed, how) for name, how in rounds.items()},
         **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}}
-    with Progress(dict.fromkeys(plan, 1)) as progress:
-        rows = progress.rows(plan)
-    write_report(rows, subject.shown, subject.args, "ablation", "Is the prior needed, and what does sampling do?",
-                 images_per_row=subject.count, classifier_accuracy=judge.accuracy)
+    title = "Is the prior needed, and what does sampling do?"
+    write_report(make_rows(plan), subject.shown, subject.args, "ablation", title, images_per_row=subject.count,
+                 classifier_accuracy=judge.accuracy)
     print(f"wrote {write_page(args.OUTPUT_DIR, args.PRETRAINED)}")
 
 

@@ -4,28 +4,25 @@ Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR or PRETR
 `completion_<i>_<j>.png`, the j-th completion of image i, and the grid `completions.png`, a row for each image: the
 original, its given part, and the completions.
 
-MASK says which codes of the grid are given ("border": all but the center), and so which pixels: those that these codes
-stand for. Hidden pixels are filled in before encoding, outwards from the given ones, so that none leaks through the
-encoder's receptive field. The whole grid of codes is decoded, so the given part of a completion is a reconstruction.
+MASK says which codes of the grid are given ("border": all but the center), of two levels which codes of the coarse grid
+with the fine codes below them. Hidden pixels are filled in before encoding, so that none leaks through the encoder's
+receptive field. The whole grid of codes is decoded, so the given part of a completion is a reconstruction.
 
-A masked prior, `masked.pt`, draws each code knowing all given codes. The other priors draw in raster order: with the
-top given, each code is drawn knowing all given codes; with another mask it is drawn without the given codes that come
-after it. So masked.pt, where it is there and PRIOR does not say otherwise, is taken if given codes come after hidden
-ones.
+A masked prior, `masked.pt`, conditions every code on all given codes. The other priors draw in raster order, without
+the given codes that come after the code to draw. So masked.pt is the default if given codes come after hidden ones.
 
-A line says how well the prior foretells what is hidden: the bits that the hidden codes of an original take, on average,
-under the distribution from which the prior draws them, but for TEMPERATURE, TOP_K, TOP_P and GUIDANCE. With a masked
-prior they depend on STEPS, as codes of one round do not know of each other.
-
-With two levels of codes, what is given is whole codes of the coarse grid and the fine codes that these stand for.
+A line gives the mean bits of the hidden codes of an original under the distribution from which the prior draws them,
+but for TEMPERATURE, TOP_K, TOP_P and GUIDANCE. With a masked prior they depend on STEPS, as the codes of one round are
+drawn independently.
 """
 import running.start  # noqa: F401
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -33,7 +30,7 @@ import dataset
 from judging import testset
 from loading import decode
 from loading.decode import Reading
-from modules import grid_size, pad
+from modules import VQVAE, grid_size, pad
 from priors import runs
 from priors.codes import completion_bits
 from priors.draws import Draw
@@ -66,10 +63,9 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 def read_mask(mask: str, height: int, width: int, side: int) -> Tensor:
     """A bool for each code: whether it is given. height, width: of the image; side: pixels a side that a code covers.
 
-    mask "top", "bottom", "left" or "right" gives the codes whose centre lies in that half of the image; "center" those
-    whose centre lies in the middle half of both sides, "border" all others. An image file is made grey and resized to
-    the image; it gives the codes of which every pixel is white. UserError for any other mask, and if no code or every
-    code is given.
+    "top", "bottom", "left" and "right" give the codes with their centre in that half, "center" those in the middle half
+    of both sides, "border" all others. An image file, made grey and resized, gives the codes of which every pixel is
+    white. UserError for any other mask, and if no code or every code is given.
     """
     rows, columns = grid_size(height, width, side)
     row = ((torch.arange(rows) + 0.5) * side / height).view(-1, 1).expand(rows, columns)
@@ -97,10 +93,8 @@ def enlarge(given: Tensor, factor: int) -> Tensor:
 
 
 def paint_over(images: Tensor, given: Tensor) -> Tensor:
-    """Images (N, C, H, W) with the pixels replaced where given (H, W) is False.
-
-    The replacement works outwards from the given pixels, ring by ring: each pixel is the mean of its neighbours in
-    earlier rings.
+    """Images (N, C, H, W) with the pixels replaced where given (H, W) is False: outwards from the given ones, ring by
+    ring, by the mean of the neighbours in earlier rings.
     """
     known = given.float().expand(1, 1, *given.shape)
     images = images * known
@@ -112,79 +106,86 @@ def paint_over(images: Tensor, given: Tensor) -> Tensor:
     return images
 
 
+def find_images(args: argparse.Namespace, stored: dict) -> tuple[Tensor, Tensor, list[str]]:
+    """NUM_IMAGES images (N, C, H, W) of DATASET, uint8, at most as many as an image file has; their labels (N,); and
+    the names of the classes. UserError if a data set has fewer.
+    """
+    if Path(args.DATASET).is_file():
+        images, labels, class_names = testset.read_file(args.DATASET, stored), None, []
+    else:
+        data = testset.load(args, stored)
+        images, labels, class_names = data.test.images, data.test.labels, data.class_names
+        testset.check_enough(images, args.NUM_IMAGES)
+    chosen = testset.choose(images, args.NUM_IMAGES, args.SEED)
+    return images[chosen], torch.zeros_like(chosen) if labels is None else labels[chosen], class_names
+
+
+@torch.no_grad()
+def encode_given(vqvae: VQVAE, models: nn.ModuleList, images: Tensor, labels: Tensor, given: Tensor,
+                 args: argparse.Namespace) -> tuple[list[Tensor], float]:
+    """For every level the codes (N, height, width) of the given part of images (N, C, H, W), -1 where a code is hidden,
+    and the mean bits of the hidden codes of the originals. given: which codes (height, width) of the first level are.
+    """
+    device, (height, width) = next(vqvae.parameters()).device, images.shape[2:]
+    masks = [enlarge(given, 2**level).to(device) for level in range(len(models))]
+    pixels = enlarge(masks[-1], vqvae.config.downsample)[:height, :width]
+    known, bits = [], []
+    for part, label in zip(images.split(args.BATCH_SIZE), labels.split(args.BATCH_SIZE)):
+        originals = dataset.to_float(part).to(device)
+        seen, true = vqvae.encode(paint_over(originals, pixels)), vqvae.encode(originals)
+        codes = [torch.where(*three) for three in zip(masks, seen, true)]
+        bits.append(sum(completion_bits(model, codes[level], label.to(device), masks[level], args.STEPS,
+                                        *codes[max(0, level - 1):level]).cpu() for level, model in enumerate(models)))
+        known.append([level.masked_fill(~mask, -1).cpu() for level, mask in zip(seen, masks)])
+    return [torch.cat(parts) for parts in zip(*known)], torch.cat(bits).mean().item()
+
+
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    weights = checkpoint.weights_dir(args)
-    stored, vqvae = runs.load_vqvae(weights)
-    vqvae.to(device)
-    args = checkpoint.fill(args, stored)
-    grids = vqvae.grids(stored["data"]["height"], stored["data"]["width"])
+    args, stored, vqvae = runs.open_run(args, device)
+    size = stored["data"]["height"], stored["data"]["width"]
+    grids, output = vqvae.grids(*size), Path(args.OUTPUT_DIR)
     side = vqvae.config.downsample * 2**(len(grids) - 1)  # pixels a coarse code stands for
-    given = read_mask(args.MASK, stored["data"]["height"], stored["data"]["width"], side)
+    given = read_mask(args.MASK, *size, side)
     both_sides = bool((given.flatten().int().diff() > 0).any())  # a given code comes after a hidden one
-    priors, models = runs.load_prior(weights, stored, args.PRIOR, both_sides)
+    priors, models = runs.load_prior(checkpoint.weights_dir(args), stored, args.PRIOR, both_sides)
     models.to(device)
     prior, num_classes = priors[-1], models[-1].num_classes
-    if Path(args.DATASET).is_file():
-        images, class_names = testset.read_file(args.DATASET, stored), []
-        args.NUM_IMAGES = min(args.NUM_IMAGES, len(images))
-    else:
-        data = testset.load(args, stored)
-        images, class_names = data.test.images, data.class_names
-        testset.check_enough(images, args.NUM_IMAGES)
+    images, labels, class_names = find_images(args, stored)
     if args.CLASS_GIVEN and class_names != prior["data"]["class_names"]:
         raise UserError("CLASS_GIVEN (--class-given): the classes of DATASET are not those that the prior learnt")
     guidance, top_p = runs.choose_guidance(args.GUIDANCE, args.TOP_P, priors, args.CLASS_GIVEN,
-                                                 "give it by CLASS_GIVEN (--class-given)")
-    chosen = testset.choose(images, args.NUM_IMAGES, args.SEED)
-    labels = data.test.labels[chosen] if args.CLASS_GIVEN and num_classes \
-        else torch.full_like(chosen, num_classes)
-    size = images.shape[2:]
-    pixels = enlarge(given, side)[:size[0], :size[1]].to(device)
-
-    def originals(index: Tensor) -> Tensor:
-        return dataset.to_float(images[index]).to(device)
-
-    masks = [enlarge(given, 2**level).to(device) for level in range(len(grids))]  # of every level: what is given
-    known, bits = [], []
-    for part, label in zip(chosen.split(args.BATCH_SIZE), labels.split(args.BATCH_SIZE)):
-        seen, true = vqvae.encode(paint_over(originals(part), pixels)), vqvae.encode(originals(part))
-        codes = [torch.where(*three) for three in zip(masks, seen, true)]
-        bits.append(sum(completion_bits(model, codes[level], label.to(device), masks[level], args.STEPS,
-                                        *codes[max(0, level - 1):level]).cpu() for level, model in enumerate(models)))
-        known.append([level.masked_fill(~mask, -1).cpu() for level, mask in zip(seen, masks)])
-    known, bits = [torch.cat(parts) for parts in zip(*known)], torch.cat(bits).mean()
-    numbers = torch.arange(args.NUM_IMAGES * args.NUM_COMPLETIONS)  # of the completions, image by image
-    image = numbers // args.NUM_COMPLETIONS
-    parts = numbers.split(args.BATCH_SIZE)
-    output = Path(args.OUTPUT_DIR)
+                                           "give it by CLASS_GIVEN (--class-given)")
+    how = Draw(args.TEMPERATURE, args.TOP_K, top_p, guidance, args.STEPS)
+    if not args.CLASS_GIVEN:
+        labels = torch.full_like(labels, num_classes)
+    known, bits = encode_given(vqvae, models, images, labels, given, args)
+    image = torch.arange(len(images)).repeat_interleave(args.NUM_COMPLETIONS)  # of every completion
     files.remove(output, "completion_*_*.png")  # of an earlier call
-    columns = 2 + args.NUM_COMPLETIONS
-    rows = min(args.NUM_IMAGES, max(1, figures.room(*images.shape[2:]) // columns))
-    shown = []  # the images of the grid, row by row
-    with tqdm(desc="completing", total=len(parts) * sum(rows for rows, _ in grids), unit="row", leave=False) as bar:
-        drawn = draw_grids(models, labels[image], grids, args.SEED, args.BATCH_SIZE,
-                           Draw(args.TEMPERATURE, args.TOP_K, top_p, guidance, args.STEPS),
+    rows = min(len(images), max(1, figures.room(*size) // (2 + args.NUM_COMPLETIONS)))
+    originals = dataset.to_float(images[:rows])
+    parts = torch.where(enlarge(given, side)[:size[0], :size[1]], originals, figures.GREY)
+    shown = [[*pair] for pair in zip(originals, parts)]  # the rows of the grid
+    total = math.ceil(len(image) / args.BATCH_SIZE) * sum(height for height, _ in grids)
+    with tqdm(desc="completing", total=total, unit="row", leave=False) as bar:
+        drawn = draw_grids(models, labels[image], grids, args.SEED, args.BATCH_SIZE, how,
                            known=[level[image] for level in known], on_row=bar.update)
-        for part, codes in zip(parts, drawn):
-            for number, completion in zip(part.tolist(), vqvae.decode(codes, *size)):
-                i, j = divmod(number, args.NUM_COMPLETIONS)
-                figures.save_image(completion, output / f"completion_{i}_{j}.png")
-                if i < rows:
-                    if j == 0:
-                        [original] = originals(chosen[i:i + 1])
-                        shown += [original, torch.where(pixels, original, figures.GREY)]
-                    shown.append(completion)
-    figures.save_grid(torch.stack(shown), output / "completions.png", columns)
-    hidden = sum(int((~mask).sum()) for mask in masks)
+        completions = (completion.cpu() for codes in drawn for completion in vqvae.decode(codes, *size))
+        for number, completion in enumerate(completions):
+            i, j = divmod(number, args.NUM_COMPLETIONS)
+            figures.save_image(completion, output / f"completion_{i}_{j}.png")
+            if i < rows:
+                shown[i].append(completion)
+    figures.save_grid(torch.stack(sum(shown, [])), output / "completions.png", len(shown[0]))
+    hidden = sum(int((level[0] < 0).sum()) for level in known)  # codes of an image
     drawn = f"in {min(args.STEPS or hidden, hidden)} rounds, each from the codes that are given or of earlier rounds" \
         if prior["stage"] == "masked" else "in raster order, each from the codes before it"
     print(f"the {hidden} hidden codes of an original take {bits:.1f} bits by {prior['stage']}.pt, drawn {drawn}")
-    first = f" of the first {rows}" if rows < args.NUM_IMAGES else ""
-    print(f"wrote {args.NUM_COMPLETIONS} completions by {prior['stage']}.pt of each of {args.NUM_IMAGES} images to "
+    first = f" of the first {rows}" if rows < len(images) else ""
+    print(f"wrote {args.NUM_COMPLETIONS} completions by {prior['stage']}.pt of each of {len(images)} images to "
           f"{output / 'completion_0_0.png'} ... and the grid {output / 'completions.png'}{first}")
 
 

@@ -1,28 +1,14 @@
 """Measure a run, each of its models and the baselines: one table, one figure.
 
 Reads `vqvae.pt` and whichever of `transformer.pt`, `pixelcnn.pt`, `masked.pt` and `vae.pt` OUTPUT_DIR, or PRETRAINED,
-holds.
-Writes `evaluation.json`, the table; `evaluation.png`, a strip of images of every row; of the prior of the fewest bits
-`nearest.png`, samples over their nearest training images, and `samples_by_class.png`; `codebook.png`, how often every
-code occurs; `report.html`, a page of all that the run's directory holds; and `classifier.pt`, kept for the same images
-and FEATURES.
+holds. Writes `evaluation.json`, the table; `evaluation.png`, a strip of images of every row; of the prior of the fewest
+bits `nearest.png`, samples over their nearest training images, and `samples_by_class.png`; `codebook.png`, how often
+every code occurs; `report.html`, a page of all that the run's directory holds; and `classifier.pt`, kept for the same
+images and FEATURES.
 
-The columns of the table:
-    bits/image   of the test split's codes under the prior, given the class where it learnt classes; of a VAE, the
-                 divergence of its posterior from its prior
-    bits/hidden  in the place of bits/image, of a masked prior, which has no exact likelihood: the mean bits of one
-                 hidden code of the test split given the rest, where a mask hides 64% of the codes on average; not to
-                 be compared with bits/image
-    MSE, PSNR    over the whole test split, of pixels clipped to [0, 1]; PSNR is that of the mean MSE
-    SSIM         as reconstruct.py measures it, mean over the first 1,000 test images
-    Frechet      distance to the test images, in the features of a small network that was trained on the training
-                 images (FEATURES): comparable within a data set and the same FEATURES
-    precision    share of the samples that lie on the manifold of the test images, in the same features
-    recall       share of the test images that lie on the manifold of the samples
-    class        share of the samples that the classifier gives the class that was asked for; not where FEATURES are
-                 "self"
-    nearest      mean distance of the first 1,000 to the nearest training image; a distance far below that of the
-                 reconstructions of test images means memorised samples
+The columns of the table are explained in `report.html`, from COLUMNS in judging/report.py. Frechet distance, precision
+and recall are in the features of a small network trained on the training images, comparable within a data set and the
+same FEATURES.
 The row of the real images is the baseline: one half of the test set against the other. It is pessimistic: the Frechet
 distance is biased upwards for fewer images, and for half as many about twice as large. The rows of reconstructions are
 compared with their own originals, so that only precision and recall near 1 are good.
@@ -40,21 +26,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from judging.judge import (
-    NEAREST,
-    SSIM_IMAGES,
-    Judge,
-    Nearest,
-    Subject,
-    costs,
-    errors,
-    load_judge,
-    load_subject,
-    nearest_training_images,
-)
+from judging.judge import SSIM_IMAGES, Judge, Subject, errors, load_judge, load_subject, nearest_training_images
 from judging.metrics import Images, Inception
 from judging.page import write_page
-from judging.report import Progress, Row, write_report
+from judging.report import Row, make_rows, write_report
 from judging.vae import VAE, VAEConfig, kl
 from loading import summary
 from priors import masked, runs
@@ -84,27 +59,24 @@ BATCH_SIZE = 250          # images and grids at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
 
-def find_vae(output_dir: str, vqvae: dict) -> VAE | None:
+def find_vae(weights: str, vqvae: dict) -> VAE | None:
     """The VAE of a run's directory, or None. A line says so if there is one that cannot be used: it is damaged, or it
     learnt other images or has another encoder and decoder than the VQ-VAE, whose checkpoint is `vqvae`.
     """
-    if not checkpoint.path_of(output_dir, "vae").exists():
+    if not checkpoint.path_of(weights, "vae").exists():
         return None
     try:
-        stored = checkpoint.load(output_dir, "vae")
+        stored = checkpoint.load(weights, "vae")
         vae = checkpoint.build(stored, VAE, VAEConfig)
+        sizes = asdict(vae.config)
+        same = {name: value for name, value in (vqvae["config"] | vqvae["data"]).items() if name in sizes}
+        if stored.get("images") != vqvae.get("images") or not same.items() <= sizes.items():
+            again = checkpoint.command(weights, "vae", "--resume", "never", "--overwrite")
+            raise UserError(f"vae.pt learnt other images than vqvae.pt, or has other sizes: train it again by {again}")
+        return vae
     except UserError as error:
         print(f"left out: {error}", file=sys.stderr)
         return None
-    sizes = asdict(vae.config)
-    same = {name: value for name, value in vqvae["config"].items() if name in sizes} | {
-        name: vqvae["data"][name] for name in ("channels", "height", "width")}
-    if stored.get("images") == vqvae.get("images") and same.items() <= sizes.items():
-        return vae
-    again = checkpoint.command(output_dir, "vae", "--resume", "never", "--overwrite")
-    print(f"left out: vae.pt learnt other images than vqvae.pt, or has other sizes: train it again with {again}",
-          file=sys.stderr)
-    return None
 
 
 def use_vae(vae: VAE, subject: Subject) -> tuple[Images, Images, float]:
@@ -127,6 +99,19 @@ def use_vae(vae: VAE, subject: Subject) -> tuple[Images, Images, float]:
     return decoded(posterior), decoded(prior), nats / len(test) / math.log(2)
 
 
+def measure_prior(subject: Subject, name: str) -> dict[str, float]:
+    """The bits of the test split's codes under a prior, by the name of their column."""
+    models, labels, nats, given = subject.priors[name], subject.data.test.labels, 0.0, []
+    spans = subject.spans(len(labels))
+    if name == "masked":
+        sums = masked.summarise(hidden_sums(models[0], subject.test_codes[0], labels, spans))
+        return {"bits_per_hidden_code": sums["bits_per_hidden_code"]}
+    for model, codes in zip(models, subject.test_codes):
+        nats += nll_sums(model, codes, labels, spans, *given)["nll"].item() / len(codes) * codes[0].numel()
+        given = [codes]
+    return {"bits_per_image": nats / math.log(2)}
+
+
 def plan(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Callable[[], Row]]:
     """How to make the rows that the run's directory allows, in the order of the table; vae: its VAE."""
     args = subject.args
@@ -137,56 +122,32 @@ def plan(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Callable[
             return copies(subject.chosen[index])
         return Row(images, errors(subject, copies) | judge.measure(images, asked=True))
 
-    def sampled(images: Images, bits: float, asked: bool = False, column: str = "bits_per_image") -> Row:
-        return Row(images, {column: bits} | judge.measure(images, asked))
+    def sampled(images: Images, bits: dict[str, float], asked: bool = False) -> Row:
+        return Row(images, bits | judge.measure(images, asked))
 
     def drawn(name: str) -> Row:
-        models, labels, nats, given = subject.priors[name], subject.data.test.labels, 0.0, []
-        drawn = subject.draw(name, Draw(args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE, args.STEPS))
-        images, asked, spans = subject.decoded(drawn), models[-1].num_classes > 0, subject.spans(len(labels))
-        if name == "masked":
-            column, sums = "bits_per_hidden_code", hidden_sums(models[0], subject.test_codes[0], labels, spans)
-            return sampled(images, masked.summarise(sums)[column], asked, column)
-        for model, codes in zip(models, subject.test_codes):
-            nats += nll_sums(model, codes, labels, spans, *given)["nll"].item() / len(codes) * codes[0].numel()
-            given = [codes]
-        return sampled(images, nats / math.log(2), asked)
+        how = Draw(args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE, args.STEPS)
+        images = subject.decoded(subject.draw(name, how))
+        return sampled(images, measure_prior(subject, name), asked=subject.priors[name][-1].num_classes > 0)
 
-    def independent(name: str) -> Row:
-        probabilities = subject.independent[name]
+    def independent(probabilities: list[Tensor]) -> Row:
         images = subject.decoded(draw_independent(probabilities, subject.count, args.SEED))
-        return sampled(images, bits_per_image(probabilities, subject.test_codes))
+        return sampled(images, {"bits_per_image": bits_per_image(probabilities, subject.test_codes)})
 
     return {"real images": lambda: Row(subject.originals, judge.baseline),
             "VQ-VAE reconstructions": lambda: reconstructed(subject.decoded(subject.test_codes)),
             **({"VAE reconstructions": lambda: reconstructed(vae_copies)} if vae else {}),
             **{name: partial(drawn, name) for name in subject.priors},
-            **({"VAE samples": lambda: sampled(vae_samples, rate)} if vae else {}),
-            **{name: partial(independent, name) for name in subject.independent}}
-
-
-def find_nearest(subject: Subject, rows: dict[str, Row]) -> dict[str, Nearest]:
-    """The training images nearest to the first images of every row, by one pass over them."""
-    compared = {name: torch.cat([row.images(index) for index in subject.spans(subject.compared)])
-                for name, row in rows.items()}
-    return nearest_training_images(compared, subject.data.train.images, subject.args.BATCH_SIZE)
-
-
-def save_nearest(subject: Subject, name: str, images: Images, nearest: Tensor, path: Path) -> None:
-    """Plot images of a set over the training images of the indices `nearest`."""
-    shown = subject.shown
-    strips = {name: images(shown), "nearest training images": subject.read(subject.data.train.images, nearest[shown])}
-    figures.save_strips(strips, "Samples over the training images nearest to them (by pixels, L2)", path)
+            **({"VAE samples": lambda: sampled(vae_samples, {"bits_per_image": rate})} if vae else {}),
+            **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}}
 
 
 def save_classes(subject: Subject, images: Images, path: Path) -> None:
     """Plot images of a set of samples under the class that each was asked for, as many of each as of a data set."""
     names = subject.data.class_names
-    if names:
-        each = summary.per_class(len(names))
-        rows = {f"{number} {name}": (subject.labels == number).nonzero()[:each, 0] for number, name in enumerate(names)}
-    else:
-        rows = {"": torch.arange(min(subject.count, summary.UNLABELLED))}
+    rows = {"": torch.arange(min(subject.count, summary.UNLABELLED))} if not names else {
+        f"{number} {name}": (subject.labels == number).nonzero()[:summary.per_class(len(names)), 0]
+        for number, name in enumerate(names)}
     strips = {title: images(index).clamp(0, 1).mul(255).round().byte() for title, index in rows.items() if len(index)}
     figures.save_labelled({title: (part, torch.arange(len(part))) for title, part in strips.items()}, path,
                           summary.ACROSS, "vqvae-pixelcnn: samples")
@@ -200,44 +161,40 @@ def main(args: argparse.Namespace) -> None:
     inception = Inception(device) if args.INCEPTION else None  # first, as it may fail
     subject = load_subject(args, device, every=True, guidance=args.GUIDANCE)
     judge = load_judge(subject, inception)
-    parts = plan(subject, judge, find_vae(checkpoint.weights_dir(args), subject.stored))
-    with Progress(costs(subject, parts)) as progress:
-        rows = progress.rows(parts)
-        nearest = progress.run(NEAREST, lambda: find_nearest(subject, rows))
+    rows = make_rows(plan(subject, judge, find_vae(checkpoint.weights_dir(args), subject.stored)))
+    compared = {name: torch.cat([row.images(index) for index in subject.spans(subject.compared)])
+                for name, row in rows.items()}
+    nearest = nearest_training_images(compared, subject.data.train.images, subject.args.BATCH_SIZE)
     for name, (distances, _) in nearest.items():
         rows[name].measures["nearest"] = distances.mean().item()
     bits = {name: rows[name].measures["bits_per_image"] for name in (*subject.priors, *subject.independent)
             if name != "masked"}
     best = min(bits, key=bits.get)
-    shown = "masked" if list(subject.priors) == ["masked"] else best
-    codebook: dict[str, float] = {}
-    uses = [torch.bincount(codes.flatten().long(), minlength=subject.vqvae.config.num_codes)
-            for codes in reversed(subject.test_codes)]
-    for prefix, counts in zip(("", "coarse_"), uses):
-        codebook |= {f"{prefix}codes": len(counts), f"{prefix}codes_used": int((counts > 0).sum()),
-                     f"{prefix}perplexity": perplexity(counts)}
+    drawn = "masked" if list(subject.priors) == ["masked"] else best  # whose samples the pictures show
     numbers = {name: runs.choose_guidance(args.GUIDANCE, args.TOP_P, levels)
                for name, levels in subject.checkpoints.items()}
-    sampling = ", ".join(f"{name} with GUIDANCE {s:g} and TOP_P {p:g}" for name, (s, p) in numbers.items())
+    counts = [torch.bincount(codes.flatten().long(), minlength=subject.vqvae.config.num_codes)
+              for codes in reversed(subject.test_codes)]
+    use = {}
+    for prefix, level in zip(("", "coarse_"), counts):
+        use |= {f"{prefix}codes": len(level), f"{prefix}codes_used": int((level > 0).sum()),
+                f"{prefix}perplexity": perplexity(level)}
     write_report(rows, subject.shown, subject.args, "evaluation",
                  "Real images, their reconstructions, and samples of every model", images_per_row=subject.count,
-                 sampling=sampling, best=shown, classifier_accuracy=judge.accuracy, **codebook,
+                 sampling=", ".join(f"{name} with GUIDANCE {s:g} and TOP_P {p:g}" for name, (s, p) in numbers.items()),
+                 best=drawn, classifier_accuracy=judge.accuracy, **use,
                  ssim_images=min(SSIM_IMAGES, len(subject.data.test.images)))
-    path = Path(args.OUTPUT_DIR) / "nearest.png"
-    save_nearest(subject, f"samples of {shown}", rows[shown].images, nearest[shown].indices, path)
-    save_classes(subject, rows[shown].images, path.with_name("samples_by_class.png"))
-    figures.save_shares(uses[0], path.with_name("codebook.png"))
-    print("codebook: {codes_used} of {codes} codes in use on the test split, perplexity {perplexity:.1f}".format_map(
-        codebook))
-    if len(subject.test_codes) > 1:
-        print("codebook of the coarse level: {coarse_codes_used} of {coarse_codes} codes in use, perplexity "
-              "{coarse_perplexity:.1f}".format_map(codebook))
-    print(f"fewest bits per image: {best}, {1 - bits[best] / bits['per-position marginal']:.0%} below the per-position "
-          f"marginal")
-    print("nearest training image, on average: {:.2f} away from samples of {}, {:.2f} from test images, {:.2f} from "
-          "their reconstructions; wrote {}".format(
-              rows[shown].measures["nearest"], shown, rows["real images"].measures["nearest"],
-              rows["VQ-VAE reconstructions"].measures["nearest"], path))
+    output, shown = Path(args.OUTPUT_DIR), subject.shown
+    copied = subject.read(subject.data.train.images, nearest[drawn].indices[shown])
+    figures.save_strips({f"samples of {drawn}": rows[drawn].images(shown), "nearest training images": copied},
+                        "Samples over the training images nearest to them (by pixels, L2)", output / "nearest.png")
+    save_classes(subject, rows[drawn].images, output / "samples_by_class.png")
+    figures.save_shares(counts[0], output / "codebook.png")
+    for prefix, what in list({"": "", "coarse_": " of the coarse level"}.items())[:len(counts)]:
+        used, codes, even = (use[f"{prefix}{key}"] for key in ("codes_used", "codes", "perplexity"))
+        print(f"codebook{what}: {used} of {codes} codes in use on the test split, perplexity {even:.1f}")
+    print(f"fewest bits per image: {best}; nearest training images, on average {nearest[drawn].distances.mean():.2f} "
+          f"away from samples of {drawn}: {output / 'nearest.png'}")
     print(f"wrote {write_page(args.OUTPUT_DIR, args.PRETRAINED)}: all of this on one page")
 
 

@@ -15,7 +15,6 @@ from modules import VQVAE, nearest_codes
 from priors import runs
 from running import devices, figures, files
 from running.cli import run as run_script
-from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
@@ -47,8 +46,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    stored, vqvae = runs.load_vqvae(checkpoint.weights_dir(args))
-    vqvae.to(device)
+    args, stored, vqvae = runs.open_run(args, device)
     height, width = stored["data"]["height"], stored["data"]["width"]
     grids = vqvae.grids(height, width)
     generator = torch.Generator().manual_seed(args.SEED)

@@ -1,8 +1,8 @@
 """Reconstruct images with the VQ-VAE and measure the error.
 
 Reads `vqvae.pt` from OUTPUT_DIR or PRETRAINED. Writes `reconstructed_image_0.png` ..., each original beside its
-reconstruction, the grid `reconstructions.png`, originals over reconstructions, and `latents.png`, what the quantizer
-takes and gives.
+reconstruction, the grid `reconstructions.png`, originals over reconstructions, and `latents.png`, one
+channel of z_e and of z_q, and the codes.
 
 MSE, PSNR and SSIM are scikit-image's, of images in [0, 1] (data range 1).
 """
@@ -22,7 +22,6 @@ from priors import runs
 from running import devices, figures, files
 from running.cli import UserError
 from running.cli import run as run_script
-from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
@@ -41,9 +40,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    stored, vqvae = runs.load_vqvae(checkpoint.weights_dir(args))
-    vqvae.to(device)
-    args = checkpoint.fill(args, stored)
+    args, stored, vqvae = runs.open_run(args, device)
     if args.LATENT_CHANNEL >= vqvae.config.code_dim:
         raise UserError(f"LATENT_CHANNEL (--latent-channel): there is no channel {args.LATENT_CHANNEL}, z_e has "
                         f"{vqvae.config.code_dim}")
@@ -54,8 +51,8 @@ def main(args: argparse.Namespace) -> None:
     output = Path(args.OUTPUT_DIR)
     files.remove(output, "reconstructed_image_*.png")  # of an earlier call
     errors, shown = [], []
-    for number, index in enumerate(chosen):
-        original = dataset.to_float(images[index]).contiguous()
+    for number, image in enumerate(images[chosen]):
+        original = dataset.to_float(image)
         copy = vqvae(original[None].to(device)).images[0].clamp(0, 1).cpu()
         figures.save_grid(torch.stack([original, copy]), output / f"reconstructed_image_{number}.png", columns=2)
         pair = original.numpy(), copy.numpy()
@@ -65,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
             shown.append((original, copy))
     print("mean of {}: MSE {:.5f}, PSNR {:.2f} dB, SSIM {:.4f}".format(len(errors), *np.mean(errors, 0)))
     if min(images.shape[2:]) < SSIM_WINDOW:
-        print(f"SSIM: its window of {SSIM_WINDOW} pixels is larger than these images and reaches over their edges")
+        print(f"SSIM: the window of {SSIM_WINDOW} pixels is larger than these images, so a smaller one is used")
     originals, copies = (torch.stack(part) for part in zip(*shown))
     figures.save_pairs(originals, copies, output / "reconstructions.png", columns=10)
     originals, copies = originals[:4], copies[:4]  # rows of latents.png

@@ -1,35 +1,32 @@
 """Score images: how unlikely each is under the prior, and where.
 
 Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR or PRETRAINED. Writes `scores.csv`, a row for
-each image; `scores.png`, the most and the least likely, over the surprise of their codes; `score_<i>.png` for the
-NUM_IMAGES least likely of a set, i their row in the table; and with AGAINST `auroc.csv`, how well each score tells the
-sets apart.
+each image; `scores.png`, the most and the least likely images, over the surprise of their codes; `score_<i>.png` for
+the NUM_IMAGES least likely of a set, i their row in the table; and with AGAINST `auroc.csv`, the AUROC of each score
+for telling the sets apart.
 
-The surprise of a code is -log2 p(code | codes before it), in bits. Of a prior that learnt classes, up to 16 of them,
-p(codes) is the mean over the classes, as frequent as in the training; of more it is the prior's own without a class.
+The surprise of a code is -log2 p(code | codes before it), in bits. With 1 to 16 learnt classes p(codes) is the mean
+over the classes, weighted by their share in the training; otherwise it is the prior's own without a class.
 The columns of the table:
     bits             of the image: the sum over its codes, -log2 p(codes)
     bits_per_pixel   the same over height times width of the original
     rank             share of the validation images that take fewer bits; 1: none takes as many
-    ratio_bits       bits less those of the same codes, each by its frequency among the validation images' codes [3]
-    window_bits      the highest mean surprise of WINDOW x WINDOW codes that are neighbours
+    ratio_bits       bits less those of independent codes as frequent as in the validation images: the log-likelihood
+                     ratio of [3]. Simple images can take few bits although they are unlike those learnt [2]
+    window_bits      the highest mean surprise of a window of WINDOW x WINDOW codes
     unlikely_bits    the sum over the codes above the threshold alone ([1], the score of a sample)
     unlikely_codes   how many they are
     mse              error of the reconstruction, of pixels in [0, 1]
-    row, column      the middle of the most surprising code, in pixels from the top left corner
+    row, column      the middle of the code of the highest surprise, in pixels from the top left corner
     turned_bits      with TURNS: bits less the fewest of the image turned by quarters, or by half if it is not square;
                      above 0: turned, the image is likelier
-A prior in raster order blames the first code that does not fit what is before it: what is strange may lie below it or
-to its right.
+In raster order the highest surprise is that of the first code that does not fit the codes before it: an anomaly may lie
+below that code or to its right.
 
-The threshold is the quantile THRESHOLD of the surprise of all codes of the validation split. Weights of share.py keep
-what is needed of that split: the bits of every image, 1,001 quantiles of the surprise, and how frequent each code is.
-A restoration is the image decoded from the codes with those above the threshold drawn again, given the likeliest class,
-and the others kept [1]. If there is a masked prior, `masked.pt`, it draws them, as it sees all codes that are kept.
-
-Few bits do not make an image one of the training's kind: simple images can take fewer than those that were learnt [2].
-ratio_bits is the log-likelihood ratio of [3], with independent codes as its background model: what is left of the bits
-is how the codes are arranged.
+The threshold is the quantile THRESHOLD of the surprise of all codes of the validation split, which is loaded unless the
+weights are of share.py, which keeps what is needed of it. A restoration is the image decoded from the codes with those
+above the threshold drawn again, given the likeliest class, and the others kept [1]. A masked prior draws them if the
+run has one, as it sees all codes that are kept.
 
 Papers, cited by number:
 [1] Marimont, Tarroni: Anomaly Detection through Latent Space Restoration using Vector-Quantized Variational
@@ -51,18 +48,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import dataset
-from judging import testset
-from judging.expected import (
-    Coded,
-    Expected,
-    Networks,
-    class_shares,
-    code,
-    expect,
-    lacks_for_scores,
-    recall,
-    validation_images,
-)
+from judging import expected, testset
+from judging.expected import Coded, Expected, Networks, code
 from judging.metrics import auroc, ranks
 from judging.testset import Found
 from modules import VQVAE
@@ -98,9 +85,6 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 SCORES = ("bits", "ratio_bits", "turned_bits", "window_bits", "unlikely_bits", "mse")
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Scores
-
 
 def window_bits(surprises: Tensor, window: int) -> Tensor:
     """The highest mean surprise of any window of window x window codes, or as large as the grid if that is smaller:
@@ -110,15 +94,14 @@ def window_bits(surprises: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(surprises[:, None], sides, 1).amax((1, 2, 3))
 
 
-def score(coded: Coded, expected: Expected, size: tuple[int, int], window: int, side: int) -> dict[str, Tensor]:
+def score(coded: Coded, usual: Expected, size: tuple[int, int], window: int, side: int) -> dict[str, Tensor]:
     """The columns of the table for N images of size (H, W), each (N,). side: pixels along a side of a code."""
     height, width = size
     bits = coded.surprise.sum((1, 2))
-    unlikely = coded.surprise > expected.threshold
-    most = coded.surprise.flatten(1).argmax(1)
-    columns = coded.surprise.shape[2]
-    return {"bits": bits, "bits_per_pixel": bits / (height * width), "rank": ranks(bits, expected.bits),
-            "ratio_bits": bits - expected.code_bits[coded.codes].sum((1, 2)),
+    unlikely = coded.surprise > usual.threshold
+    most, columns = coded.surprise.flatten(1).argmax(1), coded.surprise.shape[2]
+    return {"bits": bits, "bits_per_pixel": bits / (height * width), "rank": ranks(bits, usual.bits),
+            "ratio_bits": bits - usual.code_bits[coded.codes].sum((1, 2)),
             "window_bits": window_bits(coded.surprise, window),
             "unlikely_bits": (coded.surprise * unlikely).sum((1, 2)), "unlikely_codes": unlikely.sum((1, 2)),
             "mse": coded.mse,
@@ -133,13 +116,13 @@ def turned_bits(networks: Networks, images: Tensor, bits: Tensor) -> Tensor:
     return bits - torch.stack([part.surprise.sum((1, 2)) for part in turned]).amin(0)
 
 
-def find_restorer(output_dir: str, stored: dict, networks: Networks) -> nn.Module:
-    """The prior that draws the codes of restorations: a masked one, which sees all codes that are kept, if there is one
-    that can draw as the scores were made, with a class or without; else the prior of the scores.
+def find_restorer(weights: str, stored: dict, networks: Networks) -> nn.Module:
+    """The prior that draws the codes of restorations: a masked one if the directory has one that can draw as the scores
+    were made, with a class or without; else the prior of the scores. stored: the VQ-VAE's checkpoint.
     """
-    if not checkpoint.path_of(output_dir, "masked").exists():
+    if not checkpoint.path_of(weights, "masked").exists():
         return networks.prior
-    [found], [masked] = runs.load_prior(output_dir, stored, "masked")
+    [found], [masked] = runs.load_prior(weights, stored, "masked")
     if found["data"]["class_names"] and networks.classes is None and runs.class_dropout(found) == 0:
         return networks.prior
     return masked.to(networks.device)
@@ -157,22 +140,14 @@ def restore(prior: nn.Module, codes: Tensor, labels: Tensor, unlikely: Tensor, s
         return torch.cat([grids for [grids] in drawn])
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The sets of images
-
-
 def find(args: argparse.Namespace, name: str, stored: dict) -> Found:
     """The images of the constant DATASET or AGAINST. UserError if the prior cannot score them."""
-    found_in = argparse.Namespace(**vars(args) | {"DATASET": getattr(args, name), "LIMIT": 0})
+    whole = argparse.Namespace(**vars(args) | {"DATASET": getattr(args, name), "LIMIT": 0})
     try:
-        found = testset.find(found_in, stored, args.CHANNELS, any_size=False)
+        found = testset.find(whole, stored, args.CHANNELS, any_size=False)
     except UserError as error:
         raise UserError(str(error).replace("DATASET (--dataset)", f"{name} (--{name.lower()})")) from None
     return found._replace(images=found.images[:args.LIMIT or None])
-
-
-# ---------------------------------------------------------------------------------------------------------
-# What is written
 
 
 def write_table(path: Path, rows: list[dict]) -> None:
@@ -210,13 +185,13 @@ def draw_pictures(args: argparse.Namespace, vqvae: VQVAE, restorer: nn.Module, i
 
 def save_extremes(sets: dict[str, Found], coded: dict[str, Coded], side: int, threshold: float, path: Path) -> None:
     """Plot the most and the least likely images of each set, over the surprise of their codes."""
-    strips = {}
+    strips, count = {}, figures.HEAT_IMAGES
     for name, part in coded.items():
         bits = part.surprise.sum((1, 2))
-        order, count = bits.argsort(), figures.HEAT_IMAGES
-        few = len(order) <= count
-        for end, chosen in {"all": order}.items() if few else {"the most likely": order[:count],
-                                                               "the least likely": order[-count:]}.items():
+        order = bits.argsort()
+        ends = {"the most likely": order[:count], "the least likely": order[-count:]} if len(order) > count \
+            else {"all": order}
+        for end, chosen in ends.items():
             images = dataset.to_float(sets[name].images[chosen])
             heat = figures.heat(images, part.surprise[chosen], side, threshold)
             empty = heat.new_ones(count - len(chosen), *heat.shape[1:])
@@ -227,46 +202,38 @@ def save_extremes(sets: dict[str, Found], coded: dict[str, Coded], side: int, th
                                 f"threshold of {threshold:.1f} bits and above bright", path)
 
 
-def tell_apart(scores: dict[str, dict[str, Tensor]]) -> list[dict]:
-    """How well each score tells AGAINST from DATASET: rows of score and AUROC, which is 0.5 for a score of no use."""
-    return [{"score": name, "auroc": f"{auroc(scores['AGAINST'][name], scores['DATASET'][name]):.4f}"}
-            for name in SCORES if name in scores["DATASET"]]
-
-
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if not devices.is_main():
         return
-    weights = checkpoint.weights_dir(args)
-    stored, vqvae = runs.load_vqvae(weights)
-    vqvae.to(device)
+    args, stored, vqvae = runs.open_run(args, device)
     if vqvae.config.levels > 1:
         raise UserError("score.py takes one level of codes, and vqvae.pt has two: train one with LEVELS = 1")
+    weights, output = checkpoint.weights_dir(args), Path(args.OUTPUT_DIR)
     [prior], [model] = runs.load_prior(weights, stored, args.PRIOR)
-    if lacks := lacks_for_scores(prior):
+    if lacks := expected.lacks_for_scores(prior):
         again = checkpoint.command(weights, "transformer") if prior["stage"] == "masked" else \
             checkpoint.command(weights, prior["stage"], "--resume", "never", "--overwrite")
         raise UserError(f"{lacks}: train one that can with {again}")
-    networks = Networks(vqvae, model.to(device), class_shares(prior), device, args.BATCH_SIZE)
+    networks = Networks(vqvae, model.to(device), expected.class_shares(prior), device, args.BATCH_SIZE)
     restorer = find_restorer(weights, stored, networks)
-    args = checkpoint.fill(args, stored)
-    side, size = vqvae.config.downsample, (stored["data"]["height"], stored["data"]["width"])
     sets = {name: find(args, name, stored) for name in ("DATASET", "AGAINST") if getattr(args, name)}
-    if (expected := recall(prior, args.THRESHOLD)) is None:
-        images = validation_images(args, stored)
-        expected = expect(code(networks, images, "scoring validation images"), vqvae.config.num_codes, args.THRESHOLD)
+    if expected.is_kept(prior):
+        usual = expected.recall(prior, args.THRESHOLD)
+    else:
+        usual = code(networks, expected.validation_images(args, stored), "scoring validation images")
+        usual = expected.expect(usual, vqvae.config.num_codes, args.THRESHOLD)
+    side, size = vqvae.config.downsample, (stored["data"]["height"], stored["data"]["width"])
     coded = {name: code(networks, found.images, f"scoring {name}") for name, found in sets.items()}
-    scores = {name: score(part, expected, size, args.WINDOW, side) for name, part in coded.items()}
-    if args.TURNS:
-        for name, found in sets.items():
-            scores[name]["turned_bits"] = turned_bits(networks, found.images, scores[name]["bits"])
-    output = Path(args.OUTPUT_DIR)
+    scores = {name: score(part, usual, size, args.WINDOW, side) for name, part in coded.items()}
+    for name, found in sets.items() if args.TURNS else ():
+        scores[name]["turned_bits"] = turned_bits(networks, found.images, scores[name]["bits"])
     files.remove(output, "score_*.png")  # of an earlier call
     files.remove(output, "auroc.csv")
     rows = []
     for name, found in sets.items():
-        draw_pictures(args, vqvae, restorer, found.images, coded[name], expected.threshold, len(rows))
+        draw_pictures(args, vqvae, restorer, found.images, coded[name], usual.threshold, len(rows))
         rows += make_rows(name, found, scores[name], len(rows))
         print("{}, {} images: {:.1f} bits on average, a mean rank of {:.0%}, MSE {:.5f}".format(
             getattr(args, name), len(found.images), *(scores[name][key].double().mean().item()
@@ -274,17 +241,17 @@ def main(args: argparse.Namespace) -> None:
         if args.TURNS:
             print(f"{(scores[name]['turned_bits'] > 0).sum()} of them are likelier turned than as they are")
     write_table(output / "scores.csv", rows)
-    save_extremes(sets, coded, side, expected.threshold, output / "scores.png")
-    print(f"unlikely codes: above {expected.threshold:.2f} bits, the quantile {args.THRESHOLD:g} of the validation "
-          f"split's")
-    wrote = [output / "scores.csv", output / "scores.png"]
+    save_extremes(sets, coded, side, usual.threshold, output / "scores.png")
+    print(f"unlikely codes: above {usual.threshold:.2f} bits, quantile {args.THRESHOLD:g} of the validation split's")
+    wrote = f"{output / 'scores.csv'}, {output / 'scores.png'}"
     if "AGAINST" in sets:
-        table = tell_apart(scores)
+        table = [{"score": name, "auroc": f"{auroc(scores['AGAINST'][name], scores['DATASET'][name]):.4f}"}
+                 for name in SCORES if name in scores["DATASET"]]
         write_table(output / "auroc.csv", table)
-        wrote.append(output / "auroc.csv")
+        wrote += f", {output / 'auroc.csv'}"
         print(f"AUROC of telling {args.AGAINST} from {args.DATASET}:")
         print("\n".join(f"    {row['score']:<15}{row['auroc']}" for row in table))
-    print(f"wrote {', '.join(map(str, wrote))}, and score_<i>.png of the least likely, i: their row in the table")
+    print(f"wrote {wrote}, and score_<i>.png of the least likely, i: their row in the table")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Share a run: its weights alone, in a directory for others to draw from.
 
 Reads `vqvae.pt`, every prior over its codes, such as `transformer.pt`, and `vae.pt`, if it is there, from OUTPUT_DIR.
-Writes the same files into SHARED_DIR, with what the other scripts need, and without what only continuing a training
-does: optimiser, last weights, random generators. No path of this machine is in them.
+Writes the same files into SHARED_DIR, without what only continuing a training needs: optimiser, last weights, random
+generators. They hold no path of this machine.
 
 With HALF, weights are rounded to float16 where that changes them by less than a thousandth; they are read as float32. A
-prior that can score images also gets what score.py compares with, the bits of the validation images for one: that
-takes the data set of the training.
+prior that can score images also gets what score.py compares with, such as the bits of the validation images, for which
+the data set of the training is loaded.
 """
 import running.start  # noqa: F401
 
@@ -46,8 +46,7 @@ def read_run(output_dir: str) -> dict[str, dict[str, Any]]:
     """The checkpoints of a run by stage. UserError if one is damaged, of a training that has not finished, or of a
     prior that learnt the codes of another VQ-VAE.
     """
-    found = {"vqvae": checkpoint.load(output_dir, "vqvae")}
-    runs.build(found["vqvae"])
+    found = {"vqvae": runs.load_vqvae(output_dir)[0]}
     for name in runs.priors_there(output_dir, found["vqvae"]):
         levels, _ = runs.load_prior(output_dir, found["vqvae"], name)
         found |= {level["stage"]: level for level in levels}
@@ -62,19 +61,17 @@ def read_run(output_dir: str) -> dict[str, dict[str, Any]]:
 
 
 def name_alone(name: str) -> str:
-    """A data set's name as it is; of a folder's path the last part."""
-    if name in ("glyphs", *dataset.TORCHVISION):
-        return name
+    """A data set's name as it is; of a folder's path the last part, which must not read as a data set's name."""
+    known = ("glyphs", *dataset.TORCHVISION)
     last = Path(os.path.abspath(name)).name or "images"
-    return f"./{last}" if last in ("glyphs", *dataset.TORCHVISION) else last
+    return name if name in known else f"./{last}" if last in known else last
 
 
 def weights_alone(stored: dict[str, Any], half: bool) -> dict[str, Any]:
     """A checkpoint without what only continuing its training needs, and without paths; half: with rounded weights."""
     state = stored.get("training")
-    constants = {name: value for name, value in checkpoint.constants(stored).items() if name not in PLACES}
-    if "DATASET" in constants:
-        constants["DATASET"] = name_alone(constants["DATASET"])
+    constants = {name: name_alone(value) if name == "DATASET" else value
+                 for name, value in checkpoint.constants(stored).items() if name not in PLACES}
     history = state.get("history", []) if isinstance(state, dict) else []
     return stored | {
         "data": stored["data"] | {"dataset": name_alone(stored["data"]["dataset"]), "data_dir": "data"},
@@ -98,8 +95,8 @@ def packed(weight: Tensor) -> Tensor:
 
 def add_expected(contents: dict[str, dict[str, Any]], run: dict[str, Any], args: argparse.Namespace,
                  device: torch.device) -> None:
-    """Give every prior that can score images what score.py compares with. Without the data set of the training a line
-    says that it lacks. run: the checkpoint of the VQ-VAE, which says where the data set lay.
+    """Give every prior that can score images what score.py compares with, or print that the data set of the training
+    cannot be loaded. run: the checkpoint of the VQ-VAE, which says where the data set lay.
     """
     scoring = [stored for stage, stored in contents.items()
                if stage in PRIORS and not is_kept(stored) and not lacks_for_scores(stored)]
@@ -119,6 +116,19 @@ def add_expected(contents: dict[str, dict[str, Any]], run: dict[str, Any], args:
         stored["expected"] = keep(coded, vqvae.config.num_codes)
 
 
+def replaceable(args: argparse.Namespace) -> list[Path]:
+    """The checkpoints in SHARED_DIR. UserError if there are any without OVERWRITE, or one of a training."""
+    paths = {stage: path for stage in STAGES if (path := checkpoint.path_of(args.SHARED_DIR, stage)).exists()}
+    for stage, path in paths.items():
+        if not args.OVERWRITE:
+            raise UserError(f"SHARED_DIR (--shared-dir): {args.SHARED_DIR} holds {path.name}: choose another "
+                            f"directory, or add --overwrite to replace its checkpoints")
+        if not checkpoint.is_shared(checkpoint.load(args.SHARED_DIR, stage)):
+            raise UserError(f"SHARED_DIR (--shared-dir): {path} is of a training, which --overwrite does not replace: "
+                            f"choose another directory")
+    return list(paths.values())
+
+
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
@@ -127,34 +137,22 @@ def main(args: argparse.Namespace) -> None:
     if Path(args.SHARED_DIR).resolve() == Path(args.OUTPUT_DIR).resolve():
         raise UserError(f"SHARED_DIR (--shared-dir) is the run's directory itself, {args.OUTPUT_DIR}: name another")
     found = read_run(args.OUTPUT_DIR)
-    before = {stage: path for stage in STAGES if (path := checkpoint.path_of(args.SHARED_DIR, stage)).exists()}
-    for stage, path in before.items():
-        if not args.OVERWRITE:
-            raise UserError(f"SHARED_DIR (--shared-dir): {args.SHARED_DIR} holds {path.name}: choose another "
-                            f"directory, or add --overwrite to replace its checkpoints")
-        if not checkpoint.load(args.SHARED_DIR, stage).get("shared"):
-            raise UserError(f"SHARED_DIR (--shared-dir): {path} is of a training, which --overwrite does not replace: "
-                            f"choose another directory")
+    before = replaceable(args)
     contents = {stage: weights_alone(stored, args.HALF) for stage, stored in found.items()}
     known = checkpoint.fingerprint(contents["vqvae"]["model"])
     for stored in contents.values():
         if "vqvae" in stored:  # a prior: it belongs to the rounded weights now
             stored["vqvae"] = known
     add_expected(contents, found["vqvae"], args, device)
-    for path in before.values():
+    for path in before:
         path.unlink()  # also those that this run has not
     for stage, stored in contents.items():
         del stored["format"], stored["version"], stored["stage"]
         if args.HALF:
             stored["model"] = {name: packed(weight) for name, weight in stored["model"].items()}
-        path = checkpoint.save(args.SHARED_DIR, stage, **stored)
-        whole = checkpoint.path_of(args.OUTPUT_DIR, stage)
-        print(f"wrote {path}: {size(path)}, {whole} has {size(whole)}")
-
-
-def size(path: Path) -> str:
-    """The size of a file as text."""
-    return f"{path.stat().st_size / 1e6:.2f} MB"
+        path, whole = checkpoint.save(args.SHARED_DIR, stage, **stored), checkpoint.path_of(args.OUTPUT_DIR, stage)
+        sizes = [f"{file.stat().st_size / 1e6:.2f} MB" for file in (path, whole)]
+        print(f"wrote {path}: {sizes[0]}, {whole} has {sizes[1]}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Train a VAE with the encoder and decoder of a run's VQ-VAE, on the same images: `vqvae.pt` in, `vae.pt` out.
 
-It is the baseline for the VQ-VAE with its prior: see vae.py. After every epoch OUTPUT_DIR holds a checkpoint to
+It is the baseline for the VQ-VAE with its prior: see judging/vae.py. After every epoch OUTPUT_DIR holds a checkpoint to
 continue from, the history as a table, its curves, and grids of reconstructions and samples; at the end also
-`vae_comparison.png`, reconstructions and samples of the VAE and the VQ-VAE beside each other.
+`vae_comparison.png`, reconstructions and samples of both models.
 """
 import running.start  # noqa: F401
 
@@ -27,6 +27,7 @@ from running.cli import run as run_script
 from training import checkpoint
 from training.loop import Run, attempt, begin, means, over_processes, save_reconstructions, sum_over
 from training.optimizers import AdamW
+from training.settings import *  # noqa: F403
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
@@ -36,15 +37,8 @@ EPOCHS = 4                # passes over the training images
 BATCH_SIZE = 64           # images a step, over all processes together
 LEARNING_RATE = 2e-3      # the highest, of Adam; it rises briefly, and at the end falls to 0
 SEED = 0                  # of the weights, the order of the images and the draws of the latent
-DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
-LATENT_DIM = 20           # size of the Gaussian latent z; it sets how many bits z can carry, see vae.py
+LATENT_DIM = 20           # size of the Gaussian latent z; it sets how many bits z can carry, see judging/vae.py
 BETA = 1.0                # weight of the KL term; 1: the bound on the likelihood, above: fewer bits and more error
-SAVE_EVERY = 600          # seconds between checkpoints within an epoch; there is one after each epoch anyway
-RESUME = "auto"           # "auto" continues an unfinished run; "never" starts over
-OVERWRITE = False         # let RESUME = "never" replace a finished run
-COMPILE = "auto"          # torch.compile: "yes", "no", or "auto": for long runs on CUDA, where its start pays off
-PRECISION = "auto"        # of a training step: "float32", "bfloat16", or "auto": bfloat16 where the device has it
-TENSORBOARD = False       # write event files for TensorBoard as well
 
 PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"],
           "rate: KL (bits per image)": ["train_kl_bits", "validation_kl_bits"],
@@ -81,7 +75,6 @@ def measure(model: VAE, images: Tensor, batch_size: int, beta: float) -> dict[st
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     stored, vqvae = runs.load_vqvae(args.OUTPUT_DIR)
-    vqvae.to(device)
     args = checkpoint.fill(args, stored)
     lock, data = begin(args, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
@@ -103,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
             noise = devices.share(torch.randn(run.batch, args.LATENT_DIM)).to(device)
             with run.autocast():
                 batch = terms(stepped, images, noise)
-            # the optimal variance for the whole batch ([2] in vae.py), a constant to the gradient
+            # the optimal variance for the whole batch ([2] in judging/vae.py), a constant to the gradient
             variance = devices.all_sum(batch["mse"].detach() * len(images)) / run.batch
             loss = distortion(batch["mse"], variance, pixels) + args.BETA * batch["kl"]
             run.step(loss, len(images), batch)
@@ -114,8 +107,8 @@ def main(args: argparse.Namespace) -> None:
 
     model.load_state_dict(run.best)
     if devices.is_main():
-        attempt(lambda: save_comparison(model, vqvae, stored, test.images[:10].to(device), args),
-                "vae_comparison.png")
+        shown = test.images[:10].to(device)
+        attempt(lambda: save_comparison(model, vqvae.to(device), stored, shown, args), "vae_comparison.png")
     devices.wait()  # the main process may have been drawing
     run.finish(measure(model, test.images, args.BATCH_SIZE, args.BETA))
     lock.release()
@@ -138,8 +131,8 @@ def latents(model: VAE, count: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def save_comparison(model: VAE, vqvae: VQVAE, stored: dict, images: Tensor, args: argparse.Namespace) -> None:
-    """Write uint8 images with the reconstructions of both, and below them as many samples of both, the VQ-VAE's from
-    the prior in the directory. Without one that row is left out, with a line that says so.
+    """Write uint8 images, their reconstructions and as many samples of both models, the VQ-VAE's from the prior in the
+    directory. Without one that row is left out, with a line that says so.
     """
     originals = dataset.to_float(images)
     size = images.shape[2:]

@@ -139,10 +139,6 @@ def _shifted(images: Tensor) -> Tensor:
     return F.pad(images, (x, x, y, y), mode="replicate")[:, :, top:top + height, left:left + width]
 
 
-# ---------------------------------------------------------------------------------------------------------
-# What is done to an image, for a classifier without classes
-
-
 def _altered(images: Tensor, reduce: int = 1) -> tuple[Tensor, Tensor]:
     """A batch (B, C, H, W), each image damaged and turned, and (B,) in which of the ways: turn + turns * damage.
 
@@ -161,10 +157,6 @@ def _altered(images: Tensor, reduce: int = 1) -> tuple[Tensor, Tensor]:
 def _turns(images: Tensor) -> int:
     """In how many ways images (N, C, H, W) can be turned: by quarters, or by halves if they are not square."""
     return 4 if images.shape[2] == images.shape[3] else 2
-
-
-def _kept(images: Tensor, _: int) -> Tensor:
-    return images
 
 
 def _blurred(images: Tensor, reduce: int) -> Tensor:
@@ -198,4 +190,4 @@ def _between(low: float, high: float) -> float:
     return low * (high / low) ** torch.rand(()).item()
 
 
-DAMAGES = _kept, _blurred, _noisy, _mixed
+DAMAGES = (lambda images, _: images), _blurred, _noisy, _mixed

@@ -1,6 +1,6 @@
-"""What validation images are like under a prior, which score.py compares others with: measured, or kept by share.py.
+"""The validation images' codes under a prior, which score.py compares others with: measured, or kept by share.py.
 
-The surprise of a code is -log2 p(code | codes before it), in bits, of no class in particular: see `classless_surprise`.
+The surprise of a code is -log2 p(code | codes before it), in bits, without a class: see `classless_surprise`.
 """
 import argparse
 import math
@@ -42,7 +42,7 @@ class Coded(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What the validation images are like."""
+    """What other images are compared with, of N validation images."""
 
     bits: Tensor       # (N,)
     threshold: float   # bits above which a code is unlikely
@@ -68,9 +68,9 @@ def classless_surprise(prior: nn.Module, classes: Tensor | None, codes: Tensor) 
     """-log2 p(code | codes before it), in bits, of every code of grids (B, H, W), float32 (B, H, W), and the likeliest
     class (B,) of each grid. Both on the host.
 
-    With `classes`, p(codes) is the mean of p(codes | class), of these weights (C,): closer than what the prior says
-    without a class, which it learnt in few of its steps. Then p(code | codes before it) is the ratio of two such means.
-    Otherwise it is what the prior says without a class, and the class is `num_classes`.
+    classes: the weights (C,) of the classes: p(codes) is the mean of p(codes | class) by these, and p(code | codes
+    before it) the ratio of two such means. None: the prior's own probabilities without a class, which it learnt in few
+    of its steps; then the class is `num_classes`.
     """
     if classes is None:
         labels = torch.full((len(codes),), prior.num_classes, device=codes.device)
@@ -105,27 +105,26 @@ def lacks_for_scores(prior: dict[str, Any]) -> str:
 
 def validation_images(args: argparse.Namespace, stored: dict[str, Any]) -> Tensor:
     """The validation split of the VQ-VAE's training, which is also its prior's: from the data set that it names, or
-    from DATASET if that is its folder in another place. UserError if they are not to be had.
+    from DATASET if that is its folder in another place. UserError if it cannot be loaded.
     """
-    learnt, moved = stored["data"]["dataset"], testset.holds_training_images
-    names = {"DATASET": args.DATASET if Path(args.DATASET).is_dir() and moved(args, stored) else learnt,
-             "LIMIT": stored["data"]["limit"]}
+    moved = Path(args.DATASET).is_dir() and testset.holds_training_images(args, stored)
+    learnt = {"DATASET": args.DATASET if moved else stored["data"]["dataset"], "LIMIT": stored["data"]["limit"]}
     try:
-        return testset.load(argparse.Namespace(**vars(args) | names), stored).validation.images
+        return testset.load(argparse.Namespace(**vars(args) | learnt), stored).validation.images
     except UserError as error:
         raise UserError(f"an image is compared with the validation images of the training, which need its data set: "
                         f"{error}") from None
 
 
 def code_bits(codes: Tensor, num_codes: int) -> Tensor:
-    """What each of K codes takes in bits (K,) if codes are independent and as frequent as in these (N, H, W)."""
+    """Bits (K,) of each code if codes are independent and as frequent as in these (N, H, W)."""
     [probabilities] = marginals([codes], num_codes)["marginal"]
     return -probabilities[0, 0].log2().float()
 
 
 def expect(coded: Coded, num_codes: int, quantile: float) -> Expected:
-    """What the validation images are like; quantile: of the surprise of all their codes, which gives the threshold."""
-    # by numpy, as torch's takes at most 2^24 numbers
+    """The bits of validation images, the threshold, a quantile of the surprise of all their codes, and `code_bits`."""
+    # numpy's quantile, as torch's takes at most 2^24 numbers
     return Expected(coded.surprise.sum((1, 2)), float(np.quantile(coded.surprise.numpy(), quantile)),
                     code_bits(coded.codes, num_codes))
 
@@ -134,10 +133,9 @@ def keep(coded: Coded, num_codes: int) -> dict[str, Any]:
     """What `recall` needs in the place of the validation images: the bits (N,) of each, in rising order, the quantiles
     (1001,) of the surprise of all their codes, and the `code_bits` (K,); and VERSION.
     """
-    surprises = coded.surprise.numpy()
+    quantiles = np.quantile(coded.surprise.numpy(), SHARES).astype(np.float32)
     return {"score_version": VERSION, "bits": coded.surprise.sum((1, 2)).sort().values,
-            "surprise": torch.from_numpy(np.quantile(surprises, SHARES).astype(np.float32)),
-            "code_bits": code_bits(coded.codes, num_codes)}
+            "surprise": torch.from_numpy(quantiles), "code_bits": code_bits(coded.codes, num_codes)}
 
 
 def is_kept(prior: dict[str, Any]) -> bool:
@@ -147,22 +145,17 @@ def is_kept(prior: dict[str, Any]) -> bool:
     return type(version) is int and version == VERSION
 
 
-def recall(prior: dict[str, Any], quantile: float) -> Expected | None:
-    """What `expect` gave, to the nearest of 1001 quantiles, from a prior's checkpoint; None if that does not keep it as
-    this version does.
-
-    UserError if that is damaged.
+def recall(prior: dict[str, Any], quantile: float) -> Expected:
+    """What `expect` gave, to the nearest of 1001 quantiles, from a prior's checkpoint that keeps it; UserError if that
+    is damaged.
     """
-    if not is_kept(prior):
-        return None
+    shapes = {"bits": (-1,), "surprise": SHARES.shape, "code_bits": (prior["config"]["num_codes"],)}
     try:
-        bits, quantiles, by_frequency = (prior["expected"][name] for name in ("bits", "surprise", "code_bits"))
-        if bits.dim() != 1 or not len(bits) or quantiles.shape != SHARES.shape \
-                or by_frequency.shape != (prior["config"]["num_codes"],) \
-                or not all(part.dtype == torch.float32 and part.isfinite().all()
-                           for part in (bits, quantiles, by_frequency)):
+        found = [prior["expected"][name].view(shape) for name, shape in shapes.items()]
+        if not len(found[0]) or not all(part.dtype == torch.float32 and part.isfinite().all() for part in found):
             raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
         raise UserError(f"what {prior['stage']}.pt keeps of the validation images is damaged: share the run again"
                         ) from None
+    bits, quantiles, by_frequency = found
     return Expected(bits, float(np.interp(quantile, SHARES, quantiles.numpy())), by_frequency)

@@ -2,11 +2,9 @@
 
 A `Subject` is a run to be measured: its networks, its data, and the test images that every set of images is compared
 with. A `Judge` compares sets of images with these, in the features of a classifier or of an Inception network.
-Without classes the classifier learns what was done to an image: see classifier.py.
-`nearest_training_images` looks for copies of the training images in all sets at once.
 """
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -18,16 +16,8 @@ from tqdm import tqdm
 
 import dataset
 from dataset import Data
-from judging import testset
-from judging.classifier import (
-    SELF_VERSION,
-    Classifier,
-    ClassifierConfig,
-    choose_epochs,
-    reduction,
-    train_classifier,
-    train_self,
-)
+from judging import classifier, testset
+from judging.classifier import Classifier, ClassifierConfig
 from judging.metrics import CHUNK, Images, Inception, frechet_distance, precision_recall, similarity
 from loading import folder
 from modules import VQVAE
@@ -38,19 +28,12 @@ from priors.sampler import draw_grids
 from running.cli import UserError
 from running.files import alone
 from training import checkpoint
+from training.loop import filled
 
 FEWEST = 8            # images of a set below which no distances are reported
 SSIM_IMAGES = 1000    # test images of which SSIM, which is slow, is the mean
 COMPARED = 1000       # images of a set, at most, whose nearest training image is looked for
 SHOWN = 20            # images of a set in a figure
-# for the progress line of evaluate.py, in units of a row that no prior draws, fitted to MNIST and the default sizes:
-NEAREST = "nearest training images"  # looking for them ...
-SEARCHING = 0.35      # ... for a row
-DRAWING = 1.6         # what a prior adds to a row, for as many weights as the VQ-VAE has
-
-
-# ---------------------------------------------------------------------------------------------------------
-# A run to be measured
 
 
 @dataclass
@@ -61,7 +44,7 @@ class Subject:
     drawn with the class of test image `chosen[i]`.
     """
 
-    args: argparse.Namespace         # the script's constants; those of None are filled from the checkpoint
+    args: argparse.Namespace         # the script's constants; none is None, and FEATURES is not "auto"
     device: torch.device
     stored: dict[str, Any]           # the VQ-VAE's checkpoint
     vqvae: VQVAE
@@ -103,7 +86,7 @@ class Subject:
     def draw(self, prior: str, how: Draw) -> list[Tensor]:
         """Codes of `count` images drawn from a prior as generate.py draws them, each given its class in `labels`.
 
-        "auto" is resolved as generate.py does.
+        how: with GUIDANCE and TOP_P of generate.py, "auto" too.
         """
         guidance, top_p = runs.choose_guidance(how.guidance, how.top_p, self.checkpoints[prior])
         how = how._replace(guidance=guidance, top_p=top_p)
@@ -132,25 +115,20 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
     """Load a run, its weights from PRETRAINED if that is given, and encode its images. every: load every prior of the
     run, or else PRIOR alone.
 
-    FEATURES of "auto" is replaced by what it means for these data.
     UserError if the networks and the data do not fit each other, if a prior cannot be drawn from with this guidance, if
     fewer than FEWEST images are left to compare, or if there are no classes for FEATURES.
     """
+    args, stored, vqvae = runs.open_run(args, device)
     weights = checkpoint.weights_dir(args)
-    stored, vqvae = runs.load_vqvae(weights)
-    vqvae.to(device)
-    args = checkpoint.fill(args, stored)
-    priors = runs.load_priors(weights, stored) if every else \
-        [runs.load_prior(weights, stored, args.PRIOR)]
+    priors = runs.load_priors(weights, stored) if every else [runs.load_prior(weights, stored, args.PRIOR)]
     data = testset.load(args, stored)
+    args = filled(args, FEATURES="classes" if len(data.class_names) > 1 else "self")
     for levels, _ in priors:
         runs.choose_guidance(guidance, "auto", levels)
         if levels[-1]["data"]["class_names"] != data.class_names:
             raise UserError(f"DATASET (--dataset): its classes are not those that {levels[-1]['stage']}.pt learnt")
     if args.FEATURES == "classes" and len(data.class_names) < 2:
-        raise UserError('FEATURES (--features) is "classes", but the data set has no two classes: use "self"')
-    if args.FEATURES == "auto":
-        args.FEATURES = "classes" if len(data.class_names) > 1 else "self"
+        raise UserError('FEATURES (--features) is "classes", but the data set has fewer than two classes: use "self"')
     test = data.test.images
     chosen = testset.choose(test, args.NUM_SAMPLES, args.SEED)
     if len(chosen) < FEWEST:
@@ -162,14 +140,6 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
     return Subject(args, device, stored, vqvae, networks, checkpoints, data, chosen, encode(vqvae, test), independent)
 
 
-def costs(subject: Subject, rows: Iterable[str]) -> dict[str, float]:
-    """About how long each row of evaluate.py and NEAREST take, relative to each other."""
-    sizes = {name: sum(weight.numel() for weight in model.parameters())
-             for name, model in (subject.priors | {"vqvae": subject.vqvae}).items()}
-    each = {name: 1 + DRAWING * sizes.get(name, 0) / sizes["vqvae"] for name in rows}
-    return each | {NEAREST: SEARCHING * len(each)}
-
-
 def class_by_class(labels: Tensor) -> Tensor:
     """Indices of images with these labels (N,), in an order that shows each class in turn: the first image of every
     class, then the second of every class, ...
@@ -178,17 +148,13 @@ def class_by_class(labels: Tensor) -> Tensor:
     return (members.gather(1, labels[:, None])[:, 0] * members.shape[1] + labels).argsort()
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Comparing sets of images
-
-
 @dataclass
 class Judge:
     """Compares sets of images with the chosen test images of a run."""
 
     subject: Subject
     classifier: Classifier
-    accuracy: float | None           # on the whole test split, of a classifier that learnt the classes; or None
+    accuracy: float | None           # of the classifier on the test split; None if it did not learn the classes
     real: Tensor                     # (count, F) features of the chosen test images
     inception: Inception | None
     baseline: dict[str, float]       # measures of one half of the chosen test images against the other
@@ -209,47 +175,46 @@ class Judge:
 
 def load_judge(subject: Subject, inception: Inception | None) -> Judge:
     """A judge of a run's images. It trains the classifier if the run has none, and prints its accuracy."""
-    args, data, count, half, right = subject.args, subject.data, subject.count, subject.count // 2, None
-    classifier = load_classifier(args.OUTPUT_DIR, subject.stored, data, args.FEATURES, args.CLASSIFIER_EPOCHS,
-                                 subject.device)
-    real = extract(classifier.features, subject.originals, subject.spans(count))
+    args, test, count, half, right = subject.args, subject.data.test, subject.count, subject.count // 2, None
+    model = load_classifier(args.OUTPUT_DIR, subject.stored, subject.data, args.FEATURES, args.CLASSIFIER_EPOCHS,
+                            subject.device)
+    real = extract(model.features, subject.originals, subject.spans(count))
     baseline = compare(real[:half], real[half:])
     if args.FEATURES == "classes":
-        test = data.test.images
-        features = extract(classifier.features, lambda index: subject.read(test, index), subject.spans(len(test)))
-        right = baseline["class_accuracy"] = accuracy(classifier, features, data.test.labels)
+        spans = subject.spans(len(test.images))
+        features = extract(model.features, lambda index: subject.read(test.images, index), spans)
+        right = baseline["class_accuracy"] = accuracy(model, features, test.labels)
         print(f"classifier: names {right:.2%} of the test images right", flush=True)
     if inception:
         inception.add_real(subject.originals, subject.spans(half))
         baseline |= inception.measure(subject.originals, subject.spans(count, half))
         inception.add_real(subject.originals, subject.spans(count, half))
-    return Judge(subject, classifier, right, real, inception, baseline)
+    return Judge(subject, model, right, real, inception, baseline)
 
 
 def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs: int | str,
                     device: torch.device) -> Classifier:
-    """The classifier of a run's images, in eval mode. kind: it learns the "classes", or without them, "self". epochs:
-    CLASSIFIER_EPOCHS.
+    """The classifier of a run's images, in eval mode, read from `classifier.pt` if that was trained in the same way on
+    these images and labels; otherwise trained and saved there.
 
-    It is read from `classifier.pt` if that was trained in the same way on these images and labels: with classes, for
-    as many epochs; and reduces large images as now. Otherwise it is trained and saved there. stored: the VQ-VAE's
-    checkpoint.
+    kind: FEATURES; epochs: CLASSIFIER_EPOCHS; stored: the VQ-VAE's checkpoint.
     """
+    images, path = data.train.images, checkpoint.path_of(output_dir, "classifier")
     if epochs == "auto":
-        epochs = choose_epochs(len(data.train.images))
+        epochs = classifier.choose_epochs(len(images))
     basis = {"images": dataset.digest(data.train)}
-    basis |= {"epochs": epochs} if kind == "classes" else {"self": SELF_VERSION}
-    path = checkpoint.path_of(output_dir, "classifier")
+    basis |= {"epochs": epochs} if kind == "classes" else {"self": classifier.SELF_VERSION}
     with alone(path.with_name(".classifier.lock"), "trains the classifier"):
         if path.is_file():
             try:
                 saved = checkpoint.load(output_dir, "classifier")
                 model = checkpoint.build(saved, Classifier, ClassifierConfig)
-                if saved.get("basis") == basis and model.config.reduce == reduction(data.train.images):
+                if saved.get("basis") == basis and model.config.reduce == classifier.reduction(images):
                     return model.to(device)
             except UserError:  # it is only a cache
                 print("classifier.pt cannot be read: training it anew")
-        model = train_classifier(data, epochs, device) if kind == "classes" else train_self(data.train.images, device)
+        model = classifier.train_classifier(data, epochs, device) if kind == "classes" \
+            else classifier.train_self(images, device)
         checkpoint.save(output_dir, "classifier", asdict(model.config), model.state_dict(), data=stored["data"],
                         basis=basis)
     return model
@@ -260,9 +225,9 @@ def extract(network: Callable[[Tensor], Tensor], images: Images, spans: Sequence
     return torch.cat([network(images(index)) for index in tqdm(spans, desc="measuring", leave=False, disable=None)])
 
 
-def accuracy(classifier: Classifier, features: Tensor, labels: Tensor) -> float:
+def accuracy(model: Classifier, features: Tensor, labels: Tensor) -> float:
     """The share of features (N, F) that the classifier gives the class in labels (N,)."""
-    return (classifier.head(features).argmax(1).cpu() == labels).float().mean().item()
+    return (model.head(features).argmax(1).cpu() == labels).float().mean().item()
 
 
 def compare(real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -281,10 +246,6 @@ def errors(subject: Subject, copies: Images) -> dict[str, float]:
         similarities += [float(similarity(*pair)) for pair in islice(pairs, SSIM_IMAGES - len(similarities))]
     mse = squares / len(test)
     return {"mse": mse, "psnr": psnr(mse), "ssim": sum(similarities) / len(similarities)}
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Copies of training images
 
 
 class Nearest(NamedTuple):

@@ -1,4 +1,4 @@
-"""Measures of images and of features of images: pure functions, and Inception, which torchmetrics brings.
+"""Measures of images and of features of images: pure functions, and torchmetrics' Inception.
 
 Papers, cited by number in the code:
 [1] Heusel et al., GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, 2017,
@@ -26,15 +26,10 @@ SSIM_SIGMA = 1.5      # and its standard deviation
 CHUNK = 2**25         # entries of a matrix held at a time
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Of pairs of images
-
-
 def similarity(original: np.ndarray, copy: np.ndarray) -> float:
-    """SSIM of two images (C, H, W) in [0, 1], as [4] defines it.
+    """SSIM of two images (C, H, W) in [0, 1], as [4] defines it, where the window does not reach over the edges.
 
-    The mean leaves out the edges, half a window wide, where the window would reach over the image. The window of an
-    image of fewer pixels a side is the largest odd one that fits.
+    The window of an image of fewer pixels a side is the largest odd one that fits.
     """
     from skimage.metrics import structural_similarity  # slow to import, and only some scripts measure SSIM
     window = min(SSIM_WINDOW, *(side - (side + 1) % 2 for side in original.shape[1:]))
@@ -42,28 +37,16 @@ def similarity(original: np.ndarray, copy: np.ndarray) -> float:
                                  sigma=SSIM_SIGMA, use_sample_covariance=False, win_size=window)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Of sets of numbers
-
-
 def ranks(values: Tensor, reference: Tensor) -> Tensor:
-    """The share of reference (M,) that is below each of values (N,), in [0, 1]; what is equal counts half: (N,)
-    float64."""
-    ordered = reference.double().sort().values
-    values = values.double()
+    """The share (N,), float64, of reference (M,) that is below each of values (N,); what is equal counts half."""
+    ordered, values = reference.double().sort().values, values.double()
     below, up_to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
     return (below + up_to).double() / (2 * len(reference))
 
 
 def auroc(values: Tensor, reference: Tensor) -> float:
-    """Area under the ROC curve of telling values (N,) from reference (M,): the probability that one drawn from the
-    former is larger than one drawn from the latter (Mann-Whitney U / NM), where equal ones count half.
-    """
+    """Area under the ROC curve of telling values (N,) from reference (M,): Mann-Whitney U / NM, ties count half."""
     return ranks(values, reference).mean().item()
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Of sets of features
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -102,13 +85,9 @@ def _radii(points: Tensor) -> Tensor:
     return torch.cat([torch.cdist(part, points).topk(NEIGHBOURS + 1, largest=False).values[:, -1] for part in parts])
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Of sets of images, by Inception
-
-
 class Inception:
     """FID [1] and Inception score [3] as torchmetrics computes them, in the features of an Inception network trained
-    on ImageNet, whose weights torchmetrics downloads. UserError if torchmetrics or the weights cannot be had.
+    on ImageNet, whose weights torchmetrics downloads. UserError if torchmetrics or the weights cannot be loaded.
     """
 
     def __init__(self, device: torch.device):
@@ -120,7 +99,7 @@ class Inception:
             raise UserError("INCEPTION (--inception) needs torchmetrics and torch-fidelity: "
                             "`pip install torchmetrics[image]`") from None
         except (OSError, RuntimeError) as error:
-            raise UserError(f"INCEPTION (--inception): the Inception network cannot be had, or not its weights "
+            raise UserError(f"INCEPTION (--inception): the Inception network or its weights cannot be loaded "
                             f"({' '.join(str(error).split())[:200]})") from None
         self.device = device if device.type == "cuda" else torch.device("cpu")  # MPS lacks the float64 it computes in
         self.fid.to(self.device)

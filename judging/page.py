@@ -1,7 +1,7 @@
 """report.html: a run's directory as one page to look at and to pass on.
 
-The page is made of the files that evaluate.py, ablation.py and the trainings left in the directory, and is read alone:
-pictures are embedded, and there is no script and no link to anything else. What a run lacks is named in one line.
+The page is made from the files that evaluate.py, ablation.py and the trainings left in the directory. Pictures are
+embedded, so the page needs no other file and no connection. Each part that a run lacks is named in one line.
 """
 import base64
 import html
@@ -10,13 +10,12 @@ import json
 import re
 import shlex
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from judging.report import COLUMNS
+from judging.report import present
 from judging.vae import VAE, VAEConfig
 from loading.layout import PICTURE
 from priors import runs
@@ -27,67 +26,27 @@ from training import checkpoint
 NAME = "report.html"
 LARGEST = 2**21         # bytes of a picture that is embedded as it is; a larger one becomes a JPEG ...
 WIDEST = 1600           # ... of so many pixels across
-TITLES = {"vqvae": "VQ-VAE", "pixelcnn": "PixelCNN", "transformer": "transformer", "masked": "masked prior",
-          "vae": "VAE (the baseline)"}
 STAGES = [*runs.STAGES, "vae"]
-SHOWN_FIRST = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED")  # constants of a training that the first table shows
-# what is good in a column of a table of measures, and what the column says
-NOTES = {
-    "bits_per_image": ("lower", "of the test split's codes under the prior; of the VAE, the divergence of its "
-                                "posterior from its prior"),
-    "bits_per_hidden_code": ("lower", "of a code of the test split that a masked prior does not see, given those that "
-                                      "it sees"),
-    "mse": ("lower", "mean squared error of pixels in [0, 1], over the test split"),
-    "psnr": ("higher", "of the mean MSE, in dB"),
-    "ssim": ("higher", "structural similarity, at most 1"),
-    "frechet": ("lower", "distance to the test images in the features of a small network trained on these images: "
-                         "comparable within this run, and no FID of a paper"),
-    "precision": ("higher", "share of the images that lie among the test images, in the same features"),
-    "recall": ("higher", "share of the test images that lie among these images: low where variety is lost"),
-    "class_accuracy": ("higher", "share that the classifier gives the class that was asked for"),
-    "distinct": ("higher", "share of different grids of codes"),
-    "seconds": ("lower", "time of drawing the row's grids"),
-    "nearest": ("", "mean distance to the nearest training image: far below that of reconstructions of test images "
-                    "means memorised"),
-    "fid": ("lower", "Fréchet distance in the features of an Inception network"),
-    "inception_score": ("higher", "Inception score"),
-}
+TITLES = dict(zip(STAGES, STAGES)) | {"vqvae": "VQ-VAE", "pixelcnn": "PixelCNN", "masked": "masked prior",
+                                      "vae": "VAE (the baseline)"}
+SHOWN_FIRST = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED")  # constants of a training in the first table
+MEASURED_WITH = ("TEMPERATURE", "TOP_K", "TOP_P", "GUIDANCE", "FEATURES", "SEED")  # constants above a table of measures
+CODEBOOK = "<p>{codes_used} of {codes} codes occur in the test split. Their perplexity is {perplexity:.1f}.</p>"
 ARROWS = {"lower": " \N{DOWNWARDS ARROW}", "higher": " \N{UPWARDS ARROW}", "": ""}
 STYLE = """
-:root { color-scheme: light dark; --text: #1d2127; --soft: #5b6472; --line: #d9dde3; --back: #fff; --card: #f5f6f8 }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e4e7ec; --soft: #9aa4b2; --line: #363c46; --back: #14171c; --card: #1e232b } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem 4rem; background: var(--back); color: var(--text);
-  font: 1rem/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; overflow-wrap: break-word }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem }
-h2 { font-size: 1.3rem; margin: 3rem 0 .5rem; padding-top: .8rem; border-top: 1px solid var(--line) }
-h3 { font-size: 1rem; margin: 1.6rem 0 .3rem }
-p, dl, figcaption { max-width: 46rem; margin: .5rem 0 }
-nav { margin: 1rem 0; line-height: 2 } nav a { margin-right: 1rem; white-space: nowrap }
-a { color: inherit }
-.soft, figcaption, dl { color: var(--soft); font-size: .9rem }
-.missing { border-left: 3px solid var(--line); padding-left: .7rem; color: var(--soft) }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .6rem; margin: 1.2rem 0 }
-.facts div { background: var(--card); border-radius: 6px; padding: .6rem .8rem }
-.facts b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums }
-.facts span { color: var(--soft); font-size: .85rem }
-figure { margin: 1rem 0 1.6rem }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
-img { display: block; max-width: min(100%, 60rem); height: auto; background: #fff; margin: 0 auto }
-img.wide { min-width: 46rem }
-code { font-size: .9em }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
-tr:last-child > * { border-bottom: 0 }
-thead th { background: var(--card); font-weight: 600 }
-th:first-child { text-align: left; font-weight: 500; position: sticky; left: 0; background: var(--card) }
-.constants td { text-align: left; white-space: normal; width: 100% }
-details { margin: .6rem 0 } summary { cursor: pointer }
-dt { float: left; clear: left; margin-right: .5rem; color: var(--text) } dd { margin: 0 0 .2rem }
-@media (max-width: 40rem) {
-  body { padding: 1rem .8rem 3rem } th, td { padding: .35rem .5rem }
-  th:first-child { max-width: 9.5rem; white-space: normal } }
+:root { color-scheme: light dark; --soft: #777; --line: #8885 }
+body { margin: auto; max-width: 72rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word }
+h2 { margin-top: 3rem; border-top: 1px solid var(--line) }
+p, dl, figcaption { max-width: 46rem }
+a { color: inherit } nav a { margin-right: 1rem }
+.soft, .missing, figcaption, dl { color: var(--soft); font-size: .9rem }
+.missing { border-left: 3px solid var(--line); padding-left: .7rem }
+figure { margin: 1rem 0 } img { max-width: 100%; height: auto; background: #fff }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
+th:first-child { text-align: left }
+dt { float: left; clear: left; margin-right: .5rem } dd { margin: 0 }
 """
 
 
@@ -96,8 +55,49 @@ def write_page(output_dir: str, pretrained: str = "") -> Path:
 
     pretrained: the directory of the weights, if that is another.
     """
-    run, weights, found, left_out = Path(output_dir), pretrained or output_dir, {}, []
-    by = partial(_by, ["--output-dir", output_dir, *(["--pretrained", pretrained] if pretrained else [])])
+    run, weights = Path(output_dir), pretrained or output_dir
+    flags = ["--output-dir", output_dir, *(["--pretrained", pretrained] if pretrained else [])]
+    evaluate, ablate = (f"run `{shlex.join(['python', f'{name}.py', *flags])}`" for name in ("evaluate", "ablation"))
+    found, left_out = _load(weights)
+    evaluation, ablation = (_read_rows(run / f"{stem}.json") for stem in ("evaluation", "ablation"))
+    facts = evaluation or {}
+    best = facts.get("best") or "the best prior"
+    sections = {
+        "Settings": [*map(_missing, left_out), *_settings(found, facts)],
+        "Training": _training(run, found),
+        "Reconstructions": [_reconstructions(run)],
+        "Samples": [_picture(run / "samples_by_class.png", f"New images of {best}, below the class that was asked for "
+                             "if the run has classes. Good: each shows its class, and no two are the same.", evaluate)],
+        "Measures": _measures(run, weights, evaluation, "evaluation", evaluate, "Images of every model, a row each. "
+                              "Good: the rows of the priors look like the real images in the first row."),
+        "Ablation": _measures(run, weights, ablation, "ablation", ablate, "Samples without the prior or a part of the "
+                              "sampling. The encoder's own codes are the best that a prior can reach."),
+        "Nearest training images": [_picture(
+            run / "nearest.png", f"Samples of {best}, below each the training image nearest to it by pixels. Good: "
+            "alike in kind and different in detail. Copies would mean that the prior has memorised.", evaluate)],
+        "Codebook": [CODEBOOK.format_map(facts) if "perplexity" in facts else "", _picture(
+            run / "codebook.png", "How often every code occurs in the test split, most frequent first. Good: most "
+            "codes are near the even share. In a collapse all but a few are at 0.", evaluate)],
+    }
+    dataset = found["vqvae"]["data"]["dataset"] if "vqvae" in found else "unknown images"
+    title = _text(f"VQ-VAE on {Path(dataset).name or dataset}")
+    body = [f"<h1>{title}</h1>",
+            f'<p class="soft">The run in {_text(run.resolve().name)}, page written on '
+            f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. Every figure is of the test split, unless it says "
+            f"otherwise; no image was selected.</p>", "<nav>",
+            *(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections), "</nav>"]
+    for name, parts in sections.items():
+        body.append(f'<section id="{_anchor(name)}"><h2>{name}</h2>{"".join(parts)}</section>')
+    page = (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-'
+            f'width"><title>{title}</title><style>{STYLE}</style></head><body>{" ".join(body)}</body></html>')
+    with atomic(run / NAME) as file:
+        file.write(page.encode(errors="replace"))  # a name may hold bytes that are no text
+    return run / NAME
+
+
+def _load(weights: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The checkpoints of a directory by stage, and a line for each that cannot be used."""
+    found, left_out = {}, []
     for stage in STAGES:
         if checkpoint.path_of(weights, stage).exists():
             try:
@@ -106,166 +106,85 @@ def write_page(output_dir: str, pretrained: str = "") -> Path:
                 found[stage] = stored
             except UserError as error:
                 left_out.append(f"left out: {error}")
-    evaluation, ablation = (_read_rows(run / f"{stem}.json") for stem in ("evaluation", "ablation"))
-    sections = {
-        "Settings": [*map(_missing, left_out), *_settings(found, evaluation)],
-        "Training": _training(run, found),
-        "Reconstructions": _reconstructions(run),
-        "Samples": _samples(run, evaluation, by("evaluate.py")),
-        "Measures": _measures(run, evaluation, "evaluation", by("evaluate.py"), "samples of every model, a row each: "
-                              "the rows of the priors should look like the real images in the first", weights),
-        "Ablation": _measures(run, ablation, "ablation", by("ablation.py"), "what is left where the prior or the "
-                              "sampling is taken away: from the encoder's own codes, the best that a prior could do, "
-                              "down to codes without any prior", weights),
-        "Nearest training images": _nearest(run, evaluation, by("evaluate.py")),
-        "Codebook": _codebook(run, evaluation, by("evaluate.py")),
-    }
-    data = found["vqvae"]["data"] if "vqvae" in found else {}
-    dataset = data.get("dataset", "unknown images")
-    title = f"VQ-VAE on {Path(dataset).name or dataset}"
-    made = datetime.now().astimezone()
-    body = [f"<h1>{_text(title)}</h1>",
-            f'<p class="soft">The run in {_text(run.resolve().name)}, page written on {made:%Y-%m-%d %H:%M %Z}. Every '
-            f"figure is of the test split, unless it says otherwise; no image was selected.</p>",
-            _facts(evaluation),
-            "<nav>" + " ".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections) + "</nav>"]
-    for name, parts in sections.items():
-        body += [f'<section id="{_anchor(name)}">', f"<h2>{name}</h2>", *parts, "</section>"]
-    page = ['<!DOCTYPE html>', '<html lang="en">', '<head>', '<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">', f"<title>{_text(title)}</title>",
-            f"<style>{STYLE}</style>", "</head>", "<body>", *body, "</body>", "</html>", ""]
-    with atomic(run / NAME) as file:
-        file.write("\n".join(page).encode(errors="replace"))  # a name may hold bytes that are no text
-    return run / NAME
+    return found, left_out
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Sections: each returns pieces of HTML
+def _read_rows(path: Path) -> dict[str, Any] | None:
+    """What a script reported as JSON: facts, and in "rows" measures by name. None if it is not there or not that."""
+    try:
+        content = json.loads(path.read_bytes())
+        content["rows"] = {title: {name: float(value) for name, value in row.items()}
+                           for title, row in content["rows"].items()}
+        content["constants"] = dict(content.get("constants", {}))
+        if "perplexity" in content:
+            content["perplexity"] = float(content["perplexity"])
+            content |= {name: int(content[name]) for name in ("codes", "codes_used")}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return content
 
 
-def _facts(evaluation: dict[str, Any] | None) -> str:
-    """The most telling figures, large."""
-    if not evaluation:
-        return ""
-    rows = evaluation["rows"]
-    copies = rows.get("VQ-VAE reconstructions", {})
-    told = [(f"{copies[key]:{form}}", f"{name} of reconstructions") for key, name, form in (
-        ("psnr", "PSNR (dB)", ".2f"), ("ssim", "SSIM", ".3f")) if key in copies]
-    if {"codes", "codes_used", "perplexity"} <= evaluation.keys():
-        told += [(f"{evaluation['codes_used']} of {evaluation['codes']}", "codes in use"),
-                 (f"{evaluation['perplexity']:.1f}", "perplexity of the codes")]
-    bits = {name: row["bits_per_image"] for name, row in rows.items() if name in STAGES and "bits_per_image" in row}
-    if bits:
-        best = min(bits, key=bits.get)
-        told += [(f"{bits[best]:.1f}", f"bits per image, {best}"),
-                 *((f"{rows[best][key]:{COLUMNS[key][1]}}", f"{name}, samples of {best}") for key, name in (
-                     ("frechet", "Fréchet distance"), ("class_accuracy", "right class")) if key in rows[best])]
-    return '<div class="facts">' + "".join(
-        f"<div><b>{_text(value)}</b><span>{_text(name)}</span></div>" for value, name in told) + "</div>"
-
-
-def _settings(found: dict[str, dict], evaluation: dict[str, Any] | None) -> list[str]:
-    parts, details = [], []
+def _settings(found: dict[str, dict], facts: dict[str, Any]) -> list[str]:
+    parts, details, rows = [], [], {}
     if "vqvae" in found:
         data, config = found["vqvae"]["data"], found["vqvae"]["config"]
-        names = data["class_names"]
-        classes = f"{len(names)} classes" if names else "no classes"
-        kind, side = "grey" if data["channels"] == 1 else "RGB", config["downsample"]
-        parts.append(f"<p>{_text(data['dataset'])}: images of {data['height']}x{data['width']} pixels, {kind}, "
-                     f"{classes}. A code stands for {side}x{side} pixels and is one of {config['num_codes']}.</p>")
-    rows = {}
+        parts.append(f"<p>{_text(data['dataset'])}: images of {data['channels']}x{data['height']}x{data['width']}, "
+                     f"{len(data['class_names'])} classes. A code stands for {config['downsample']}x"
+                     f"{config['downsample']} pixels and is one of {config['num_codes']}.</p>")
     for stage, stored in found.items():
         constants = checkpoint.constants(stored)
-        rows[_title(stage)] = {
-            "weights": f"{sum(tensor.numel() for tensor in stored['model'].values()):,}",
-            **{name: constants[name] for name in SHOWN_FIRST if name in constants},
-            "training": "not finished" if checkpoint.unfinished(stored) else "finished"}
-        details.append(_constants_table(f"all constants of the training of {_title(stage)}", constants))
+        rows[TITLES[stage]] = {"weights": f"{sum(tensor.numel() for tensor in stored['model'].values()):,}",
+                               **{name: constants[name] for name in SHOWN_FIRST if name in constants},
+                               "training": "not finished" if checkpoint.unfinished(stored) else "finished"}
+        details.append(_constants(f"the training of {TITLES[stage]}", constants))
     if rows:
         parts.append(_table("network", rows, ["weights", *SHOWN_FIRST, "training"]))
-    if evaluation and isinstance(evaluation.get("constants"), dict):
-        details.append(_constants_table("all constants of evaluate.py", evaluation["constants"]))
+    if "constants" in facts:
+        details.append(_constants("evaluate.py", facts["constants"]))
     return parts + details
 
 
 def _training(run: Path, found: dict[str, dict]) -> list[str]:
-    parts = [_picture(run / PICTURE, "images of the data set", "Some training images, as the training saw them: of "
-                      "every class, where there are classes.", "`train_vqvae.py` and `dataset.py` write it")]
+    parts = [_picture(run / PICTURE, "Training images of every class, as the training saw them.",
+                      "`train_vqvae.py` and `dataset.py` write it")]
     for stage in STAGES:
         if stage in found or (run / f"{stage}_curves.png").exists():
-            parts += [f"<h3>{_title(stage)}</h3>", _picture(
-                run / f"{stage}_curves.png", f"curves of the training of {_title(stage)}",
-                "Left all epochs, right the later half on a scale of its own. Good: both fall, and the curve of the "
-                "validation split stays near that of the training. If it turns upwards, the network overfits.",
-                "the training writes it", wide=True)]
-    untrained = [_title(stage) for stage in STAGES if stage not in found and not stage.endswith("_coarse")]
+            parts.append(_picture(
+                run / f"{stage}_curves.png", f"Curves of the training of {TITLES[stage]}: left all epochs, right the "
+                "later half on a scale of its own. Good: both fall, and the validation split stays near the training. "
+                "If its curve turns upwards, the network overfits.", "the training writes it"))
+    untrained = [TITLES[stage] for stage in STAGES if stage not in found and not stage.endswith("_coarse")]
     return parts + ([_missing(f"not trained in this run, or left out: {', '.join(untrained)}")] if untrained else [])
 
 
-def _reconstructions(run: Path) -> list[str]:
+def _reconstructions(run: Path) -> str:
+    """The picture of the last epoch, by its number."""
     last = max(run.glob("reconstructions/epoch_*.png"), key=lambda path: (len(path.name), path.name),
                default=run / "reconstructions" / "epoch_001.png")
-    epoch = last.stem.removeprefix("epoch_").lstrip("0")
-    return [_picture(last, "validation images over their reconstructions",
-                     f"Validation images, below each its reconstruction after epoch {epoch} of the VQ-VAE. Good: no "
-                     f"pair can be told apart. What is lost here no prior can bring back.",
-                     "`train_vqvae.py` writes it")]
+    return _picture(last, f"Validation images, below each its reconstruction after epoch {last.stem[6:].lstrip('0')} "
+                    "of the VQ-VAE. Good: no pair can be told apart. What is lost here no prior can bring back.",
+                    "`train_vqvae.py` writes it")
 
 
-def _samples(run: Path, evaluation: dict[str, Any] | None, by: str) -> list[str]:
-    return [_picture(run / "samples_by_class.png", "new images, by class",
-                     f"New images of {_best(evaluation)}. Where the run has classes, above each strip the class that "
-                     f"was asked for. Good: each image shows its class, and no two are the same.", by)]
-
-
-def _measures(run: Path, content: dict[str, Any] | None, stem: str, by: str, seen: str, weights: str) -> list[str]:
+def _measures(run: Path, weights: str, content: dict[str, Any] | None, stem: str, by: str, seen: str) -> list[str]:
     """The table and the figure that a script wrote as `stem`.json and `stem`.png. weights: their directory."""
+    path = run / f"{stem}.json"
     if content is None:
-        there = (run / f"{stem}.json").exists()
-        return [_missing(f"{stem}.json cannot be read: {by} again" if there else f"no {stem}.json: {by}")]
-    rows = content["rows"]
-    present = [name for name in COLUMNS if any(name in row for row in rows.values())]
-    heads = {name: COLUMNS[name][0] + ARROWS[NOTES[name][0]] for name in present}
-    cells = {title: {heads[name]: format(row[name], COLUMNS[name][1]) for name in present if name in row}
-             for title, row in rows.items()}
-    count = content.get("images_per_row")
-    constants = content["constants"] if isinstance(content.get("constants"), dict) else {}
-    told = ", ".join(f"{name} {constants[name]}" for name in ("TEMPERATURE", "TOP_K", "TOP_P", "GUIDANCE", "FEATURES",
-                                                              "SEED") if name in constants)
-    told += f"; samples of {content['sampling']}" if content.get("sampling") else ""
-    notes = "".join(f"<dt>{_text(COLUMNS[name][0])}</dt><dd>{_text(NOTES[name][1])}"
-                    f"{f' ({NOTES[name][0]} is better)' if NOTES[name][0] else ''}</dd>" for name in present)
-    parts = [f'<p class="soft">{_text(count)} images a row; {_text(told)}.</p>' if count else "",
-             _table("", cells, list(heads.values())), f"<dl>{notes}</dl>"]
-    if older := _older(run / f"{stem}.json", weights):
-        parts.append(_missing(f"{stem}.json was written before {', '.join(older)}: {by} again to measure what is there "
-                              f"now"))
-    return parts + [_picture(run / f"{stem}.png", "strips of images, one for each row of the table",
-                             f"In each column the same test image, or its class; {seen}.", by, wide=True)]
-
-
-def _nearest(run: Path, evaluation: dict[str, Any] | None, by: str) -> list[str]:
-    return [_picture(run / "nearest.png", "samples over the training images nearest to them",
-                     f"Samples of {_best(evaluation)}, below each the training image nearest to it by pixels. Good: "
-                     f"alike in kind, and different in detail. Copies would mean that the prior has memorised.", by,
-                     wide=True)]
-
-
-def _codebook(run: Path, evaluation: dict[str, Any] | None, by: str) -> list[str]:
-    parts = []
-    if evaluation and {"codes", "codes_used", "perplexity"} <= evaluation.keys():
-        used, codes = evaluation["codes_used"], evaluation["codes"]
-        parts.append(f"<p>{used} of {codes} codes ({used / max(codes, 1):.0%}) occur in the codes of the test split. "
-                     f"Their perplexity is {evaluation['perplexity']:.1f}: as many codes in even use would carry the "
-                     f"same information.</p>")
-    return parts + [_picture(run / "codebook.png", "share of every code, in falling order",
-                             "How often every code occurs in the test split, most frequent first. Good: a line that "
-                             "stays near the even share for most codes. Collapse is a line that drops to nothing after "
-                             "a few.", by, wide=True)]
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Pieces
+        return [_missing(f"{path.name} cannot be read: {by} again" if path.exists() else f"no {path.name}: {by}")]
+    columns, constants = present(content["rows"]), content["constants"]
+    heads = {name: column.head + ARROWS[column.better] for name, column in columns.items()}
+    cells = {title: {heads[name]: format(row[name], column.form) for name, column in columns.items() if name in row}
+             for title, row in content["rows"].items()}
+    told = [f"{content.get('images_per_row', '?')} images a row",
+            *(f"{name} {constants[name]}" for name in MEASURED_WITH if name in constants),
+            *([f"samples of {content['sampling']}"] if content.get("sampling") else [])]
+    notes = "".join(f"<dt>{heads[name]}</dt><dd>{column.note}</dd>" for name, column in columns.items())
+    parts = [f'<p class="soft">{_text(", ".join(told))}.</p>', _table("", cells, list(heads.values())),
+             f'<p class="soft">An arrow says whether lower or higher is better.</p><dl>{notes}</dl>']
+    checkpoints = [checkpoint.path_of(weights, stage) for stage in STAGES]
+    if newer := [file.name for file in checkpoints if file.is_file() and file.stat().st_mtime > path.stat().st_mtime]:
+        parts.append(_missing(f"{path.name} was written before {', '.join(newer)}: {by} again to measure these"))
+    return parts + [_picture(run / f"{stem}.png", f"{seen} A column shows the same test image, or its class.", by)]
 
 
 def _text(value: object) -> str:
@@ -277,39 +196,14 @@ def _anchor(name: str) -> str:
     return name.lower().replace(" ", "-")
 
 
-def _best(evaluation: dict[str, Any] | None) -> str:
-    """Whose samples the pictures of evaluate.py show."""
-    name = (evaluation or {}).get("best")
-    return name if name == "masked" else f"{name or 'the prior'}, the row of the fewest bits"
-
-
-def _title(stage: str) -> str:
-    return TITLES.get(stage, stage)
-
-
-def _by(flags: list[str], script: str) -> str:
-    """What to type to get what is missing."""
-    return f"run `{shlex.join(['python', script, *flags])}`"
-
-
 def _missing(line: str) -> str:
     """A line that says what is not there; what stands in backticks is typed."""
     marked = re.sub("`([^`]+)`", r"<code>\1</code>", _text(line))
     return f'<p class="missing">{marked}</p>'
 
 
-def _older(measures: Path, weights: str) -> list[str]:
-    """The checkpoints that were written after a file of measures, which does not hold for them."""
-    written = measures.stat().st_mtime
-    paths = [checkpoint.path_of(weights, stage) for stage in STAGES]
-    return [path.name for path in paths if path.is_file() and path.stat().st_mtime > written]
-
-
-def _picture(path: Path, alt: str, caption: str, where: str, wide: bool = False) -> str:
-    """A picture with its caption; or, if it is not there, a line that says so, and where it comes from.
-
-    wide: it holds text, so that a narrow screen scrolls rather than shrinks it.
-    """
+def _picture(path: Path, caption: str, where: str) -> str:
+    """A picture with its caption; or, if it is not there, a line that says so, and where it comes from."""
     name = "/".join(path.parts[-2:]) if path.parent.name == "reconstructions" else path.name
     if not path.is_file():
         return _missing(f"no {name}: {where}")
@@ -317,9 +211,7 @@ def _picture(path: Path, alt: str, caption: str, where: str, wide: bool = False)
         source, width, height = _embedded(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises for a damaged file
         return _missing(f"{name} is damaged: {where}")
-    kind = ' class="wide"' if wide else ""
-    return (f'<figure><div class="scroll" tabindex="0" role="group" aria-label="{_text(alt)}"><img{kind} '
-            f'width="{width}" height="{height}" alt="{_text(alt)}" src="{source}"></div>'
+    return (f'<figure><img width="{width}" height="{height}" alt="{_text(caption.split(".")[0])}" src="{source}">'
             f"<figcaption>{_text(caption)}</figcaption></figure>")
 
 
@@ -339,30 +231,14 @@ def _embedded(path: Path) -> tuple[str, int, int]:
 
 def _table(corner: str, rows: dict[str, dict[str, object]], columns: list[str]) -> str:
     """Rows of cells by column; a row may lack some."""
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in (corner, *columns))
-    lines = "".join(f'<tr><th scope="row">{_text(title)}</th>'
+    head = "".join(f"<th>{_text(name)}</th>" for name in (corner, *columns))
+    lines = "".join(f"<tr><th>{_text(title)}</th>"
                     + "".join(f"<td>{_text(row.get(name, ''))}</td>" for name in columns) + "</tr>"
                     for title, row in rows.items())
-    return (f'<div class="scroll" tabindex="0" role="group" aria-label="table"><table><thead><tr>{head}</tr></thead>'
-            f"<tbody>{lines}</tbody></table></div>")
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def _constants_table(title: str, constants: dict[str, Any]) -> str:
+def _constants(of: str, constants: dict[str, Any]) -> str:
     """A table that a reader opens with a click."""
-    lines = "".join(f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td></tr>'
-                    for name, value in constants.items())
-    return (f'<details><summary>{_text(title)}</summary><div class="scroll"><table class="constants"><tbody>{lines}'
-            f"</tbody></table></div></details>")
-
-
-def _read_rows(path: Path) -> dict[str, Any] | None:
-    """What a script reported as JSON: facts, and in "rows" measures by name. None if it is not there or not that."""
-    try:
-        content = json.loads(path.read_bytes())
-        content["rows"] = {title: {name: float(value) for name, value in row.items()}
-                           for title, row in content["rows"].items()}
-        content |= {name: float(content[name]) for name in ("perplexity",) if name in content}
-        content |= {name: int(content[name]) for name in ("codes", "codes_used") if name in content}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-    return content
+    table = _table("constant", {name: {"value": value} for name, value in constants.items()}, ["value"])
+    return f"<details><summary>all constants of {of}</summary>{table}</details>"

@@ -12,13 +12,39 @@ from judging.metrics import Images
 from running import figures
 from running.files import atomic
 
-# a measure's name to the head of its column and the format of its numbers
-COLUMNS = {"bits_per_image": ("bits/image", ".1f"), "bits_per_hidden_code": ("bits/hidden", ".2f"),
-           "mse": ("MSE", ".5f"), "psnr": ("PSNR", ".2f"),
-           "ssim": ("SSIM", ".4f"), "frechet": ("Frechet", ".2f"), "precision": ("precision", ".3f"),
-           "recall": ("recall", ".3f"), "class_accuracy": ("class", ".1%"), "distinct": ("distinct", ".1%"),
-           "seconds": ("seconds", ".1f"),
-           "nearest": ("nearest", ".2f"), "fid": ("FID", ".2f"), "inception_score": ("IS", ".2f")}
+
+class Column(NamedTuple):
+    """How a measure is shown."""
+
+    head: str
+    form: str         # the format of its numbers
+    better: str       # "lower" or "higher" values; "" where neither is
+    note: str         # what it measures, for report.html
+
+
+COLUMNS = {
+    "bits_per_image": Column("bits/image", ".1f", "lower", "of the test split's codes under the prior, given the class "
+                             "where it learnt classes; of the VAE, the divergence of its posterior from its prior"),
+    "bits_per_hidden_code": Column("bits/hidden", ".2f", "lower", "of a masked prior, which has no exact likelihood: "
+                                   "the mean bits of a hidden code of the test split given the rest, where a mask "
+                                   "hides 64% of the codes on average; not to be compared with bits/image"),
+    "mse": Column("MSE", ".5f", "lower", "mean squared error of pixels clipped to [0, 1], over the test split"),
+    "psnr": Column("PSNR", ".2f", "higher", "of the mean MSE, in dB"),
+    "ssim": Column("SSIM", ".4f", "higher", "structural similarity, mean over the first 1,000 test images"),
+    "frechet": Column("Frechet", ".2f", "lower", "distance to the test images in the features of a small network "
+                      "trained on these images: comparable within this run, and no FID of a paper"),
+    "precision": Column("precision", ".3f", "higher", "share of the images on the manifold of the test images, in the "
+                        "same features"),
+    "recall": Column("recall", ".3f", "higher", "share of the test images on the manifold of these images: low where "
+                     "variety is lost"),
+    "class_accuracy": Column("class", ".1%", "higher", "share that the classifier gives the class asked for"),
+    "distinct": Column("distinct", ".1%", "higher", "share of different grids of codes"),
+    "seconds": Column("seconds", ".1f", "lower", "time of drawing the row's grids"),
+    "nearest": Column("nearest", ".2f", "", "mean distance of the first 1,000 to the nearest training image: far "
+                      "below that of reconstructions of test images means memorised samples"),
+    "fid": Column("FID", ".2f", "lower", "Fréchet distance in the features of an Inception network"),
+    "inception_score": Column("IS", ".2f", "higher", "Inception score"),
+}
 # the measures that the figure names
 IN_FIGURE = ("bits_per_image", "bits_per_hidden_code", "frechet", "class_accuracy", "distinct")
 
@@ -30,33 +56,14 @@ class Row(NamedTuple):
     measures: dict[str, float]
 
 
-class Progress:
-    """A line that names the part of a script that runs, and estimates the time until all of its parts are done.
-
-    costs: how long each part takes, by name, relative to the others; how fast they go is taken from those done.
-    """
-
-    def __init__(self, costs: dict[str, float]):
-        self.costs = costs
-        self.bar = tqdm(total=sum(costs.values()), smoothing=0, leave=False, disable=None,
-                        bar_format="{desc}: {percentage:.0f}% of the whole, {elapsed} gone, about {remaining} left")
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def run(self, name: str, make: Callable[[], Any]) -> Any:
-        """Do a part and return what it makes."""
-        self.bar.set_description_str(f"{list(self.costs).index(name) + 1} of {len(self.costs)}, {name}")
-        made = make()
-        self.bar.update(self.costs[name])
-        return made
-
-    def rows(self, plan: dict[str, Callable[[], Row]]) -> dict[str, Row]:
-        """The rows of a plan, made one after the other."""
-        return {name: self.run(name, make) for name, make in plan.items()}
+def make_rows(plan: dict[str, Callable[[], Row]]) -> dict[str, Row]:
+    """The rows of a plan, made one after the other; a progress line names the one that is made."""
+    bar = tqdm(plan.items(), leave=False, disable=None, bar_format="{desc}, {elapsed} since the start")
+    rows = {}
+    for number, (name, make) in enumerate(bar, start=1):
+        bar.set_description_str(f"row {number} of {len(plan)}, {name}")
+        rows[name] = make()
+    return rows
 
 
 def write_report(rows: dict[str, Row], shown: Tensor, args: argparse.Namespace, stem: str, title: str,
@@ -75,11 +82,16 @@ def write_report(rows: dict[str, Row], shown: Tensor, args: argparse.Namespace, 
     print(f"wrote {output / stem}.json and {output / stem}.png")
 
 
+def present(rows: dict[str, dict[str, float]]) -> dict[str, Column]:
+    """The columns that any row has, by name."""
+    return {name: column for name, column in COLUMNS.items() if any(name in row for row in rows.values())}
+
+
 def table(rows: dict[str, dict[str, float]]) -> str:
     """Rows as aligned text, with the columns that any of them has."""
-    present = [name for name in COLUMNS if any(name in row for row in rows.values())]
-    lines = [["", *(COLUMNS[name][0] for name in present)]]
-    lines += [[title, *(format(row[name], COLUMNS[name][1]) if name in row else "-" for name in present)]
+    columns = present(rows)
+    lines = [["", *(column.head for column in columns.values())]]
+    lines += [[title, *(format(row[name], column.form) if name in row else "-" for name, column in columns.items())]
               for title, row in rows.items()]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
@@ -87,5 +99,5 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 def caption(name: str, measures: dict[str, float]) -> str:
     """A row's name, and below it its most telling measures."""
-    told = [f"{COLUMNS[key][0]} {measures[key]:{COLUMNS[key][1]}}" for key in IN_FIGURE if key in measures]
+    told = [f"{COLUMNS[key].head} {measures[key]:{COLUMNS[key].form}}" for key in IN_FIGURE if key in measures]
     return f"{name}\n{', '.join(told)}"

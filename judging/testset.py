@@ -43,42 +43,44 @@ def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str, 
     IMAGE_SIZE of None: of a folder as in the training, of a file see `read_file`.
     any_size: whether images of a file or such a folder fit whatever their size and channels; a test split never does.
     """
-    remedy = ": add --image-size {height}x{width} --channels {channels}".format_map(stored["data"])
+    path, learnt = Path(args.DATASET), Path(stored["data"]["dataset"])
     reading = Reading(**stored["data"]["reading"])
     if args.IMAGE_SIZE:
         reading = reading._replace(image_size=args.IMAGE_SIZE)
-    foreign = reading._replace(channels=channels, value_range=value_range(stored))
-    path = Path(args.DATASET)
+    named = args.DATASET in ("glyphs", *dataset.TORCHVISION)
+    moved = path.is_dir() and not named and path.resolve() != learnt.resolve()
     if path.is_file():
         images = read_file(args.DATASET, stored, args.IMAGE_SIZE, channels)
-        if not any_size:
-            checkpoint.check_images(stored, images, remedy)
-        return Found(images, [args.DATASET] * len(images), of_split=False)
-    learnt = Path(stored["data"]["dataset"])
-    if path.is_dir() and args.DATASET not in ("glyphs", *dataset.TORCHVISION) and path.resolve() != learnt.resolve():
-        if not holds_training_images(args, stored):
-            try:
-                found = folder.load(args.DATASET, args.DATA_DIR, foreign)
-            except UserError:  # it need not have classes and splits; if there is more, this says it again
-                found = folder.load(args.DATASET, args.DATA_DIR, foreign._replace(classes="none"))
-            images = found.images[:args.LIMIT or None]
-            if not any_size:
-                checkpoint.check_images(stored, images, remedy)
-            print(f"DATASET (--dataset): {args.DATASET} has no test split of this run, its training images are not "
-                  f"those of {learnt}: taking all {len(images)}; any that the VQ-VAE was trained on look better "
-                  f"than they should", file=sys.stderr)
-            return Found(images, [str(path / name) for name in found.files[:len(images)]], of_split=False)
-        print(f"{args.DATASET} holds the training images of this run: taking its test split")
-    data = load(args, stored, reading)
-    return Found(data.test.images, [str(path / name) for name in data.test_files], of_split=True)
+        found = Found(images, [args.DATASET] * len(images), of_split=False)
+    elif moved and not holds_training_images(args, stored):
+        foreign = reading._replace(channels=channels, value_range=stored["data"].get("value_range", "auto"))
+        try:
+            whole = folder.load(args.DATASET, args.DATA_DIR, foreign)
+        except UserError:  # it need not have classes and splits; any other error is raised again
+            whole = folder.load(args.DATASET, args.DATA_DIR, foreign._replace(classes="none"))
+        images = whole.images[:args.LIMIT or None]
+        found = Found(images, [str(path / name) for name in whole.files[:len(images)]], of_split=False)
+    else:
+        if moved:
+            print(f"{args.DATASET} holds the training images of this run: taking its test split")
+        data = load(args, stored, reading)
+        return Found(data.test.images, [str(path / name) for name in data.test_files], of_split=True)
+    if not any_size:
+        remedy = ": add --image-size {height}x{width} --channels {channels}".format_map(stored["data"])
+        checkpoint.check_images(stored, images, remedy)
+    if moved:
+        print(f"DATASET (--dataset): {args.DATASET} does not hold the training images of this run, those of {learnt}: "
+              f"taking all {len(images)} images", file=sys.stderr)
+    return found
 
 
 def read_file(path: str, stored: dict[str, Any], image_size: str | None = None, channels: int | str = "auto") -> Tensor:
-    """The images (N, C, H, W) of one file, of any size and kind, brought to the size and the channels of the training,
-    where image_size is None and channels "auto", with a line that says so. UserError if it cannot be decoded.
+    """The images (N, C, H, W) of one file, brought to image_size and channels, by default those of the training, with a
+    line that says so; their values are scaled as those of the training. UserError if it cannot be decoded.
     """
     data = stored["data"]
-    own = Reading(**data["reading"])._replace(image_size="auto", channels="auto", value_range=value_range(stored))
+    own = Reading(**data["reading"])._replace(image_size="auto", channels="auto",
+                                              value_range=data.get("value_range", "auto"))
     before = decode.read(path, own).shape
     images = decode.read(path, own._replace(
         image_size="{height}x{width}".format_map(data) if image_size is None else image_size,
@@ -88,11 +90,6 @@ def read_file(path: str, stored: dict[str, Any], image_size: str | None = None, 
                  for _, count, *sides in (before, images.shape)]
         print(f"{path}: of {kinds[0]}, scaled and cropped to {kinds[1]}")
     return images
-
-
-def value_range(stored: dict[str, Any]) -> str:
-    """What other images are scaled between, so that their brightness is comparable: the range of the training's."""
-    return stored["data"].get("value_range", "auto")
 
 
 def holds_training_images(args: argparse.Namespace, stored: dict[str, Any]) -> bool:

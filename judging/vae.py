@@ -1,12 +1,8 @@
-"""A plain VAE as the baseline of a VQ-VAE with its prior: the same encoder and decoder, but one Gaussian latent.
+"""A plain VAE [1] as the baseline of a VQ-VAE with its prior: the same encoder and decoder, but one Gaussian latent z.
 
-A linear layer maps the encoder's output to the mean and log-variance of z, another one maps z to the decoder's input.
-z has a standard normal prior, so there is no second stage: a new image is decode(z) of a z drawn from it. The
-likelihood is Gaussian with one variance for all pixels, at its optimum for the batch, the mean squared error [2]: no
-weight has to be chosen between distortion and rate.
-
-The rate KL(q(z | image) || p(z)) is the cost of sending z to someone who knows the prior. Compare it with the bits of
-an image's codes under a prior over the codes, not with those of uniform codes.
+Linear layers map the encoder's output to the mean and log-variance of z, and z to the decoder's input. The prior is
+standard normal. The likelihood is Gaussian with one variance for all pixels, at its optimum for the batch, the mean
+squared error [2]. The rate KL(q(z | image) || p(z)) compares with the bits of an image's codes under a prior over them.
 
 Papers, cited by number in the code:
 [1] Kingma and Welling, Auto-Encoding Variational Bayes, 2013, arXiv:1312.6114

@@ -1,8 +1,10 @@
 """What lies in a run's directory: the VQ-VAE, its priors, and which classes and guidance these can be drawn with."""
+import argparse
 import math
 import sys
 from typing import Any
 
+import torch
 from torch import nn
 
 from modules import VQVAE, VQVAEConfig
@@ -34,6 +36,14 @@ def load_vqvae(output_dir: str, for_prior: bool = False) -> tuple[dict[str, Any]
         print("vqvae.pt is of a training that was stopped: if it continues, this prior no longer fits its codes",
               file=sys.stderr)
     return stored, build(stored)
+
+
+def open_run(args: argparse.Namespace, device: torch.device) -> tuple[argparse.Namespace, dict[str, Any], VQVAE]:
+    """The VQ-VAE in PRETRAINED or OUTPUT_DIR: the constants, those of None filled from its checkpoint; the checkpoint;
+    and the network in eval mode on the device. UserError: see `checkpoint.load`.
+    """
+    stored, vqvae = load_vqvae(checkpoint.weights_dir(args))
+    return checkpoint.fill(args, stored), stored, vqvae.to(device)
 
 
 def prior_stages(prior: str, levels: int) -> list[str]:

@@ -49,6 +49,16 @@ def script(capfd):
 
 
 @pytest.fixture
+def done(script):
+    """done("generate", "--seed", "1") runs a script as `script` does, and fails where the script does."""
+    def run(name: str, *flags: object) -> Outcome:
+        outcome = script(name, *flags)
+        assert outcome.status == 0, outcome.err
+        return outcome
+    return run
+
+
+@pytest.fixture
 def torchvision_datasets():
     """torchvision's module of data sets; skips where it does not fit the installed torch: nothing else needs it."""
     try:

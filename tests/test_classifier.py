@@ -7,11 +7,9 @@ from torch.nn import functional as F
 
 import dataset
 from judging import classifier, metrics
-from judging.classifier import Classifier, ClassifierConfig
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 30), (1, 3, 2), (3, 1, 1)])
-@pytest.mark.parametrize("count", [1, 2, 5, 16])
+@pytest.mark.parametrize("count, shape", [(16, (1, 28, 28)), (5, (3, 7, 30)), (2, (1, 3, 2)), (1, (3, 1, 1))])
 def test_any_batch_is_altered_in_all_ways_in_turn(shape, count):
     images, ways = classifier._altered(torch.rand(count, *shape))
     assert images.shape == (count, *shape) and images.isfinite().all()
@@ -60,14 +58,6 @@ def test_blur_against_the_sum_over_neighbours():
     torch.testing.assert_close(classifier.blur(image, 2.0)[:, :, 4, 3], expected)
 
 
-def test_large_images_are_reduced_and_old_sizes_are_as_they_were():
-    sizes = {side: classifier._new(torch.zeros(1, 3, side, 40, dtype=torch.uint8), 4, torch.device("cpu")).config.reduce
-             for side in (1, 28, 96, 97, 256)}
-    assert sizes == {1: 1, 28: 1, 96: 1, 97: 2, 256: 3}
-    network = Classifier(ClassifierConfig(3, 256, 40, 4, reduce=3)).eval()
-    assert network(torch.rand(2, 3, 256, 40)).shape == (2, 4)
-
-
 @torch.no_grad()
 def test_without_classes_the_distance_rises_with_the_damage(data_dir, monkeypatch):
     """Blur, noise and mixing of glyphs that it was not trained on, in the features of a short training."""
@@ -87,10 +77,11 @@ def test_without_classes_the_distance_rises_with_the_damage(data_dir, monkeypatc
         assert distances == sorted(distances) and math.isfinite(distances[-1])
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 30), (1, 3, 2)])
-def test_the_classifier_takes_images_of_any_size(shape):
-    network = Classifier(ClassifierConfig(*shape, num_classes=4)).eval()
-    assert network(torch.rand(2, *shape)).shape == (2, 4)
+@pytest.mark.parametrize("shape, reduce", [((1, 28, 28), 1), ((3, 7, 30), 1), ((1, 3, 2), 1), ((3, 96, 40), 1),
+                                           ((3, 97, 40), 2), ((3, 256, 40), 3)])
+def test_the_classifier_takes_images_of_any_size_and_reduces_large_ones(shape, reduce):
+    network = classifier._new(torch.zeros(1, *shape, dtype=torch.uint8), 4, torch.device("cpu")).eval()
+    assert network.config.reduce == reduce and network(torch.rand(2, *shape)).shape == (2, 4)
     assert network.features(torch.rand(2, *shape)).shape == (2, 128)
 
 

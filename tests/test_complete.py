@@ -23,37 +23,27 @@ def run(trained, tmp_path):
     return tmp_path
 
 
-def completions(run, count=6):
-    return [(run / f"completion_{i // 2}_{i % 2}.png").read_bytes() for i in range(count)]
-
-
-# ---- masks
+def completed(done, run, *flags):
+    """The completions of three images, two each, by these flags."""
+    done("complete", "--output-dir", run, *FEW, *flags)
+    return [(run / f"completion_{i // 2}_{i % 2}.png").read_bytes() for i in range(6)]
 
 
 @pytest.mark.parametrize("mask, drawn", [
     ("top", ["11111", "11111", "00000", "00000", "00000"]), ("bottom", ["00000"] * 3 + ["11111"] * 2),
     ("left", ["11000"] * 5), ("right", ["00011"] * 5), ("center", ["00000", "01110", "01110", "01110", "00000"]),
-    ("border", ["11111", "10001", "10001", "10001", "11111"])])
-def test_named_masks(mask, drawn):
+    ("border", ["11111", "10001", "10001", "10001", "11111"]),
+    ("top", ["111", "111", "000", "000"]), ("right", ["0011", "0011"]),  # even grids are halved
+    ("an image", ["111000", "111000", "000000", "000000"])])
+def test_masks(tmp_path, mask, drawn):
     expected = torch.tensor([[letter == "1" for letter in row] for row in drawn])
-    assert torch.equal(complete.read_mask(mask, 5, 5, 1), expected)
-
-
-def test_even_grids_are_halved():
-    upper = torch.tensor([True, True, False, False])[:, None]
-    assert torch.equal(complete.read_mask("top", 4, 3, 1), upper.expand(4, 3))
-    assert torch.equal(complete.read_mask("right", 2, 4, 1), torch.tensor([False, False, True, True]).expand(2, 4))
-
-
-def test_a_mask_from_an_image(tmp_path):
-    picture = Image.new("L", (40, 20), 0)
-    picture.paste(255, (0, 0, 20, 10))
-    picture.paste(120, (20, 10, 40, 20))  # below half
-    picture.save(tmp_path / "mask.png")
-    given = complete.read_mask(str(tmp_path / "mask.png"), 4, 6, 1)
-    expected = torch.zeros(4, 6, dtype=torch.bool)
-    expected[:2, :3] = True
-    assert torch.equal(given, expected)
+    if mask == "an image":
+        picture = Image.new("L", (40, 20), 0)
+        picture.paste(255, (0, 0, 20, 10))
+        picture.paste(120, (20, 10, 40, 20))  # below half
+        picture.save(tmp_path / "mask.png")
+        mask = str(tmp_path / "mask.png")
+    assert torch.equal(complete.read_mask(mask, *expected.shape, 1), expected)
 
 
 @pytest.mark.parametrize("side, white, given", [(8, slice(0, 48), range(6)), (8, slice(48, 57), (6, 7)),
@@ -67,9 +57,6 @@ def test_a_mask_of_images_that_are_no_multiple_of_a_code_gives_no_hidden_pixel(t
     assert all(row.nonzero().flatten().tolist() == list(given) for row in mask)
 
 
-# ---- what the encoder is shown
-
-
 def test_painting_over_keeps_what_is_given_and_uses_nothing_else():
     images, given = torch.rand(2, 3, 9, 7), torch.zeros(9, 7, dtype=torch.bool)
     given[2:5, 1:4] = True
@@ -81,10 +68,7 @@ def test_painting_over_keeps_what_is_given_and_uses_nothing_else():
     torch.testing.assert_close(complete.paint_over(torch.full_like(images, 0.3), given), torch.full_like(images, 0.3))
 
 
-# ---- the script
-
-
-def test_the_given_codes_are_kept(script, run, monkeypatch):
+def test_the_given_codes_are_kept(done, run, monkeypatch):
     decoded, known = [], []
     make_sampler = sampler.make_sampler
 
@@ -97,7 +81,7 @@ def test_the_given_codes_are_kept(script, run, monkeypatch):
             return decoded[-1]
         return draw
     monkeypatch.setattr(sampler, "make_sampler", recorded)
-    assert script("complete", "--output-dir", run, *FEW, "--mask", "center").status == 0
+    completed(done, run, "--mask", "center")
     codes, given = torch.cat(decoded), torch.cat(known)
     assert codes.shape == (6, 7, 7) and ((given >= 0) == complete.read_mask("center", 28, 28, 4)).all()
     assert torch.equal(codes[given >= 0], given[given >= 0])
@@ -108,23 +92,17 @@ def test_the_given_codes_are_kept(script, run, monkeypatch):
     assert (run / "again.png").read_bytes() == (run / "completion_1_1.png").read_bytes()
 
 
-def test_same_seed_same_completions_whatever_the_batch(script, run):
-    flags = ["--output-dir", run, *FEW]
-    assert script("complete", *flags).status == 0
-    first = completions(run)
+def test_same_seed_same_completions_whatever_the_batch(done, run):
+    first = completed(done, run)
     assert len(set(first)) == 6  # the halves that were given differ, and the chance of each completion does
     grid = Image.open(run / "completions.png")
     assert grid.size == (4 * 58 + 2, 3 * 58 + 2)
-    assert script("complete", *flags, "--batch-size", 4).status == 0
-    assert completions(run) == first
-    assert script("complete", *flags, "--seed", 1).status == 0
-    assert completions(run) != first
-    assert script("complete", *flags, "--temperature", 0).status == 0
-    coldest = completions(run)
+    assert completed(done, run, "--batch-size", 4) == first != completed(done, run, "--seed", 1)
+    coldest = completed(done, run, "--temperature", 0)
     assert coldest[0] == coldest[1] != coldest[2]
 
 
-def test_hidden_pixels_have_no_say(script, run, monkeypatch):
+def test_hidden_pixels_have_no_say(done, run, monkeypatch):
     load = dataset.load
 
     def changed_below(*args):
@@ -135,18 +113,16 @@ def test_hidden_pixels_have_no_say(script, run, monkeypatch):
     outputs = []
     for loads in (load, changed_below):
         monkeypatch.setattr(dataset, "load", loads)
-        assert script("complete", "--output-dir", run, *FEW).status == 0
-        outputs.append(completions(run))
+        outputs.append(completed(done, run))
     assert outputs[0] == outputs[1]
 
 
-def test_the_class_can_be_given_with_or_without_guidance(script, run):
+def test_the_class_can_be_given_with_or_without_guidance(done, run):
     """s = 0 is the draw without a class, s = 1 the draw with it, and another s differs from both."""
     let_classes_matter(run)
 
     def drawn(*more):
-        assert script("complete", "--output-dir", run, *FEW, "--temperature", 2, "--top-p", 0.9, *more).status == 0
-        return completions(run)
+        return completed(done, run, "--temperature", 2, "--top-p", 0.9, *more)
 
     without, given = drawn(), drawn("--class-given", "--guidance", 1)
     assert given != without
@@ -161,12 +137,10 @@ def test_a_grid_shows_the_first_images_and_says_so(script, run, monkeypatch):
     flags = ["--output-dir", run, *FEW]
     assert " of the first " not in script("complete", *flags).out
     whole = Image.open(run / "completions.png")
-    for most, rows in ((9, 2), (1, 1)):
-        monkeypatch.setattr(figures, "GRID_IMAGES", most)
-        outcome = script("complete", *flags)
-        assert outcome.out.endswith(f"completions.png of the first {rows}\n")
-        part, expected = Image.open(run / "completions.png"), whole.crop((0, 0, whole.width, 58 * rows + 2))
-        assert part.size == expected.size and part.tobytes() == expected.tobytes()
+    monkeypatch.setattr(figures, "GRID_IMAGES", 9)
+    assert script("complete", *flags).out.endswith("completions.png of the first 2\n")
+    part, expected = Image.open(run / "completions.png"), whole.crop((0, 0, whole.width, 58 * 2 + 2))
+    assert part.size == expected.size and part.tobytes() == expected.tobytes()
     assert (run / "completion_2_1.png").exists()
 
 

@@ -10,57 +10,66 @@ from conftest import SMALL, SMALL_PIXELCNN, SMALL_VQVAE, let_classes_matter
 from PIL import Image
 
 import dataset
+import evaluate
 import train_pixelcnn
+import train_vae
 import train_vqvae
+from judging import classifier, judge, report
+from judging.classifier import Classifier, ClassifierConfig
 from priors import runs
 from priors.table import nll_terms, summarise_nll
+from running import cli
 from training import checkpoint, loop
 
-FEW = ["--num-samples", 60, "--classifier-epochs", 1, "--batch-size", 25, "--device", "cpu"]
+FEW = ["--num-samples", 40, "--classifier-epochs", 1, "--batch-size", 25, "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory):
     """A copy of the small run, with a VAE and one more prior."""
-    import train_vae
-    from running import cli
     output = shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "run")
     where = [*SMALL, "--output-dir", str(output)]
     train_vae.main(cli.parse(vars(train_vae), [*where, "--latent-dim", "4"]))
-    sizes = ["--prior", "transformer", "--hidden", "8", "--layers", "2"]
+    sizes = ["--prior", "transformer", "--hidden", "8", "--layers", "2", "--sample-every", "0"]
     train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*where, *sizes]))
     return output
 
 
-def table_of(outcome, columns):
-    """The table on the screen: row name to words, of which there is one for each column."""
-    lines = [line.split("  ") for line in outcome.out.splitlines()]
-    rows = [[word.strip() for word in line if word.strip()] for line in lines]
-    return {row[0]: row[1:] for row in rows if len(row) == columns + 1}
+@pytest.fixture
+def alone(trained, tmp_path):
+    """The VQ-VAE and the PixelCNN of the small run, with which no classifier lies yet."""
+    for name in ("vqvae.pt", "pixelcnn.pt"):
+        shutil.copy(trained / name, tmp_path)
+    return tmp_path
+
+
+def change(path, **changes):
+    """Change entries of a checkpoint."""
+    torch.save(torch.load(path, weights_only=True) | changes, path)
+
+
+def rows_of(run, stem="evaluation"):
+    return json.loads((run / f"{stem}.json").read_text())["rows"]
 
 
 @torch.no_grad()
-def test_every_row_and_column(script, run):
-    outcome = script("evaluate", "--output-dir", run, *FEW)
-    assert outcome.status == 0, outcome.err
+def test_every_row_and_column(done, run, monkeypatch):
+    """Only the main process measures: the others have gone by then, so nothing may wait for them."""
+    with monkeypatch.context() as patch:
+        patch.setattr("running.devices.all_sum", lambda tensor: pytest.fail("waits for the other processes"))
+        outcome = done("evaluate", "--output-dir", run, *FEW)
     assert outcome.out.startswith("classifier: names ")
     content = json.loads((run / "evaluation.json").read_text())
     rows = content["rows"]
-    priors, samples = ["pixelcnn", "transformer"], ["VAE samples"]
-    independent = ["per-position marginal", "marginal", "uniform codes"]
-    assert list(rows) == ["real images", "VQ-VAE reconstructions", "VAE reconstructions", *priors, *samples,
-                          *independent]
+    priors, independent = ["pixelcnn", "transformer"], ["per-position marginal", "marginal", "uniform codes"]
     judged = {"frechet", "precision", "recall", "nearest"}
-    assert set(rows["real images"]) == {*judged, "class_accuracy"}
-    assert all(set(rows[name]) == {*judged, "class_accuracy", "mse", "psnr", "ssim"}
-               for name in rows if "reconstructions" in name)
-    assert all(set(rows[name]) == {*judged, "class_accuracy", "bits_per_image"} for name in priors)
-    assert all(set(rows[name]) == {*judged, "bits_per_image"} for name in (*samples, *independent))
-    table = table_of(outcome, 9)
-    assert list(table) == list(rows)
-    assert [row[0] for row in table.values()] == [f"{row['bits_per_image']:.1f}" if "bits_per_image" in row else "-"
-                                                  for row in rows.values()]
-    assert content["images_per_row"] == 60 and content["classifier_accuracy"] == rows["real images"]["class_accuracy"]
+    copied = {*judged, "class_accuracy", "mse", "psnr", "ssim"}
+    drawn = {*judged, "bits_per_image"}
+    assert {name: set(row) for name, row in rows.items()} == {
+        "real images": {*judged, "class_accuracy"}, "VQ-VAE reconstructions": copied, "VAE reconstructions": copied,
+        **dict.fromkeys(priors, {*drawn, "class_accuracy"}), **dict.fromkeys(["VAE samples", *independent], drawn)}
+    assert report.table(rows) in outcome.out
+    assert content["images_per_row"] == 40 and content["classifier_accuracy"] == rows["real images"]["class_accuracy"]
     # what other scripts say of the same models on the same test split
     stored = checkpoint.load(str(run), "vqvae")
     vqvae, data = runs.build(stored), dataset.load("glyphs", stored["data"]["data_dir"], 300)
@@ -82,36 +91,45 @@ def test_every_row_and_column(script, run):
     assert f"New images of {content['best']}" in text and rows[content["best"]]["bits_per_image"] > 0
 
 
-def test_the_classifier_is_trained_once_for_the_same_images(script, run, tmp_path):
-    output = shutil.copytree(run, tmp_path / "run")
-    saved = []
-    for flags in ([], [], ["--limit", 200], ["--limit", 200, "--classifier-epochs", 2]):
-        assert script("ablation", "--output-dir", output, *FEW, *flags).status == 0
-        saved.append((output / "classifier.pt").read_bytes())
-    assert saved[0] == saved[1] and len(set(saved)) == 3
-    (output / "classifier.pt").write_bytes(saved[0][:-1000])
-    outcome = script("ablation", "--output-dir", output, *FEW)
-    assert outcome.status == 0 and "classifier.pt cannot be read: training it anew" in outcome.out
-    assert runs.build(checkpoint.load(str(output), "classifier"))
+def test_the_classifier_is_trained_once_for_the_same_images_and_features(trained, data_dir, tmp_path, monkeypatch,
+                                                                         capsys):
+    """Another kind of features is trained in its place; a file from before there were two is read."""
+    stored = checkpoint.load(str(trained), "vqvae")
+    whole, fewer = (dataset.load("glyphs", str(data_dir), limit) for limit in (300, 200))
+    path, train, trainings = tmp_path / "classifier.pt", classifier._train, []
+    monkeypatch.setattr(classifier, "STEPS", 2)
+    monkeypatch.setattr(classifier, "_train", lambda *args: trainings.append(1) or train(*args))
+
+    def trains(data, kind="classes", epochs=1):
+        before = len(trainings)
+        model = judge.load_classifier(str(tmp_path), stored, data, kind, epochs, torch.device("cpu"))
+        assert not model.training
+        return len(trainings) > before
+
+    assert [trains(whole), trains(whole), trains(fewer), trains(fewer, epochs=2)] == [True, False, True, True]
+    assert [trains(whole, "self"), trains(whole, "self"), trains(whole)] == [True, False, True]
+    content = torch.load(path, weights_only=True)
+    assert set(content["basis"]) == {"images", "epochs"}
+    del content["config"]["reduce"]
+    torch.save(content, path)
+    assert not trains(whole)
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert trains(whole) and "classifier.pt cannot be read: training it anew" in capsys.readouterr().out
+    assert checkpoint.build(checkpoint.load(str(tmp_path), "classifier"), Classifier, ClassifierConfig)
 
 
-def test_the_same_again(script, run):
-    contents = []
+def test_ablation_argmax_collapses_to_one_image_a_class(done, run):
+    flags = ["--output-dir", run, *FEW, "--prior", "pixelcnn", "--temperatures", "0.5 2", "--guidances", "1 2.5"]
+    found = []
     for _ in range(2):
-        assert script("ablation", "--output-dir", run, *FEW, "--prior", "transformer").status == 0
-        contents.append(json.loads((run / "ablation.json").read_text()))
-    assert contents[0] == contents[1]
-
-
-def test_ablation_argmax_collapses_to_one_image_a_class(script, run):
-    outcome = script("ablation", "--output-dir", run, *FEW, "--prior", "pixelcnn", "--temperatures", "0.5 2",
-                     "--guidances", "1 2.5", "--top-p", 1)
-    assert outcome.status == 0, outcome.err
-    rows = json.loads((run / "ablation.json").read_text())["rows"]
+        done("ablation", *flags, "--top-p", 1)
+        found.append(rows_of(run, "ablation"))
+    rows, again = found
+    assert rows == again
     assert list(rows) == ["real images", "the encoder's codes", "pixelcnn, T = 0.5", "pixelcnn, T = 2",
                           "pixelcnn, argmax", "pixelcnn, top p 1, s = 1", "pixelcnn, top p 1, s = 2.5",
                           "per-position marginal", "marginal", "uniform codes"]
-    assert rows["pixelcnn, argmax"]["distinct"] * 60 <= 10
+    assert rows["pixelcnn, argmax"]["distinct"] * 40 <= 10
     assert rows["uniform codes"]["distinct"] == 1
     assert rows["pixelcnn, argmax"]["distinct"] < rows["pixelcnn, T = 0.5"]["distinct"] <= 1
     assert "class_accuracy" in rows["pixelcnn, argmax"] and "class_accuracy" not in rows["marginal"]
@@ -123,7 +141,6 @@ def test_ablation_argmax_collapses_to_one_image_a_class(script, run):
 @pytest.fixture(scope="module")
 def folder_run(tmp_path_factory):
     """A run on a flat folder of images, which have no class."""
-    from running import cli
     place = tmp_path_factory.mktemp("flat")
     (place / "images").mkdir()
     for i, image in enumerate(dataset.draw_glyphs(120, 0).images):
@@ -135,12 +152,11 @@ def folder_run(tmp_path_factory):
     return place / "run"
 
 
-def test_without_classes_all_columns_but_the_class_are_there(script, folder_run, monkeypatch):
-    monkeypatch.setattr("judging.classifier.STEPS", 20)
+def test_without_classes_all_columns_but_the_class_are_there(script, done, folder_run, monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 5)
     saved = []
     for name, stem in (("evaluate", "evaluation"), ("ablation", "ablation")):
-        outcome = script(name, "--output-dir", folder_run, *FEW)
-        assert outcome.status == 0, outcome.err
+        outcome = done(name, "--output-dir", folder_run, *FEW)
         assert "names" not in outcome.out
         content = json.loads((folder_run / f"{stem}.json").read_text())
         assert content["constants"]["FEATURES"] == "self" and content["classifier_accuracy"] is None
@@ -154,90 +170,55 @@ def test_without_classes_all_columns_but_the_class_are_there(script, folder_run,
     assert saved[0] == saved[1]
     outcome = script("evaluate", "--output-dir", folder_run, *FEW, "--features", "classes")
     assert outcome.status == 1 and outcome.err.count("\n") == 1
-    assert 'FEATURES (--features) is "classes", but the data set has no two classes' in outcome.err
+    assert 'FEATURES (--features) is "classes", but the data set has fewer than two classes' in outcome.err
 
 
-def test_features_without_classes_where_there_are_some(script, run, tmp_path, monkeypatch):
-    """Each kind of features is trained anew in the place of the other; a file from before there were two is read."""
-    monkeypatch.setattr("judging.classifier.STEPS", 20)
-    output = shutil.copytree(run, tmp_path / "run")
-    saved, rows = [], []
-    for features in ("auto", "self", "self", "classes"):
-        outcome = script("ablation", "--output-dir", output, *FEW, "--features", features)
-        assert outcome.status == 0 and "cannot be read" not in outcome.out, outcome.err
-        saved.append((output / "classifier.pt").read_bytes())
-        rows.append(json.loads((output / "ablation.json").read_text())["rows"])
-    assert saved[0] != saved[1] == saved[2]
-    assert rows[0] == rows[3] and rows[1] == rows[2]
-    assert "class_accuracy" in rows[0]["real images"] and "class_accuracy" not in rows[1]["real images"]
-    content = torch.load(output / "classifier.pt", weights_only=True)
-    assert set(content["basis"]) == {"images", "epochs"}
-    del content["config"]["reduce"]
-    torch.save(content, output / "classifier.pt")
-    before = (output / "classifier.pt").read_bytes()
-    assert script("ablation", "--output-dir", output, *FEW).status == 0
-    assert (output / "classifier.pt").read_bytes() == before
-
-
-def test_without_classes_there_is_no_guidance(script, folder_run):
+def test_without_classes_there_is_no_guidance(script, done, folder_run):
     for name in ("generate", "complete", "evaluate"):
         outcome = script(name, "--output-dir", folder_run, "--guidance", 1.5)
         assert outcome.status == 1 and outcome.err.endswith(
             "GUIDANCE (--guidance) of 1.5 needs classes, and pixelcnn.pt learnt none: leave it at 1\n")
-    assert script("generate", "--output-dir", folder_run, "--num-samples", 1).status == 0
+    done("generate", "--output-dir", folder_run, "--num-samples", 1)
 
 
-def test_ablation_has_no_guided_rows_of_a_prior_that_learnt_no_classless_draws(script, trained, tmp_path):
-    for name in ("vqvae.pt", "pixelcnn.pt"):
-        shutil.copy(trained / name, tmp_path)
-    content = torch.load(tmp_path / "pixelcnn.pt", weights_only=True)
-    content["training"]["constants"]["CLASS_DROPOUT"] = 0.0
-    torch.save(content, tmp_path / "pixelcnn.pt")
-    outcome = script("ablation", "--output-dir", tmp_path, *FEW, "--guidances", "1 1.5")
-    assert outcome.status == 0 and "no rows with guidance, it needs a prior trained with CLASS_DROPOUT" in outcome.out
-    rows = json.loads((tmp_path / "ablation.json").read_text())["rows"]
+def test_ablation_has_no_guided_rows_of_a_prior_that_learnt_no_classless_draws(done, alone, monkeypatch):
+    """And no class is named in features that were learnt without classes."""
+    monkeypatch.setattr(classifier, "STEPS", 2)
+    change(alone / "pixelcnn.pt", training={"constants": {"CLASS_DROPOUT": 0.0}})
+    flags = ["--guidances", "1 1.5", "--temperatures", "1", "--features", "self"]
+    outcome = done("ablation", "--output-dir", alone, *FEW, *flags)
+    assert "no rows with guidance, it needs a prior trained with CLASS_DROPOUT" in outcome.out
+    rows = rows_of(alone, "ablation")
     assert [name for name in rows if "s = " in name] == ["pixelcnn, top p 1, s = 1"]
+    assert not any("class_accuracy" in row for row in rows.values())
 
 
-def test_evaluate_draws_with_guidance(script, trained, tmp_path):
-    for name in ("vqvae.pt", "pixelcnn.pt"):
-        shutil.copy(trained / name, tmp_path)
-    let_classes_matter(tmp_path)
+def test_evaluate_draws_with_guidance(done, alone):
+    let_classes_matter(alone)
     contents = []
-    for flags in ([], ["--guidance", 1.25, "--top-p", 1], ["--guidance", 1]):
-        assert script("evaluate", "--output-dir", tmp_path, *FEW, *flags).status == 0
-        contents.append(json.loads((tmp_path / "evaluation.json").read_text()))
-    rows = [content["rows"] for content in contents]
-    assert rows[0] == rows[1]
-    assert [name for name in rows[0] if rows[0][name] != rows[2][name]] == ["pixelcnn"]
+    for flags in ([], ["--guidance", 1]):
+        done("evaluate", "--output-dir", alone, *FEW, *flags)
+        contents.append(json.loads((alone / "evaluation.json").read_text()))
+    rows, plain = (content["rows"] for content in contents)
+    assert [name for name in rows if rows[name] != plain[name]] == ["pixelcnn"]
     assert [content["sampling"] for content in contents] == [
-        f"pixelcnn with GUIDANCE {s:g} and TOP_P {p:g}" for s, p in ((1.25, 1), (1.25, 1), (1, 0.9))]
+        f"pixelcnn with GUIDANCE {s:g} and TOP_P {p:g}" for s, p in ((1.25, 1), (1, 0.9))]
 
 
-def test_a_run_of_a_vqvae_alone(script, trained, tmp_path):
-    shutil.copy(trained / "vqvae.pt", tmp_path)
-    outcome = script("evaluate", "--output-dir", tmp_path, *FEW)
-    assert outcome.status == 0, outcome.err
-    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
-    assert list(rows) == ["real images", "VQ-VAE reconstructions", "per-position marginal", "marginal", "uniform codes"]
-
-
-@pytest.mark.parametrize("vae", ["learnt other images", "is damaged"])
-def test_what_does_not_fit_is_left_out_with_a_line(script, run, tmp_path, vae):
+def test_what_does_not_fit_is_left_out_with_a_line(done, run, tmp_path, capfd):
     """A prior of another VQ-VAE's codes, a damaged one, and a VAE of other images, or damaged: no rows, no obstacle."""
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
-    for name, key in (("pixelcnn.pt", "vqvae"), ("vae.pt", "images")):
-        content = torch.load(tmp_path / name, weights_only=True)
-        torch.save(content | {key: "0" * 64}, tmp_path / name)
+    change(tmp_path / "pixelcnn.pt", vqvae="0" * 64)
+    change(tmp_path / "vae.pt", images="0" * 64)
     (tmp_path / "masked.pt").write_bytes(b"no checkpoint")
-    if vae == "is damaged":
-        (tmp_path / "vae.pt").write_bytes(b"no checkpoint")
-    outcome = script("evaluate", "--output-dir", tmp_path, *FEW)
-    assert outcome.status == 0, outcome.err
-    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    outcome = done("evaluate", "--output-dir", tmp_path, *FEW)
+    rows = rows_of(tmp_path)
     assert "transformer" in rows and not {"pixelcnn", "masked", "VAE samples"} & set(rows)
-    for reason in ("pixelcnn.pt learnt the codes of another", "masked.pt is damaged", f"vae.pt {vae}"):
+    for reason in ("pixelcnn.pt learnt the codes of another", "masked.pt is damaged", "vae.pt learnt other images"):
         assert f"left out: {reason}" in " ".join(outcome.err.split()).replace(f"{tmp_path}/", "")
+    (tmp_path / "vae.pt").write_bytes(b"no checkpoint")
+    assert evaluate.find_vae(str(tmp_path), checkpoint.load(str(tmp_path), "vqvae")) is None
+    assert "vae.pt is damaged" in capfd.readouterr().err
 
 
 def test_no_prior_that_can_be_used_is_said_once(script, run, tmp_path):
@@ -247,15 +228,6 @@ def test_no_prior_that_can_be_used_is_said_once(script, run, tmp_path):
     outcome = script("generate", "--output-dir", tmp_path)
     assert outcome.status == 1 and outcome.err.count("is damaged") == 2 and outcome.err.count("\n") == 3
     assert "is left: train one with `python train_pixelcnn.py" in outcome.err.splitlines()[-1]
-
-
-def test_only_the_main_process_measures(script, run, monkeypatch):
-    """The others have gone by then, so nothing may wait for them."""
-    monkeypatch.setattr("running.devices.all_sum", lambda tensor: pytest.fail("waits for the other processes"))
-    assert script("evaluate", "--output-dir", run, *FEW).status == 0
-
-
-# ---- --inception, whose weights no test downloads
 
 
 class Fake:
@@ -282,29 +254,33 @@ class Fake:
         self.fake = []
 
 
-def test_inception_adds_two_columns(script, run, monkeypatch):
+def put_inception(monkeypatch, made):
+    """Let torchmetrics hold `made` in the place of its metrics."""
     for module, name in (("fid", "FrechetInceptionDistance"), ("inception", "InceptionScore")):
-        monkeypatch.setitem(sys.modules, f"torchmetrics.image.{module}", types.SimpleNamespace(**{name: Fake}))
-    monkeypatch.setitem(sys.modules, "torchmetrics", types.ModuleType("torchmetrics"))
-    monkeypatch.setitem(sys.modules, "torchmetrics.image", types.ModuleType("torchmetrics.image"))
-    assert script("evaluate", "--output-dir", run, *FEW, "--inception").status == 0
-    rows = json.loads((run / "evaluation.json").read_text())["rows"]
-    assert 30 <= rows["real images"]["fid"] < 60 and rows["real images"]["inception_score"] == 30  # a half and a half
+        monkeypatch.setitem(sys.modules, f"torchmetrics.image.{module}", types.SimpleNamespace(**{name: made}))
+    for name in ("torchmetrics", "torchmetrics.image"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+
+def test_a_run_of_a_vqvae_alone_and_inception_adds_two_columns(done, alone, monkeypatch):
+    put_inception(monkeypatch, Fake)
+    (alone / "pixelcnn.pt").unlink()
+    done("evaluate", "--output-dir", alone, *FEW, "--inception")
+    rows = rows_of(alone)
+    assert list(rows) == ["real images", "VQ-VAE reconstructions", "per-position marginal", "marginal", "uniform codes"]
+    assert 20 <= rows["real images"]["fid"] < 40 and rows["real images"]["inception_score"] == 20  # a half and a half
     for name, row in rows.items():
-        assert name == "real images" or (row["fid"] >= 60 and row["inception_score"] == 60)
+        assert name == "real images" or (row["fid"] >= 40 and row["inception_score"] == 40)
     assert rows["uniform codes"]["fid"] != rows["marginal"]["fid"]
 
 
 @pytest.mark.parametrize("error, says", [
     (ImportError("No module named 'torchmetrics'"), "INCEPTION (--inception) needs torchmetrics and torch-fidelity"),
-    (OSError("<urlopen error\nno network>"), "cannot be had, or not its weights (<urlopen error no network>)"),
+    (OSError("<urlopen error\nno network>"), "or its weights cannot be loaded (<urlopen error no network>)"),
 ])
 def test_inception_that_is_not_to_be_had(script, run, monkeypatch, error, says):
     def fail(**_):
         raise error
-    for module, name in (("fid", "FrechetInceptionDistance"), ("inception", "InceptionScore")):
-        monkeypatch.setitem(sys.modules, f"torchmetrics.image.{module}", types.SimpleNamespace(**{name: fail}))
-    monkeypatch.setitem(sys.modules, "torchmetrics", types.ModuleType("torchmetrics"))
-    monkeypatch.setitem(sys.modules, "torchmetrics.image", types.ModuleType("torchmetrics.image"))
+    put_inception(monkeypatch, fail)
     outcome = script("evaluate", "--output-dir", run, *FEW, "--inception")
     assert outcome.status == 1 and outcome.err.count("\n") == 1 and says in outcome.err

@@ -7,8 +7,6 @@ import torch
 
 from judging import metrics
 
-# ---- Frechet distance
-
 
 def test_frechet_distance_is_zero_from_a_set_to_itself():
     features = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
@@ -24,27 +22,15 @@ def with_moments(count, mean, covariance, seed):
     return points @ torch.linalg.cholesky(covariance).T + mean
 
 
-def test_frechet_distance_of_diagonal_covariances():
-    """sum (m_a - m_b)^2 + (s_a - s_b)^2 over the axes, for means m and deviations s."""
-    deviations = torch.tensor([[1.0, 2.0, 0.5], [3.0, 2.0, 0.1]], dtype=torch.float64)
-    means = torch.tensor([[0.0, 1.0, -1.0], [1.0, 1.0, 4.0]], dtype=torch.float64)
-    a, b = (with_moments(50, mean, deviation.square().diag(), seed)
-            for seed, (mean, deviation) in enumerate(zip(means, deviations)))
-    expected = (means[0] - means[1]).square().sum() + (deviations[0] - deviations[1]).square().sum()
-    assert metrics.frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_frechet_distance_of_any_covariances(seed):
+def test_frechet_distance_of_any_covariances():
     """Against the square root of A B itself, from the eigenvalues of a matrix that is not symmetric."""
-    torch.manual_seed(seed)
-    size = 2 + seed
-    roots = torch.randn(2, size, size, dtype=torch.float64)
-    one, other = roots @ roots.mT + 0.1 * torch.eye(size, dtype=torch.float64)
-    mean = torch.randn(size, dtype=torch.float64)
+    torch.manual_seed(0)
+    roots = torch.randn(2, 5, 5, dtype=torch.float64)
+    one, other = roots @ roots.mT + 0.1 * torch.eye(5, dtype=torch.float64)
+    mean = torch.randn(5, dtype=torch.float64)
     trace = torch.linalg.eigvals(one @ other).real.sqrt().sum()
     expected = mean.square().sum() + one.trace() + other.trace() - 2 * trace
-    a, b = with_moments(40, torch.zeros_like(mean), one, seed), with_moments(60, mean, other, seed + 1)
+    a, b = with_moments(40, torch.zeros_like(mean), one, 0), with_moments(60, mean, other, 1)
     assert metrics.frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-6)
     assert metrics.frechet_distance(b, a) == pytest.approx(expected.item(), rel=1e-6)
 
@@ -53,9 +39,6 @@ def test_frechet_distance_where_a_feature_is_always_the_same():
     a = torch.randn(30, 3)
     a[:, 1] = 5
     assert math.isfinite(metrics.frechet_distance(a, a * 0))
-
-
-# ---- precision and recall
 
 
 def plain_precision_recall(real, fake):
@@ -70,10 +53,9 @@ def plain_precision_recall(real, fake):
     return share(fake, real), share(real, fake)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_precision_and_recall_against_the_definition(seed, monkeypatch):
+def test_precision_and_recall_against_the_definition(monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK", 100)  # so that both matrices come in parts
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(23, 3, generator=generator), torch.randn(31, 3, generator=generator) * 1.5 + 0.5
     assert metrics.precision_recall(real, fake) == pytest.approx(plain_precision_recall(real, fake))
 
@@ -88,9 +70,6 @@ def test_precision_and_recall_of_clusters():
     precision, recall = metrics.precision_recall(real, clusters.flatten(0, 1))
     assert (precision, recall) == (pytest.approx(2 / 3), 1)
     assert metrics.precision_recall(real, clusters[2]) == (0, 0)
-
-
-# ---- SSIM
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (2, 5), (10, 40), (11, 11), (40, 40)])

@@ -43,7 +43,9 @@ class Read(HTMLParser):
             self.text += data
 
 
-def read(run):
+def shown(run):
+    """The page of a run's directory, written anew."""
+    assert page.write_page(str(run)) == run / "report.html"
     return Read((run / "report.html").read_text(encoding="utf-8"))
 
 
@@ -62,8 +64,7 @@ def full(trained, tmp_path):
 
 
 def test_every_part_is_there(full):
-    assert page.write_page(str(full)) == full / "report.html"
-    found = read(full)
+    found = shown(full)
     assert [attrs["id"] for tag, attrs in found.elements if tag == "section"] == [
         "settings", "training", "reconstructions", "samples", "measures", "ablation", "nearest-training-images",
         "codebook"]
@@ -75,7 +76,7 @@ def test_every_part_is_there(full):
     for words in ("glyphs", "CODE_DIM", "EMA_DECAY", "24.78", "0.9421", "98.3", "95.4%", "11.28", "12.5%", "12 of 16",
                   "perplexity is 9.9", "New images of pixelcnn", "TOP_P 0.9", "SEED 3", "after epoch 1"):
         assert words in found.text, words
-    left_out = "PixelSNAIL, transformer, masked prior, VAE (the baseline)"
+    left_out = "transformer, masked prior, VAE (the baseline)"
     assert f"not trained in this run, or left out: {left_out}" in found.text
     for file in (*PICTURES, "evaluation.json", "ablation.json"):
         assert f"no {file}" not in found.text
@@ -83,10 +84,8 @@ def test_every_part_is_there(full):
 
 
 def test_it_needs_no_other_file_and_no_connection(full):
-    page.write_page(str(full))
-    text = (full / "report.html").read_text(encoding="utf-8")
+    found, text = shown(full), (full / "report.html").read_text(encoding="utf-8")
     assert "http" not in text and "url(" not in text and "@import" not in text
-    found = read(full)
     assert not {tag for tag, _ in found.elements} & {"script", "link", "iframe", "object", "embed", "base"}
     for tag, attrs in found.elements:
         assert not any(name.startswith("on") or name in ("srcset", "style") for name in attrs)
@@ -108,21 +107,18 @@ def test_names_and_paths_are_text(full, tmp_path):
     (full / "evaluation.json").write_text(json.dumps(stored))
     (full / "nearest.png").unlink()
     moved = full.rename(tmp_path / nasty.replace("/", "|"))
-    page.write_page(str(moved))
-    found = read(moved)
+    found = shown(moved)
     assert "script" not in {tag for tag, _ in found.elements}
     assert found.text.count("<script>alert('1')<") >= 5 and "&amp;lt;" not in (moved / "report.html").read_text()
     assert f"x/{nasty}: images" in found.text and f"{nasty}?" in found.text
 
 
 def test_what_is_missing_is_named_with_its_command(tmp_path):
-    page.write_page(str(tmp_path))
-    text = read(tmp_path).text
-    for name in ("dataset.png", "reconstructions/epoch_001.png", "samples_by_class.png", "nearest.png",
-                 "codebook.png"):
+    text = shown(tmp_path).text
+    for name in ("dataset.png", "reconstructions/epoch_001.png", "samples_by_class.png", "nearest.png", "codebook.png"):
         assert f"no {name}: " in text, name
-    assert f"no evaluation.json: run python evaluate.py --output-dir {tmp_path}" in text
-    assert f"no ablation.json: run python ablation.py --output-dir {tmp_path}" in text
+    for name, script in (("evaluation", "evaluate"), ("ablation", "ablation")):
+        assert f"no {name}.json: run python {script}.py --output-dir {tmp_path}" in text
     assert "not trained in this run, or left out: VQ-VAE, PixelCNN" in text
 
 
@@ -130,28 +126,22 @@ def test_what_is_damaged_is_named(full):
     (full / "nearest.png").write_bytes((full / "nearest.png").read_bytes()[:40])
     (full / "codebook.png").write_bytes(b"<svg onload='alert(1)'>")
     (full / "pixelcnn.pt").write_bytes(b"no checkpoint")
-    page.write_page(str(full))
-    text = read(full).text
+    text = shown(full).text
     assert "nearest.png is damaged: " in text and "codebook.png is damaged: " in text
     assert "left out: " in text and "pixelcnn.pt is damaged" in text
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"rows": 1}', b'{"rows": {"a": 1}}',
-                                     b'{"rows": {"a": {"mse": "x"}}}', b'{"rows": {}, "perplexity": "x"}', b"\xff"])
-def test_a_table_that_cannot_be_read_is_named(full, content):
-    (full / "evaluation.json").write_bytes(content)
-    page.write_page(str(full))
-    assert "evaluation.json cannot be read: run python evaluate.py" in read(full).text
+    for content in (b"", b"[]", b"{}", b'{"rows": 1}', b'{"rows": {"a": 1}}', b'{"rows": {"a": {"mse": "x"}}}',
+                    b'{"rows": {}, "perplexity": "x"}', b'{"rows": {}, "constants": 1}', b"\xff"):
+        (full / "evaluation.json").write_bytes(content)
+        assert page._read_rows(full / "evaluation.json") is None, content
+    assert "evaluation.json cannot be read: run python evaluate.py" in shown(full).text
 
 
 def test_older_measures_are_marked(full):
-    page.write_page(str(full))
-    assert "was written before" not in read(full).text
+    assert "was written before" not in shown(full).text
     written = (full / "ablation.json").stat().st_mtime
     os.utime(full / "evaluation.json", (written + 20, written + 20))
     os.utime(full / "pixelcnn.pt", (written + 10, written + 10))
-    page.write_page(str(full))
-    text = read(full).text
+    text = shown(full).text
     assert text.count("was written before") == 1 and "ablation.json was written before pixelcnn.pt: run" in text
 
 
@@ -159,8 +149,7 @@ def test_a_large_picture_is_reduced(full, monkeypatch):
     monkeypatch.setattr(page, "LARGEST", 10_000)
     noise = np.random.default_rng(0).integers(0, 256, (100, 2 * page.WIDEST, 3), np.uint8)
     Image.fromarray(noise).save(full / "nearest.png")
-    page.write_page(str(full))
-    [image] = [attrs for tag, attrs in read(full).elements if attrs.get("src", "").startswith("data:image/jpeg")]
+    [image] = [attrs for tag, attrs in shown(full).elements if attrs.get("src", "").startswith("data:image/jpeg")]
     assert (image["width"], image["height"]) == (str(page.WIDEST), "50")
     assert len(image["src"]) < (full / "nearest.png").stat().st_size / 4
 
@@ -168,5 +157,4 @@ def test_a_large_picture_is_reduced(full, monkeypatch):
 def test_the_last_epoch_is_shown(full):
     for number in (2, 9, 999, 1000):
         shutil.copy(full / "reconstructions/epoch_001.png", full / f"reconstructions/epoch_{number:03d}.png")
-    page.write_page(str(full))
-    assert "after epoch 1000 of" in read(full).text
+    assert "after epoch 1000 of" in shown(full).text

@@ -19,10 +19,9 @@ def test_the_runs_are_those_that_the_page_names():
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_samples_come_without_the_data_set(script, tmp_path, name):
+def test_samples_come_without_the_data_set(done, tmp_path, name):
     before = sorted((PLACE / name).iterdir())
-    outcome = script("generate", "--pretrained", PLACE / name, "--output-dir", tmp_path, "--num-samples", 2)
-    assert outcome.status == 0, outcome.err
+    done("generate", "--pretrained", PLACE / name, "--output-dir", tmp_path, "--num-samples", 2)
     stored = checkpoint.load(PLACE / name, "vqvae")["data"]
     image = Image.open(tmp_path / "sample_1.png")
     assert (image.height, image.width) == (stored["height"], stored["width"])
@@ -33,10 +32,9 @@ def test_samples_come_without_the_data_set(script, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["faces", "mnist"])
 @pytest.mark.parametrize("reader", ["reconstruct", "complete", "score"])
-def test_a_picture_of_ones_own(script, tmp_path, name, reader):
+def test_a_picture_of_ones_own(done, tmp_path, name, reader):
     Image.radial_gradient("L").resize((90, 70)).save(tmp_path / "own.png")
     flags = ["--num-completions", 1] if reader == "complete" else []
-    outcome = script(reader, "--pretrained", PLACE / name, "--output-dir", tmp_path / "out", "--dataset",
-                     tmp_path / "own.png", *flags)
-    assert outcome.status == 0, outcome.err
+    done(reader, "--pretrained", PLACE / name, "--output-dir", tmp_path / "out", "--dataset",
+         tmp_path / "own.png", *flags)
     assert list((tmp_path / "out").glob("*.png"))

@@ -1,5 +1,4 @@
 """score.py: surprise, ranks and AUROC against the obvious sums, what is drawn again, and what the script writes."""
-import argparse
 import csv
 import shutil
 
@@ -13,10 +12,13 @@ from PIL import Image
 import dataset
 import score
 from judging import expected, metrics, testset
+from loading.decode import Reading
 from priors import codes, runs
+from priors.draws import Draw
 from training import checkpoint
 
 FEW = ["--num-images", 2, "--limit", 20, "--device", "cpu"]
+GRIDS = torch.randint(0, 16, (3, 7, 7), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -34,15 +36,16 @@ def networks(trained):
 def load(run):
     stored = checkpoint.load(str(run), "vqvae")
     [prior], [model] = runs.load_prior(str(run), stored)
-    return score.Networks(runs.build(stored), model, score.class_shares(prior), torch.device("cpu"), 7)
+    return score.Networks(runs.build(stored), model, expected.class_shares(prior), torch.device("cpu"), 7)
+
+
+def column(rows, name):
+    return [row[name] for row in rows]
 
 
 def table(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
-
-
-# ---- numbers
 
 
 def test_auroc_and_ranks_count_pairs():
@@ -56,14 +59,11 @@ def test_auroc_and_ranks_count_pairs():
 
 
 def test_surprise_is_minus_log2_of_the_probability_and_sums_to_the_likelihood(networks):
-    grids = torch.randint(0, 16, (3, 7, 7), generator=torch.Generator().manual_seed(0))
-    labels = torch.full((3,), networks.prior.num_classes)
+    grids, labels = GRIDS, torch.full((3,), networks.prior.num_classes)
     bits = codes.surprise(networks.prior, grids, labels)
     with torch.no_grad():
-        probabilities = networks.prior(grids, labels).softmax(1)
-    for i, row, column in ((0, 0, 0), (1, 3, 6), (2, 6, 2)):
-        wanted = -probabilities[i, grids[i, row, column], row, column].log2()
-        assert bits[i, row, column].item() == pytest.approx(wanted.item(), abs=1e-4)
+        probabilities = networks.prior(grids, labels).softmax(1).gather(1, grids[:, None])[:, 0]
+    torch.testing.assert_close(bits, -probabilities.log2(), atol=1e-4, rtol=1e-4)
     nats = codes.nll_sums(networks.prior, grids, labels, [torch.arange(3)])["nll"].item() / 3 * 49
     assert bits.sum((1, 2)).mean().item() == pytest.approx(nats / np.log(2), rel=1e-5)
 
@@ -71,7 +71,7 @@ def test_surprise_is_minus_log2_of_the_probability_and_sums_to_the_likelihood(ne
 def test_surprise_without_a_class_is_of_the_mean_over_the_classes(run):
     let_classes_matter(run)
     prior = load(run).prior
-    grids = torch.randint(0, 16, (3, 7, 7), generator=torch.Generator().manual_seed(0))
+    grids = GRIDS
     weights = torch.tensor([0, 1, 2, 3, 4, 1, 1, 1, 1, 1], dtype=torch.float64) / 15
     found, likeliest = expected.classless_surprise(prior, weights, grids)
     given = torch.stack([codes.surprise(prior, grids, torch.full((3,), label)) for label in range(10)])
@@ -143,7 +143,7 @@ def test_what_is_expected_of_validation_images():
     grids = torch.zeros(1, 1, 101, dtype=torch.int64)
     grids[..., 90:] = 2
     coded = score.Coded(grids, torch.arange(101.0).view(1, 1, 101), torch.zeros(1), torch.zeros(1))
-    usual = score.expect(coded, 3, 0.95)
+    usual = expected.expect(coded, 3, 0.95)
     assert usual.threshold == pytest.approx(95) and usual.bits.tolist() == [5050]
     assert (2**-usual.code_bits).tolist() == pytest.approx([91 / 104, 1 / 104, 12 / 104])
 
@@ -152,22 +152,19 @@ def test_a_restoration_draws_the_unlikely_codes_and_no_other(networks):
     grids = torch.randint(0, 16, (5, 7, 7), generator=torch.Generator().manual_seed(1))
     unlikely = torch.rand(5, 7, 7, generator=torch.Generator().manual_seed(2)) < 0.3
     labels = torch.arange(5)
-    restored = score.restore(networks.prior, grids, labels, unlikely, 0, 2, 1.0, 0, 1.0)
+    restored = score.restore(networks.prior, grids, labels, unlikely, 0, 2, Draw())
     assert torch.equal(restored[~unlikely], grids[~unlikely])
     assert (restored[unlikely] != grids[unlikely]).float().mean() > 0.5
-    assert torch.equal(restored, score.restore(networks.prior, grids, labels, unlikely, 0, 5, 1.0, 0, 1.0))
+    assert torch.equal(restored, score.restore(networks.prior, grids, labels, unlikely, 0, 5, Draw()))
 
 
-# ---- the script
-
-
-def test_the_test_split_against_noise(script, run):
+def test_the_test_split_against_noise(done, run):
     root = write_many(run / "noise", 9, 28, 28)
-    assert script("score", "--output-dir", run, *FEW).status == 0
+    done("score", "--output-dir", run, *FEW)
     alone = table(run / "scores.csv")
     assert len(alone) == 20 and not (run / "auroc.csv").exists() and len(list(run.glob("score_*.png"))) == 2
-    outcome = script("score", "--output-dir", run, *FEW, "--against", root, "--batch-size", 5)
-    assert outcome.status == 0 and "AUROC of telling" in outcome.out
+    outcome = done("score", "--output-dir", run, *FEW, "--against", root, "--batch-size", 5)
+    assert "AUROC of telling" in outcome.out
     rows = table(run / "scores.csv")
     assert [row["set"] for row in rows] == ["DATASET"] * 20 + ["AGAINST"] * 9
     assert [row["path"] for row in rows[:20]] == [""] * 20
@@ -185,68 +182,51 @@ def test_the_test_split_against_noise(script, run):
     assert {path.name for path in run.glob("score_*.png")} == {f"score_{i}.png" for i in least}
     with Image.open(run / f"score_{max(least)}.png") as picture, Image.open(run / "scores.png") as strips:
         assert picture.size[0] > 1000 and strips.size[0] > 1000
-    outcome = script("score", "--output-dir", run, *FEW, "--against", root, "--turns")
-    assert outcome.status == 0 and {row["score"] for row in table(run / "auroc.csv")} == set(score.SCORES)
+    outcome = done("score", "--output-dir", run, *FEW, "--against", root, "--turns", "--num-images", 1)
+    assert {row["score"] for row in table(run / "auroc.csv")} == set(score.SCORES)
     for name in ("DATASET", "AGAINST"):
         likelier = sum(row["set"] == name and float(row["turned_bits"]) > 0 for row in table(run / "scores.csv"))
         assert f"{likelier} of them are likelier turned than as they are" in outcome.out
-    assert script("score", "--output-dir", run, *FEW).status == 0
+    done("score", "--output-dir", run, *FEW, "--num-images", 1)
     assert not (run / "auroc.csv").exists()  # it is of an earlier call
 
 
-def test_one_image_and_images_brought_to_the_size(script, run):
-    image = write(run / "one.png", noise(40, 31, 3))
-    flags = ["--output-dir", run, *FEW, "--dataset", image]
-    assert script("score", *flags, "--image-size", "auto").status == 1
+def test_images_of_a_file_and_of_a_folder_brought_to_the_size(script, done, run):
+    """Those of a file are brought to the training's size; a folder's are compared as they are, or as flags say."""
+    image, root = write(run / "one.png", noise(40, 31, 3)), write_many(run / "larger", 3, 32, 20)
+    flags = ["--output-dir", run, *FEW, "--num-images", 1, "--dataset"]
+    assert script("score", *flags, image, "--image-size", "auto").status == 1
     rows = []
     for more in ([], ["--image-size", "28x28", "--channels", 1]):
-        outcome = script("score", *flags, *more)
-        assert outcome.status == 0, outcome.err
+        outcome = done("score", *flags, image, *more)
         assert f"{image}: of 40x31 pixels and RGB, scaled and cropped to 28x28 pixels and grey\n" in outcome.out
         rows += table(run / "scores.csv")
-    row, same = rows
-    assert row == same
-    assert row["path"] == str(image) and (run / "score_0.png").exists()
-    assert float(row["bits_per_pixel"]) == pytest.approx(float(row["bits"]) / 28 ** 2, rel=1e-4)
-
-
-def test_the_images_of_a_folder_must_fit(script, run):
-    """Those of a file are brought to the training's size; a set is compared as it is, or as flags say."""
-    root = write_many(run / "larger", 3, 32, 20)
-    flags = ["--output-dir", run, *FEW, "--dataset", root]
-    outcome = script("score", *flags)
+    assert rows[0] == rows[1] and rows[0]["path"] == str(image) and (run / "score_0.png").exists()
+    assert float(rows[0]["bits_per_pixel"]) == pytest.approx(float(rows[0]["bits"]) / 28 ** 2, rel=1e-4)
+    outcome = script("score", *flags, root)
     assert outcome.status == 1 and "its images have 1 channels and 32x20 pixels" in outcome.err
-    assert script("score", *flags, "--image-size", 28).status == 0
+    done("score", *flags, root, "--image-size", 28)
 
 
-def test_a_folder_that_was_learnt_wherever_it_is_now(script, tmp_path):
-    root, data = write_many(tmp_path / "images", 60, 12, 16, 3), ["--data-dir", tmp_path / "data"]
-    out = ["--output-dir", tmp_path / "run"]
-    assert script("train_vqvae", *SMALL_VQVAE, "--batch-size", 10, *out, *data, "--dataset", root).status == 0
-    assert script("train_pixelcnn", *SMALL_PIXELCNN, "--batch-size", 10, *out, "--sample-every", 0).status == 0
-    assert script("score", *out, "--num-images", 1).status == 0
-    rows = table(tmp_path / "run" / "scores.csv")
-    test = dataset.load(str(root), str(tmp_path / "data")).test.images
-    assert len(rows) == len(test) < 60
-    for row, image in zip(rows, test):
-        assert np.array_equal(np.asarray(Image.open(row["path"])), image.permute(1, 2, 0).numpy())
-    shutil.move(root, tmp_path / "moved")
-    outcome = script("score", *out, "--num-images", 1, "--dataset", tmp_path / "moved")
-    assert outcome.status == 0 and "taking its test split" in outcome.out, outcome.err
-    again = table(tmp_path / "run" / "scores.csv")
-    assert [row["bits"] for row in again] == [row["bits"] for row in rows]
-    assert all("moved" in row["path"] for row in again)
-
-
-def test_a_moved_folder_of_grey_images_and_a_few_in_colour(script, tmp_path):
+def test_a_folder_that_was_learnt_wherever_it_is_now(done, tmp_path):
     """A few coloured images are resized before they are made grey, as in the training: the pixels are the same."""
     root, data = write_many(tmp_path / "images", 60, 24, 32), ["--data-dir", tmp_path / "data"]
     write_many(root, 2, 24, 32, channels=3)
-    out = ["--output-dir", tmp_path / "run"]
+    out, few = ["--output-dir", tmp_path / "run"], ["--batch-size", 10]
     size = ["--image-size", "12x16"]
-    assert script("train_vqvae", *SMALL_VQVAE, "--batch-size", 10, *out, *data, *size, "--dataset", root).status == 0
+    done("train_vqvae", *SMALL_VQVAE, *few, *out, *data, *size, "--dataset", root)
+    done("train_pixelcnn", *SMALL_PIXELCNN, *few, *out, "--sample-every", 0)
     stored = checkpoint.load(str(tmp_path / "run"), "vqvae")
     assert stored["data"]["channels"] == 1
-    shutil.move(root, tmp_path / "moved")
-    args = argparse.Namespace(DATASET=str(tmp_path / "moved"), DATA_DIR=str(tmp_path / "data"))
-    assert testset.holds_training_images(args, stored)
+    tables, moved = [], tmp_path / "moved"
+    for place in (root, moved):
+        outcome = done("score", *out, "--num-images", 1, "--dataset", place)
+        assert ("taking its test split" in outcome.out) == (place == moved), outcome.err
+        tables.append(table(tmp_path / "run" / "scores.csv"))
+        assert 0 < len(tables[-1]) < 60 and all(path.startswith(str(place)) for path in column(tables[-1], "path"))
+        if place == root:
+            shutil.move(root, moved)
+    reading = Reading(**stored["data"]["reading"])
+    for path, image in zip(column(tables[1], "path"), dataset.load(str(moved), str(tmp_path), 0, reading).test.images):
+        assert torch.equal(testset.read_file(path, stored)[0], image)
+    assert column(tables[0], "bits") == column(tables[1], "bits")

@@ -15,7 +15,6 @@ import dataset
 import train_vae
 from judging.vae import VAE, VAEConfig, distortion, kl
 from modules import VQVAE, VQVAEConfig
-from priors import runs
 from training import checkpoint
 
 SMALL_VAE = [*SMALL, "--latent-dim", "8"]
@@ -26,9 +25,6 @@ def small_vae(**changes):
                   height=28, width=28)
     torch.manual_seed(0)
     return VAE(VAEConfig(**(config | changes)))
-
-
-# ---- the network
 
 
 @pytest.mark.parametrize("channels, height, width, downsample", [(1, 28, 28, 4), (3, 21, 34, 8), (1, 5, 3, 2)])
@@ -81,13 +77,10 @@ def test_distortion_is_the_negative_log_likelihood_and_the_batch_has_its_best_va
         assert reference(variance) >= reference(mse)
 
 
-# ---- the training
-
-
-def test_training_raises_the_bound_and_uses_the_latent(script, trained, tmp_path, data_dir):
+def test_training_raises_the_bound_and_uses_the_latent(done, trained, tmp_path, data_dir):
     shutil.copy(trained / "vqvae.pt", tmp_path)
     flags = ["--limit", 400, "--batch-size", 20, "--device", "cpu", "--output-dir", tmp_path, "--epochs", 8]
-    assert script("train_vae", *flags).status == 0
+    done("train_vae", *flags)
     with open(tmp_path / "vae_history.csv") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     assert rows[-1]["validation_loss"] < rows[0]["validation_loss"] - 100
@@ -96,7 +89,7 @@ def test_training_raises_the_bound_and_uses_the_latent(script, trained, tmp_path
     last = rows[-1]
     bound = 784 / 2 * (1 + math.log(2 * math.pi * last["validation_mse"])) + last["validation_kl_bits"] * math.log(2)
     assert last["validation_loss"] == pytest.approx(bound, rel=1e-4)
-    model = runs.build(checkpoint.load(str(tmp_path), "vae"))
+    model = checkpoint.build(checkpoint.load(str(tmp_path), "vae"), VAE, VAEConfig)
     images = dataset.to_float(dataset.load("glyphs", str(data_dir)).test.images[:100])
     with torch.no_grad():
         copies = model.decode(model.encode(images[:50])[0])
@@ -104,11 +97,11 @@ def test_training_raises_the_bound_and_uses_the_latent(script, trained, tmp_path
     assert errors[0] < 0.7 * errors[1]
 
 
-def test_what_it_writes(script, trained, tmp_path):
+def test_what_it_writes_and_that_other_sizes_do_not_continue_it(script, done, trained, tmp_path):
     for name in ("vqvae.pt", "pixelcnn.pt"):
         shutil.copy(trained / name, tmp_path)
-    outcome = script("train_vae", *SMALL_VAE, "--output-dir", tmp_path)
-    assert outcome.status == 0 and outcome.out.splitlines()[-1].startswith(f"wrote {tmp_path}/vae.pt")
+    outcome = done("train_vae", *SMALL_VAE, "--output-dir", tmp_path)
+    assert outcome.out.splitlines()[-1].startswith(f"wrote {tmp_path}/vae.pt")
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == {
         ".lock", "vqvae.pt", "pixelcnn.pt", "vae.pt", "vae_history.csv", "vae_curves.png", "vae_comparison.png",
         "vae_reconstructions/epoch_001.png", "vae_samples/epoch_001.png"}
@@ -120,11 +113,6 @@ def test_what_it_writes(script, trained, tmp_path):
     assert "transformer.pt does not exist" in again.out
     without = Image.open(tmp_path / "vae_comparison.png").size
     assert without[0] == with_samples[0] and without[1] < with_samples[1]
-
-
-def test_it_is_not_continued_with_other_sizes(script, trained, tmp_path):
-    shutil.copy(trained / "vqvae.pt", tmp_path)
-    assert script("train_vae", *SMALL_VAE, "--output-dir", tmp_path).status == 0
     before = (tmp_path / "vae.pt").read_bytes()
     outcome = script("train_vae", *SMALL, "--latent-dim", 9, "--output-dir", tmp_path)
     assert outcome.status == 1 and "LATENT_DIM (--latent-dim) is 9, but the run in" in outcome.err
