@@ -136,7 +136,7 @@ def peek(path: str, reading: Reading) -> tuple[int, int] | None:
     try:
         with strictly(), open(path, "rb") as file:
             volume = path.lower().endswith(NIFTI)
-            return (nifti_slices(path, reading) if volume else pictures(file, reading))[0][1:3]
+            return (nifti_slices(path, reading) if volume else pictures(file))[0][1:3]
     except Exception:  # decoding it will tell the reason
         return None
 
@@ -158,7 +158,7 @@ def decode(path: str, reading: Reading, fit: Fit | None = None,
         if pixels is not None:
             pixels = _grey_if_grey(pixels[None], reading)
             return _crop(pixels, fit) if fit else pixels, Shape(*pixels.shape)
-        return _finish(*pictures(io.BytesIO(content) if whole else file, reading, fit), reading, fit, first)
+        return _finish(*pictures(io.BytesIO(content) if whole else file, fit), reading, fit, first)
 
 
 def _finish(shape: Shape, unscaled: bool, pages: Iterator["Image.Image | Wide"], reading: Reading, fit: Fit | None,
@@ -228,9 +228,9 @@ def luminance(pixels: np.ndarray) -> np.ndarray:
 
 def plain_jpeg(content: bytes, reading: Reading, fit: Fit | None = None,
                size: tuple[int, int] | None = None) -> np.ndarray | None:
-    """The pixels (H, W, C) of a small JPEG file: those that Pillow decodes (with the same libjpeg), in a quarter of its
-    time. None for what is not plain and whole, is to be converted or resized, or is of another size than `size` (height
-    and width): Pillow decides about that.
+    """The pixels (H, W, C) of a small JPEG file: those of Pillow (with the same libjpeg), in a quarter of its time.
+
+    None, and Pillow decides, for what is not plain and whole, is to be converted or resized, or is not of `size`.
     """
     if simplejpeg is None or reading.size or (fit and fit.how == "resize") or not content.startswith(b"\xff\xd8\xff") \
             or b"Exif" in content:
@@ -247,14 +247,14 @@ def plain_jpeg(content: bytes, reading: Reading, fit: Fit | None = None,
         return None
 
 
-def pictures(file: BinaryIO, reading: Reading, fit: Fit | None = None) -> tuple[Shape, bool, Iterator]:
+def pictures(file: BinaryIO, fit: Fit | None = None) -> tuple[Shape, bool, Iterator]:
     """What a file that Pillow reads holds, whether its values still need a range, and its pages.
 
     Every page of a TIFF counts, but for previews and pages of another size than the first; of animations the first
     frame does. A page is a picture in mode "L" or "RGB", upright and over white, or Wide.
     """
     image = Image.open(file, formats=FORMATS)
-    size, marks, pages, kind = _upright_size(image), (), [0], _wide_kind(image, file)
+    size, marks, pages, kind = _upright_size(image), [], [0], _wide_kind(image, file)
     if image.format == "TIFF":
         whole = image.size
         for number in range(1, image.n_frames):
@@ -265,18 +265,14 @@ def pictures(file: BinaryIO, reading: Reading, fit: Fit | None = None) -> tuple[
                 pages.append(number)
                 kind = kind or _wide_kind(image, file)
             else:
-                marks = ("pages",)
+                marks = ["pages"]
         if len(pages) > 1 and len(pages) * math.prod(whole) > MAX_VOXELS:
             raise ValueError(f"its {len(pages)} pages have more than {MAX_VOXELS} pixels")
         image.seek(0)
     elif getattr(image, "is_animated", False):
-        marks = ("animated",)
-    if kind:
-        marks += (kind,)
-    if image.has_transparency_data:
-        marks += ("alpha",)
-    shape = Shape(len(pages), *size, 0, marks)
-    return shape, bool(kind), (_page(image, file, number, fit) for number in pages)
+        marks = ["animated"]
+    marks += [kind] * bool(kind) + ["alpha"] * image.has_transparency_data
+    return Shape(len(pages), *size, 0, tuple(marks)), bool(kind), (_page(image, file, number, fit) for number in pages)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

@@ -43,8 +43,6 @@ NEAR = 1.3            # sides are near one another within this factor; below 4/3
 NEARLY_ALL = 0.95     # share of the images whose sides must be near the median ones for cropping and padding, and of
 #                       those that must be grey for all to be
 CROPPED = 2           # the most that cropping or padding changes a side by; images further off are resized
-ENLARGED = 4          # the most that an image is enlarged by ...
-SHARE_KEPT = 0.25     # ... and the least of it that is kept: others are left out
 MULTIPLE = 8          # a common size that no image has is a multiple of this
 MAX_SIDE = 256        # the longest shorter side of such a size where images are resized
 USUAL = 9             # files that are looked at for the usual size
@@ -73,14 +71,14 @@ class Task(NamedTuple):
     reading: Reading
     usual: tuple[int, int] | None = None       # in the first pass: the size of the images to decode; None: any
     known: list[Shape | str] | None = None     # in the second pass: what the first one found ...
-    fits: dict[tuple[int, int], Fit | str] | None = None  # ... and how each size comes to the common one, or why not
+    fits: dict[tuple[int, int], Fit] | None = None  # ... and how an image of each size comes to the common one
 
 
 def load(root: str, data_dir: str, reading: Reading, output_dir: str = "") -> Folder:
     """The images of a folder, from their decoded array under data_dir, which is made first if need be.
 
     What lies in data_dir, output_dir and other runs' directories is no data. UserError if the folder cannot be read,
-    holds no images, or too many that cannot be decoded or have no fitting size.
+    holds no images, or too many that cannot be decoded.
     """
     _check_ends("VALUE_RANGE", reading.ends)
     _check_ends("NIFTI_LOW and NIFTI_HIGH", (reading.nifti_low, reading.nifti_high))
@@ -159,9 +157,9 @@ def _decode_into(work: Path, root: str, arrangement: Arrangement, reading: Readi
     channels = reading.channels if reading.channels != "auto" else _common_channels(kept)
     rows = _join(work / "images", tasks, outcomes, (*common[:2], channels))
     broken = _broken(tasks, outcomes)
-    notices = [*arrangement.left_out, *([f"left out: {len(broken)} files: {some(broken)}"] if broken else []),
-               *_size_notice(sizes, fits, common), *_kind_notices(kept, counts is not None, channels, reading),
-               *_sameness(work / "images", len(rows))]
+    lost = [f"left out, cannot be decoded: {len(broken)} files: {some(broken)}"] if broken else []
+    notices = [*arrangement.left_out, *lost, *_size_notice(sizes, fits, common),
+               *_kind_notices(kept, counts is not None, channels, reading), *_sameness(work / "images", len(rows))]
     return {"shape": [len(rows), *common[:2], channels], "train": sum(not test for _, test, _ in rows),
             "class_names": arrangement.class_names, "value_range": reading.value_range,
             "validation": sum(name in arrangement.validation for name, _, _ in rows), "subjects": arrangement.subjects,
@@ -176,8 +174,8 @@ def _decode_into(work: Path, root: str, arrangement: Arrangement, reading: Readi
 def common_size(sizes: dict[tuple[int, int], int]) -> Fit:
     """The size for images of many sizes, {(height, width): how many}, and how most of them are brought to it.
 
-    It is the one that most images have. Else, where nearly all sides are near the median ones: those, rounded up; and
-    for images of all kinds a size about as long as their shorter sides, of their shape if nearly all have the same.
+    It is the one that most images have. Else, where nearly all sides are near the median ones: those, rounded up; or
+    else a size about as long as the shorter sides, of the images' shape if nearly all have the same.
     """
     if len(sizes) == 1:
         return Fit(*next(iter(sizes)), "same")
@@ -198,22 +196,12 @@ def common_size(sizes: dict[tuple[int, int], int]) -> Fit:
     return Fit(*(max(1, round(side / MULTIPLE)) * MULTIPLE for side in sides), how)
 
 
-def fit_of(size: tuple[int, int], common: Fit) -> Fit | str:
-    """How an image of this size comes to the common one; the reason if it does not, as too little of it would be left
-    or too coarse a picture.
-    """
-    target = common[:2]
-    if size == target:
+def fit_of(size: tuple[int, int], common: Fit) -> Fit:
+    """How an image of this size comes to the common one."""
+    if size == common[:2]:
         return common._replace(how="same")
-    changes = [wanted / side for side, wanted in zip(size, target)]
-    if common.how == "crop" and all(1 / CROPPED <= change <= CROPPED for change in changes):
-        return common
-    scale = max(changes)
-    kept = math.prod(target) / (math.prod(size) * scale**2)
-    if scale <= ENLARGED and kept >= SHARE_KEPT:
-        return common._replace(how="resize")
-    wanted = f"{common.height}x{common.width}"
-    return f"{size[0]}x{size[1]}, too small or too long for {wanted}: {flag('IMAGE_SIZE')} {wanted} resizes all"
+    near = all(1 / CROPPED <= wanted / side <= CROPPED for side, wanted in zip(size, common))
+    return common if common.how == "crop" and near else common._replace(how="resize")
 
 
 def _median(values: np.ndarray) -> float:
@@ -235,11 +223,10 @@ def _size_notice(sizes: dict[tuple[int, int], int], fits: dict, common: Fit) -> 
     """A line on what was done to bring images to the common size, if anything was."""
     done = Counter()
     for size, count in sizes.items():
-        done["left out" if isinstance(fits[size], str) else fits[size].how] += count
+        done[fits[size].how] += count
     if done.keys() == {"same"}:
         return []
-    words = {"same": "kept as they are", "crop": "cropped or padded about the middle", "resize": "resized and cropped",
-             "left out": "left out"}
+    words = {"same": "kept as they are", "crop": "cropped or padded about the middle", "resize": "resized and cropped"}
     told = ", ".join(f"{done[how]} {text}" for how, text in words.items() if done[how])
     (low, left), (high, right) = np.min(list(sizes), 0).tolist(), np.max(list(sizes), 0).tolist()
     return [f"sizes from {low}x{left} to {high}x{right} brought to {common.height}x{common.width}: {told} "
@@ -297,23 +284,21 @@ def _sameness(path: Path, count: int) -> list[str]:
 
 
 def check_broken(root: str, broken: list[str], tried: int, reading: Reading) -> None:
-    """UserError if more of the files tried are left out, of which `broken` has names and reasons, than MAX_UNREADABLE
-    allows, or all.
-    """
+    """UserError if more of the files tried are broken than MAX_UNREADABLE allows, or all."""
     if len(broken) > reading.max_unreadable * tried or len(broken) == tried:
-        raise UserError(f"{len(broken)} of the {tried} image files in {root} are damaged or of no fitting size, more "
-                        f"than the share of {reading.max_unreadable} that MAX_UNREADABLE ({flag('MAX_UNREADABLE')}) "
-                        f"allows: {some(broken)}")
+        raise UserError(f"{len(broken)} of the {tried} image files in {root} cannot be decoded, more than the share of "
+                        f"{reading.max_unreadable} that MAX_UNREADABLE ({flag('MAX_UNREADABLE')}) allows: "
+                        f"{some(broken)}")
 
 
 def _broken(tasks: list[Task], outcomes: list[list[Shape | str]]) -> list[str]:
-    """The files that are left out, each with the reason."""
+    """The files that cannot be decoded, each with the reason."""
     return [f"{entry[0]} ({outcome})" for task, part in zip(tasks, outcomes)
             for entry, outcome in zip(task.entries, part) if isinstance(outcome, str)]
 
 
 def _shapes(outcomes: list[list[Shape | str]]) -> Iterator[Shape]:
-    """The shapes of the files that are not left out."""
+    """The shapes of the files that can be decoded."""
     return (outcome for outcome in chain(*outcomes) if isinstance(outcome, Shape))
 
 
@@ -354,8 +339,8 @@ def _decode_chunk(task: Task) -> tuple[list[Shape | str], tuple[np.ndarray, np.n
     _read_ahead(paths)
     with open(task.target, "wb", buffering=2**20) as file, decode.strictly():
         for path, known in zip(paths, task.known or repeat(None)):
-            fit = task.fits[known[1:3]] if isinstance(known, Shape) else known
-            outcome = fit if isinstance(fit, str) else decode.try_decode(path, task.reading, fit, first)
+            fit = task.fits[known[1:3]] if isinstance(known, Shape) else None
+            outcome = known if isinstance(known, str) else decode.try_decode(path, task.reading, fit, first)
             if not isinstance(outcome, str):
                 pixels, outcome = outcome
                 if pixels is not None:
@@ -370,8 +355,7 @@ def _decode_chunk(task: Task) -> tuple[list[Shape | str], tuple[np.ndarray, np.n
 def _read_ahead(paths: list[str], enough: int = 2**20) -> None:
     """Have the system fetch the files' first `enough` bytes together: a disk takes much longer one by one.
 
-    60,000 JPEG files of 1 KB that are not cached: 5.8 s with it, 8.5 s without. Of cached files it would take a tenth
-    of the decoding, so it does nothing if the first one is.
+    Of cached files it would take a tenth of the decoding, so it does nothing if the first one is.
     """
     for path in paths if hasattr(os, "posix_fadvise") else []:
         with suppress(OSError), open(path, "rb", buffering=0) as file:

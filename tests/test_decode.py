@@ -114,7 +114,7 @@ JPEGS = [jpeg(height, width, channels, **options)
 
 
 def pillows(content):
-    return np.atleast_3d(np.asarray(next(decode.pictures(io.BytesIO(content), Reading(), None)[2])))
+    return np.atleast_3d(np.asarray(next(decode.pictures(io.BytesIO(content), None)[2])))
 
 
 def test_plain_jpegs_have_the_pixels_that_pillow_gives():
