@@ -89,12 +89,6 @@ def test_sixteen_bits_that_are_transparent_or_turned_around(tmp_path):
     assert one(tmp_path / "a.tif")[0, :, 0].tolist() == [239, 0, 255]
 
 
-def test_sixteen_bits_in_either_byte_order(tmp_path):
-    for order in "<>":
-        write(tmp_path / "a.tif", np.arange(65536 - 6, 65536, dtype=f"{order}u2").reshape(2, 3))
-        assert np.array_equal(one(tmp_path / "a.tif", value_range="0 65535"), np.full((2, 3, 1), 255))
-
-
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
 def test_exif_orientation(tmp_path, suffix):
     pixels = np.zeros((16, 40), np.uint8)

@@ -1,5 +1,4 @@
 """Folders of images: layouts, sizes, notices, and the decoded array."""
-import argparse
 import errno
 import json
 import multiprocessing
@@ -15,7 +14,6 @@ from PIL import Image
 
 import dataset
 import train_vqvae
-from judging import testset
 from loading import decode, folder, layout
 from loading.decode import Reading
 from modules import VQVAE, VQVAEConfig
@@ -42,6 +40,13 @@ def test_flat_folder_holds_out_a_fixed_tenth(tmp_path):
     assert data.train == 300 - len(tests) and data.images.shape == (300, 1, 6, 8) and not data.labels.any()
     for image, (name, _, _) in zip(data.images, order):
         assert np.array_equal(image[0], noise(6, 8, seed=int(name[:4])))
+    splits = dataset.load(str(root), str(tmp_path / "data"))
+    assert len(splits.validation.images) == data.train // 20
+    assert len({image.numpy().tobytes() for split in splits[:3] for image in split.images}) == 300
+    few = dataset.load(str(root), str(tmp_path / "data"), limit=6)
+    assert [len(split.images) for split in few[:3]] == [5, 1, 6]
+    with pytest.raises(UserError, match="use at least 2"):
+        dataset.load(str(root), str(tmp_path / "data"), limit=1)
 
 
 def test_class_folders_and_splits(tmp_path):
@@ -56,18 +61,6 @@ def test_class_folders_and_splits(tmp_path):
         assert any(np.array_equal(image[0], noise(6, 8, seed=start + i)) for i in range(20))
 
 
-def test_no_volume_lies_in_training_and_validation(tmp_path):
-    for number in range(12):
-        nifti(tmp_path / "study" / f"v{number}.nii.gz", noise(4, 5, 10, seed=number))
-    data = dataset.load(str(tmp_path / "study"), str(tmp_path / "data"))
-    files = load(tmp_path / "study", tmp_path).files
-    held = len(data.validation.images)
-    assert held == 10 and len(files) == 120 and len(set(files)) == 12
-    assert not set(files[:held]) & set(files[held:])
-    one_volume = dataset.load(str(tmp_path / "study"), str(tmp_path / "data"), limit=8)  # which must be cut
-    assert len(one_volume.validation.images) + len(one_volume.train.images) == 8
-
-
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     import fcntl
 
@@ -75,18 +68,6 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
     monkeypatch.setattr(fcntl, "flock", flock)
     assert len(load(write_many(tmp_path / "images", 10), tmp_path).images) == 10
-
-
-def test_splits_of_a_data_set(tmp_path):
-    root = write_many(tmp_path / "images", 100)
-    data = dataset.load(str(root), str(tmp_path / "data"))
-    assert len(data.validation.images) == 100 // 20 - (len(data.test.images) > 0)
-    seen = [image.numpy().tobytes() for split in data[:3] for image in split.images]
-    assert len(set(seen)) == 100
-    few = dataset.load(str(root), str(tmp_path / "data"), limit=6)
-    assert [len(split.images) for split in few[:3]] == [5, 1, 6]
-    with pytest.raises(UserError, match="use at least 2"):
-        dataset.load(str(root), str(tmp_path / "data"), limit=1)
 
 
 def test_channels(tmp_path):
@@ -101,6 +82,10 @@ def test_channels(tmp_path):
     assert grey.shape[1] == 1
     coloured = np.asarray(Image.fromarray(noise(6, 8, 3, seed=20)).convert("L"))
     assert any(np.array_equal(image[0], coloured) for image in grey)
+    for number in range(6):  # grey files that are saved as RGB
+        write(tmp_path / "rgb" / f"{number}.png", noise(6, 8)[:, :, None].repeat(3, 2))
+    for channels, expected in (("auto", 1), (3, 3)):
+        assert load(tmp_path / "rgb", tmp_path, channels=channels).images.shape == (6, expected, 6, 8)
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (17, 31), (28, 28), (256, 144), (1, 500)])
@@ -202,14 +187,6 @@ def test_samples_wider_than_8_bits_share_one_range(tmp_path, capfd):
         load(root, tmp_path, value_range="5 4")
 
 
-def test_mixed_sizes_of_wide_samples(tmp_path):
-    root = write_wide(tmp_path / "images", 30, size=(20, 20))
-    for number in range(30, 60):
-        write(root / f"{number}.png", np.random.default_rng(number).integers(0, 4096, (21, 23), np.uint16))
-    assert load(root, tmp_path, value_range="0 4095").images.shape == (60, 1, 24, 24)
-    assert load(root, tmp_path).images.float().std() > 50
-
-
 @pytest.mark.parametrize("scale, equal", [("folder", False), ("volume", True)])
 def test_nifti_scaled_over_the_folder(tmp_path, scale, equal):
     volume = np.random.default_rng(0).integers(0, 900, (5, 6, 8)).astype(np.int16)
@@ -277,13 +254,6 @@ def test_a_line_for_images_that_are_all_the_same(tmp_path, capfd, value, word):
     write_many(tmp_path / "images", 40, start=100)
     load(tmp_path / "images", tmp_path)
     assert "about 33% of the images are blank" in capfd.readouterr().err
-
-
-def test_grey_files_saved_as_rgb_are_grey(tmp_path):
-    for number in range(6):
-        write(tmp_path / "images" / f"{number}.png", noise(6, 8)[:, :, None].repeat(3, 2))
-    assert load(tmp_path / "images", tmp_path).images.shape == (6, 1, 6, 8)
-    assert load(tmp_path / "images", tmp_path, channels=3).images.shape == (6, 3, 6, 8)
 
 
 def test_resizing_crops_to_the_middle(tmp_path):
@@ -358,6 +328,12 @@ def test_folder_without_permission(tmp_path, monkeypatch):
 def test_wrong_flags(script, flags):
     outcome = script("train_vqvae", *flags)
     assert outcome.status == 2 and flags[0] in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_flags_of_text_may_be_numbers_and_ranges_negative():
+    args = cli.parse(vars(train_vqvae), ["--image-size", "256x128", "--value-range", "-160 240.5"])
+    assert args.IMAGE_SIZE == "256x128" and cli.parse(vars(train_vqvae), []).IMAGE_SIZE == "auto"
+    assert Reading(value_range=args.VALUE_RANGE).ends == (-160, 240.5)
 
 
 def test_nifti_percentiles_the_wrong_way_round(tmp_path, script):
@@ -568,24 +544,3 @@ def test_reconstruct_what_the_model_never_saw(tmp_path, script, trained):
     for flags in (("--dataset", tmp_path / "a.png"), ("--latent-channel", 8), ("--dataset", tmp_path / "nowhere")):
         outcome = script("reconstruct", *out, *flags)
         assert outcome.status == 1 and outcome.err.count("\n") == 1
-
-
-def test_reconstruct_takes_the_test_split_of_the_folder_that_was_learnt_whatever_its_path(tmp_path, monkeypatch):
-    root = write_many(tmp_path / "images", 60)
-    tests = len(load(root, tmp_path).images) - load(root, tmp_path).train
-    stored = {"data": {"dataset": str(root), "reading": Reading()._asdict(), "channels": 1, "height": 6, "width": 8}}
-    monkeypatch.chdir(tmp_path)
-    for path in (str(root), f"{root}/", "images", "./images/../images"):
-        args = argparse.Namespace(DATASET=path, DATA_DIR=str(tmp_path / "data"), LIMIT=0, IMAGE_SIZE="auto",
-                                  NUM_IMAGES=1)
-        assert len(testset.find(args, stored, 1).images) == tests < 60
-
-
-def test_constants_may_be_numbers_where_flags_are_text():
-    args = cli.parse(vars(train_vqvae), ["--image-size", "256x128"])
-    assert args.IMAGE_SIZE == "256x128" and cli.parse(vars(train_vqvae), []).IMAGE_SIZE == "auto"
-
-
-def test_a_range_may_begin_with_a_negative_value():
-    args = cli.parse(vars(train_vqvae), ["--value-range", "-160 240.5"])
-    assert Reading(value_range=args.VALUE_RANGE).ends == (-160, 240.5)

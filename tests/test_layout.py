@@ -363,7 +363,7 @@ def test_a_run_goes_on_with_another_spelling_and_a_moved_folder(tmp_path, script
     assert outcome.status == 1 and "DATASET (--dataset): the training images" in outcome.err
 
 
-def test_reconstruct_finds_the_test_split_of_a_moved_folder_or_says_that_it_cannot(tmp_path, capfd):
+def test_reconstruct_finds_the_test_split_of_a_moved_folder_or_says_that_it_cannot(tmp_path, capfd, monkeypatch):
     root = write_many(tmp_path / "images", 60, 8, 8)
     data = dataset.load(str(root), str(tmp_path / "data"))
     stored = {"images": dataset.digest(data.train),
@@ -375,6 +375,9 @@ def test_reconstruct_finds_the_test_split_of_a_moved_folder_or_says_that_it_cann
                                      "IMAGE_SIZE": "auto", "NUM_IMAGES": 1} | more)
         capfd.readouterr()
         return testset.find(args, stored, 1).images, capfd.readouterr()
+    monkeypatch.chdir(tmp_path)
+    for path in (root, f"{root}/", "images", "./images/../images"):
+        assert torch.equal(found(path)[0], data.test.images)
     shutil.move(root, tmp_path / "moved" / "images")
     images, said = found(tmp_path / "moved")
     assert torch.equal(images, data.test.images) and "test split" in said.out
@@ -489,14 +492,6 @@ def test_the_picture_of_any_size(tmp_path, height, width):
         summary.show("set", dataset.Data(split, split, split, names), str(tmp_path))
         with Image.open(tmp_path / "dataset.png") as picture:
             assert max(picture.size) < 3000
-
-
-def test_the_training_says_what_it_took_the_folder_for(tmp_path, script):
-    write_classes(tmp_path / "set", {"cat": 40, "dog": 40})
-    outcome = script("train_vqvae", *SMALL_VQVAE, "--dataset", tmp_path / "set", "--data-dir", tmp_path / "data",
-                     "--output-dir", tmp_path / "out")
-    assert outcome.status == 0 and "classes: 2 (number, name, training images): 0 cat" in outcome.out
-    assert (tmp_path / "out" / "dataset.png").exists()
 
 
 def test_the_index_keeps_what_the_folder_was_taken_for(tmp_path):
