@@ -187,7 +187,7 @@ def _fitted(image: Image.Image | np.ndarray, reading: Reading, fit: Fit | None) 
     """
     mode = {1: "L", 3: "RGB"}.get(reading.channels)
     resize = fit and fit.how == "resize"
-    if isinstance(image, np.ndarray) and (resize or (mode and image.ndim != reading.channels // 2 + 2)):
+    if isinstance(image, np.ndarray) and (resize or mode):
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
         image = image.convert(mode) if mode and image.mode != mode else image

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from loading import decode
 from loading.decode import NIFTI, FirstPass, Fit, Reading, Shape
-from loading.layout import Arrangement, arrange, list_files, sha256, some
+from loading.layout import Arrangement, Entry, arrange, list_files, sha256, some
 from running import devices
 from running.cli import UserError, flag
 from running.files import alone, atomic
@@ -65,7 +65,7 @@ class Folder(NamedTuple):
 class Task(NamedTuple):
     """A chunk of files for a decoding process."""
 
-    entries: list[tuple[str, bool, int]]       # of Arrangement.order
+    entries: list[Entry]
     root: str
     target: Path                               # the file for their pixels
     reading: Reading
@@ -82,7 +82,7 @@ def load(root: str, data_dir: str, reading: Reading, output_dir: str = "") -> Fo
     """
     _check_ends("VALUE_RANGE", reading.ends)
     _check_ends("NIFTI_LOW and NIFTI_HIGH", (reading.nifti_low, reading.nifti_high))
-    files, others, skipped = list_files(root, [data_dir, *([output_dir] if output_dir else [])])
+    files, left_out = list_files(root, [data_dir, *([output_dir] if output_dir else [])])
     key = repr((str(Path(root).resolve()), reading._replace(max_unreadable=0)))
     home = Path(data_dir) / "folders" / f"{Path(root).resolve().name[:50]}-{sha256(key)[:12]}"
     listing = sha256(repr(sorted(files)))
@@ -93,8 +93,7 @@ def load(root: str, data_dir: str, reading: Reading, output_dir: str = "") -> Fo
                                                                  reading)
     check_broken(root, index["broken"], index["tried"], reading)  # it may have been decoded with more allowed
     if devices.is_main():
-        for notice in [*index["notices"], *([f"left out, not images by their names: {others}"] if others else []),
-                       *([f"left out, the files of runs and their data: {some(skipped)}"] if skipped else [])]:
+        for notice in [*index["notices"], *left_out]:
             print(notice, file=sys.stderr)
     count, height, width, channels = index["shape"]
     images = _map(home / "images").view(count, height, width, channels).permute(0, 3, 1, 2)
@@ -160,11 +159,11 @@ def _decode_into(work: Path, root: str, arrangement: Arrangement, reading: Readi
     lost = [f"left out, cannot be decoded: {len(broken)} files: {some(broken)}"] if broken else []
     notices = [*arrangement.left_out, *lost, *_size_notice(sizes, fits, common),
                *_kind_notices(kept, counts is not None, channels, reading), *_sameness(work / "images", len(rows))]
-    return {"shape": [len(rows), *common[:2], channels], "train": sum(not test for _, test, _ in rows),
+    return {"shape": [len(rows), *common[:2], channels], "train": sum(entry.side != "test" for entry in rows),
             "class_names": arrangement.class_names, "value_range": reading.value_range,
-            "validation": sum(name in arrangement.validation for name, _, _ in rows), "subjects": arrangement.subjects,
+            "validation": sum(entry.side == "validation" for entry in rows), "subjects": arrangement.subjects,
             "taken_for": arrangement.taken_for, "broken": broken, "tried": len(order), "notices": notices,
-            "labels": [label for _, _, label in rows], "files": [name for name, _, _ in rows]}
+            "labels": [entry.label for entry in rows], "files": [entry.path for entry in rows]}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -212,10 +211,10 @@ def _near(values: np.ndarray, middle: float) -> np.ndarray:
     return (values <= middle * NEAR) & (middle <= values * NEAR)
 
 
-def _usual_size(root: str, order: list[tuple[str, bool, int]], reading: Reading) -> tuple[int, int] | None:
+def _usual_size(root: str, order: list[Entry], reading: Reading) -> tuple[int, int] | None:
     """The commonest size of a few of the files."""
     sample = order[::math.ceil(len(order) / USUAL)]
-    sizes = Counter(filter(None, (decode.peek(os.path.join(root, name), reading) for name, _, _ in sample)))
+    sizes = Counter(filter(None, (decode.peek(os.path.join(root, entry.path), reading) for entry in sample)))
     return sizes.most_common(1)[0][0] if sizes else None
 
 
@@ -293,7 +292,7 @@ def check_broken(root: str, broken: list[str], tried: int, reading: Reading) -> 
 
 def _broken(tasks: list[Task], outcomes: list[list[Shape | str]]) -> list[str]:
     """The files that cannot be decoded, each with the reason."""
-    return [f"{entry[0]} ({outcome})" for task, part in zip(tasks, outcomes)
+    return [f"{entry.path} ({outcome})" for task, part in zip(tasks, outcomes)
             for entry, outcome in zip(task.entries, part) if isinstance(outcome, str)]
 
 
@@ -304,7 +303,7 @@ def _shapes(outcomes: list[list[Shape | str]]) -> Iterator[Shape]:
 
 def _decode_tasks(tasks: list[Task]) -> tuple[list[list[Shape | str]], np.ndarray | None]:
     """What `_decode_chunk` returns for each of the tasks, done in processes, and the counts of all of them together."""
-    if any(name.lower().endswith(NIFTI) for task in tasks for name, *_ in task.entries):
+    if any(entry.path.lower().endswith(NIFTI) for task in tasks for entry in task.entries):
         try:
             import nibabel  # noqa: F401  (here once, for all the processes)
         except ImportError as error:
@@ -325,7 +324,7 @@ def _decode_tasks(tasks: list[Task]) -> tuple[list[list[Shape | str]], np.ndarra
     except BrokenProcessPool:
         task = tasks[len(outcomes)]
         raise UserError(f"a decoding process was killed, by too little memory or a file that breaks its decoder, at "
-                        f"{os.path.join(task.root, task.entries[0][0])} or one of the next "
+                        f"{os.path.join(task.root, task.entries[0].path)} or one of the next "
                         f"{len(task.entries) * devices.cores()}") from None
 
 
@@ -334,7 +333,7 @@ def _decode_chunk(task: Task) -> tuple[list[Shape | str], tuple[np.ndarray, np.n
     why it cannot be decoded; and the bins of the values counted, with their counts.
     """
     first = None if task.fits else FirstPass(task.usual)
-    paths = [os.path.join(task.root, name) for name, *_ in task.entries]
+    paths = [os.path.join(task.root, entry.path) for entry in task.entries]
     outcomes, seen = [], {}
     _read_ahead(paths)
     with open(task.target, "wb", buffering=2**20) as file, decode.strictly():
@@ -373,8 +372,8 @@ def _is_cached(file: int) -> bool:
 
 
 def _join(path: Path, tasks: list[Task], outcomes: list[list[Shape | str]],
-          whole: tuple[int, int, int]) -> list[tuple[str, bool, int]]:
-    """Join the pixels of all tasks in one file; returns its rows, an entry for each image.
+          whole: tuple[int, int, int]) -> list[Entry]:
+    """Join the pixels of all tasks in one file; returns the entry of each image.
 
     whole: height, width and channels of every image.
     """

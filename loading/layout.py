@@ -21,6 +21,7 @@ from typing import NamedTuple, NoReturn
 from loading.decode import NIFTI, SUFFIXES
 from running.cli import UserError, flag
 
+ORDER = ("validation", "train", "test")
 WORDS = {"train": "train|training", "validation": "val|valid|validation|dev", "test": "test|testing"}
 DECATHLON = {"train": "imagesTr", "validation": "imagesVal", "test": "imagesTs"}
 SPLITS = {side: re.compile(rf"({words})([-_ ]?(set|data|images?))?|{DECATHLON[side]}", re.I)
@@ -47,17 +48,23 @@ Parts = dict[str, tuple[str, ...]]  # of each file the part of its path that is 
 
 class Listing(NamedTuple):
     files: list[tuple[str, int, int]]  # relative path, size and time in ns of every file that is an image by its name
-    others: str                        # in words, what other files there are
-    skipped: list[str]                 # directories that were passed over, as they are a run's or hold its data
+    left_out: list[str]                # lines: what else there is
+
+
+class Entry(NamedTuple):
+    """A file of a data set."""
+
+    path: str   # within the folder
+    side: str   # "validation", "train" or "test"
+    label: int
 
 
 class Arrangement(NamedTuple):
-    order: list[tuple[str, bool, int]]  # path, whether it is of the test split, label: in the order of the array
+    order: list[Entry]        # in the order of the array: a validation split that the folder names, train, test
     class_names: list[str]
-    validation: set[str]                # paths of a validation split that the folder names; they come first
-    subjects: dict[str, str]            # path to its subject, where the files of one are to stay together
-    left_out: list[str]                 # lines: what is left out, and why
-    taken_for: list[str]                # lines: how the folder was interpreted, where that is not plain
+    subjects: dict[str, str]  # path to its subject, where the files of one are to stay together
+    left_out: list[str]       # lines: what is left out, and why
+    taken_for: list[str]      # lines: how the folder was interpreted, where that is not plain
 
 
 def list_files(root: str, skip: Iterable[str] = ()) -> Listing:
@@ -97,11 +104,13 @@ def list_files(root: str, skip: Iterable[str] = ()) -> Listing:
             else:
                 others[os.path.splitext(name)[1].lower() or "no suffix"] += 1
     kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(SHOWN))
+    left_out = [f"left out, {what}: {which}" for what, which in (
+        ("not images by their names", kinds),
+        ("the files of runs and their data", some(sorted(skipped, key=natural)))) if which]
     if not found:
-        but = f", only {kinds}" if kinds else ""
-        but += f" (passed over, of runs or their data: {some(skipped)})" if skipped else ""
-        raise UserError(f"DATASET (--dataset): there is no image in {root}{but}: it may hold {' '.join(SUFFIXES)}")
-    return Listing(found, kinds, sorted(skipped, key=natural))
+        raise UserError(f"DATASET (--dataset): there is no image in {root}, which may hold {' '.join(SUFFIXES)}"
+                        + "".join(f"; {line}" for line in left_out))
+    return Listing(found, left_out)
 
 
 def _unreadable(error: OSError) -> NoReturn:
@@ -153,14 +162,13 @@ def arrange(names: list[str], classes: str = "auto") -> Arrangement:
             taken_for.append("no test split is given: a tenth is held out by a hash of the "
                              + ("subjects' names" if subjects else "paths"))
         sides |= {name: "test" for name in kept if units[name] in tests and sides.get(name) != "validation"}
-    rank = {"validation": 0, "train": 1, "test": 2}
-    ordered = sorted(kept, key=lambda name: (rank[sides.get(name, "train")], chance[units[name]], units[name],
+    sides = {name: sides.get(name, "train") for name in kept}
+    ordered = sorted(kept, key=lambda name: (ORDER.index(sides[name]), chance[units[name]], units[name],
                                              chance[relative[name]]))
     class_names = sorted(set(labelled.values()), key=natural)
     numbers = {name: number for number, name in enumerate(class_names)}
-    order = [(name, sides.get(name) == "test", numbers.get(labelled.get(name), 0)) for name in ordered]
-    return Arrangement(order, class_names, {name for name in kept if sides.get(name) == "validation"}, subjects,
-                       left_out, taken_for)
+    order = [Entry(name, sides[name], numbers.get(labelled.get(name), 0)) for name in ordered]
+    return Arrangement(order, class_names, subjects, left_out, taken_for)
 
 
 def find_masks(names: list[str]) -> set[str]:

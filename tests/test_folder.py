@@ -32,14 +32,14 @@ def test_flat_folder_holds_out_a_fixed_tenth(tmp_path):
     root = write_many(tmp_path / "images", 300)
     names = [name for name, _, _ in layout.list_files(str(root))[0]]
     order, classes, *_ = layout.arrange(names)
-    tests = {name for name, test, _ in order if test}
+    tests = {entry.path for entry in order if entry.side == "test"}
     assert classes == [] and 15 <= len(tests) <= 45
-    fewer = {name for name, test, _ in layout.arrange(names[::2])[0] if test}
+    fewer = {entry.path for entry in layout.arrange(names[::2]).order if entry.side == "test"}
     assert fewer == tests & set(names[::2])
     data = load(root, tmp_path)
     assert data.train == 300 - len(tests) and data.images.shape == (300, 1, 6, 8) and not data.labels.any()
-    for image, (name, _, _) in zip(data.images, order):
-        assert np.array_equal(image[0], noise(6, 8, seed=int(name[:4])))
+    for image, entry in zip(data.images, order):
+        assert np.array_equal(image[0], noise(6, 8, seed=int(entry.path[:4])))
     splits = dataset.load(str(root), str(tmp_path / "data"))
     assert len(splits.validation.images) == data.train // 20
     assert len({image.numpy().tobytes() for split in splits[:3] for image in split.images}) == 300

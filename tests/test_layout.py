@@ -30,9 +30,8 @@ def files(prefix, count, suffix=".png", start=0):
 def taken(names, classes="auto"):
     """Of every kept path its split and class, the class names, and all lines in one."""
     result = layout.arrange(names, classes)
-    sides = {name: "test" if test else "validation" if name in result.validation else "train"
-             for name, test, _ in result.order}
-    labels = {name: result.class_names[label] if result.class_names else None for name, _, label in result.order}
+    sides = {entry.path: entry.side for entry in result.order}
+    labels = {entry.path: result.class_names[entry.label] if result.class_names else None for entry in result.order}
     return sides, labels, result.class_names, " | ".join(result.left_out + result.taken_for)
 
 
@@ -147,7 +146,7 @@ def check_study(chance):
     else:
         assert all(sides[path] == path.removeprefix(outer).split("/")[0] for path in sides)
     result = layout.arrange(names)
-    order = [(test, subject_of[path]) for path, test, _ in result.order]
+    order = [(entry.side, subject_of[entry.path]) for entry in result.order]
     assert len(set(order)) == sum(one != other for one, other in zip(order, [None, *order]))  # each in one piece
 
 
