@@ -302,29 +302,19 @@ def test_pngs_of_16_bits_are_read_in_full(tmp_path, channels):
 
 def tiff(path, values, order="<", photometric=1):
     """A TIFF of one strip, written here: Pillow does not write every kind of sample."""
-    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
-    channels = 1 if values.ndim == 2 else values.shape[2]
-    bits = [8 * values.dtype.itemsize] * channels
-    entries = {256: (4, [values.shape[1]]), 257: (4, [values.shape[0]]), 258: (3, bits), 259: (3, [1]),
-               262: (3, [photometric if channels == 1 else 2]), 277: (3, [channels]), 278: (4, [values.shape[0]]),
-               279: (4, [values.nbytes]), 339: (3, [kind] * channels), 273: (4, [0])}
-    code = {3: "H", 4: "I"}
-    start = 8 + 2 + 12 * len(entries) + 4
-    extra, place = b"", {}
-    for number, (type_, numbers) in entries.items():
-        packed = struct.pack(order + code[type_] * len(numbers), *numbers)
-        if len(packed) > 4:
-            place[number] = struct.pack(order + "I", start + len(extra))
-            extra += packed
+    kind, channels = {"u": 1, "i": 2, "f": 3}[values.dtype.kind], 1 if values.ndim == 2 else values.shape[2]
+    height, width, bits = *values.shape[:2], 8 * values.dtype.itemsize
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric if channels == 1 else 2), (273, 0),
+            (277, channels), (278, height), (279, values.nbytes), (339, kind)]
+    end = 8 + 2 + 12 * len(tags) + 4  # there the bits of three channels, and then the pixels
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HIH", 42, 8, len(tags))
+    for number, value in tags:
+        if number == 258 and channels == 3:
+            head += struct.pack(order + "HHII", number, 3, 3, end)
         else:
-            place[number] = packed.ljust(4, b"\0")
-    place[273] = struct.pack(order + "I", start + len(extra))
-    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HIH", 42, 8, len(entries))
-    for number in sorted(entries):
-        type_, numbers = entries[number]
-        head += struct.pack(order + "HHI", number, type_, len(numbers)) + place[number]
+            head += struct.pack(order + "HHII", number, 4, 1, end + 6 if number == 273 else value)
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
-    path.write_bytes(head + struct.pack(order + "I", 0) + extra + data)
+    path.write_bytes(head + struct.pack(order + "I3H", 0, bits, bits, bits) + data)
     return path
 
 
