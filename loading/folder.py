@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from loading import decode
-from loading.decode import NIFTI, FirstPass, Fit, Reading, Shape
+from loading.decode import FirstPass, Fit, Reading, Shape
 from loading.layout import Arrangement, Entry, arrange, list_files, sha256, some
 from running import devices
 from running.cli import UserError, flag
@@ -137,7 +137,7 @@ def _decode_into(work: Path, root: str, arrangement: Arrangement, reading: Readi
     tasks = [Task(order[i:i + each], root, work / str(i), reading, usual) for i in range(0, len(order), each)]
     outcomes, counts = _decode_tasks(tasks)
     check_broken(root, _broken(tasks, outcomes), len(order), reading)
-    if counts is not None:
+    if counts:
         reading = reading._replace(value_range="{:.9g} {:.9g}".format(*decode.binned_ends(counts, reading)))
     sizes = Counter()
     for shape in _shapes(outcomes):
@@ -158,7 +158,7 @@ def _decode_into(work: Path, root: str, arrangement: Arrangement, reading: Readi
     broken = _broken(tasks, outcomes)
     lost = [f"left out, cannot be decoded: {len(broken)} files: {some(broken)}"] if broken else []
     notices = [*arrangement.left_out, *lost, *_size_notice(sizes, fits, common),
-               *_kind_notices(kept, counts is not None, channels, reading), *_sameness(work / "images", len(rows))]
+               *_kind_notices(kept, bool(counts), channels, reading), *_sameness(work / "images", len(rows))]
     return {"shape": [len(rows), *common[:2], channels], "train": sum(entry.side != "test" for entry in rows),
             "class_names": arrangement.class_names, "value_range": reading.value_range,
             "validation": sum(entry.side == "validation" for entry in rows), "subjects": arrangement.subjects,
@@ -255,7 +255,7 @@ def _kind_notices(shapes: list[Shape], counted: bool, channels: int, reading: Re
             "pages": "have pages of another size than the first: these are left out"}
     wide = sorted(marks.keys() - told.keys())
     notices = []
-    if wide:
+    if wide and reading.ends:
         kinds = ", ".join(f"{marks[mark]} of {files} files hold {mark}" for mark in wide)
         low, _, high = reading.value_range.partition(" ")
         how = f", percentiles {reading.nifti_low:g} and {reading.nifti_high:g} of them all ({flag('VALUE_RANGE')} " \
@@ -301,24 +301,16 @@ def _shapes(outcomes: list[list[Shape | str]]) -> Iterator[Shape]:
     return (outcome for outcome in chain(*outcomes) if isinstance(outcome, Shape))
 
 
-def _decode_tasks(tasks: list[Task]) -> tuple[list[list[Shape | str]], np.ndarray | None]:
+def _decode_tasks(tasks: list[Task]) -> tuple[list[list[Shape | str]], Counter]:
     """What `_decode_chunk` returns for each of the tasks, done in processes, and the counts of all of them together."""
-    if any(entry.path.lower().endswith(NIFTI) for task in tasks for entry in task.entries):
-        try:
-            import nibabel  # noqa: F401  (here once, for all the processes)
-        except ImportError as error:
-            raise UserError(f"{tasks[0].root} holds NIfTI files, which need nibabel ({error}): `pip install nibabel`"
-                            ) from None
-    outcomes, counts = [], None
+    outcomes, counts = [], Counter()
     try:
         with devices.processes(len(tasks)) as pool, \
                 tqdm(desc="decoding", total=sum(len(task.entries) for task in tasks), unit="file", leave=False,
                      disable=None) as bar:
             for part, counted in pool.map(_decode_chunk, tasks):
                 outcomes.append(part)
-                if counted:
-                    counts = np.zeros(2**decode.BIN_BITS, np.int64) if counts is None else counts
-                    counts[counted[0]] += counted[1]
+                counts.update(counted)
                 bar.update(len(part))
         return outcomes, counts
     except BrokenProcessPool:
@@ -328,9 +320,9 @@ def _decode_tasks(tasks: list[Task]) -> tuple[list[list[Shape | str]], np.ndarra
                         f"{len(task.entries) * devices.cores()}") from None
 
 
-def _decode_chunk(task: Task) -> tuple[list[Shape | str], tuple[np.ndarray, np.ndarray] | None]:
+def _decode_chunk(task: Task) -> tuple[list[Shape | str], Counter]:
     """Write the images of a task's files one after the other into its target. Returns for each file what it holds, or
-    why it cannot be decoded; and the bins of the values counted, with their counts.
+    why it cannot be decoded; and how often the values of each bin occur, if they are counted.
     """
     first = None if task.fits else FirstPass(task.usual)
     paths = [os.path.join(task.root, entry.path) for entry in task.entries]
@@ -345,10 +337,7 @@ def _decode_chunk(task: Task) -> tuple[list[Shape | str], tuple[np.ndarray, np.n
                 if pixels is not None:
                     file.write(pixels)
             outcomes.append(seen.setdefault(outcome, outcome))  # one object for all that are equal: pickled once
-    if first is None or first.counts is None:
-        return outcomes, None
-    numbers, = first.counts.nonzero()
-    return outcomes, (numbers, first.counts[numbers])
+    return outcomes, first.counts if first else Counter()
 
 
 def _read_ahead(paths: list[str], enough: int = 2**20) -> None:
