@@ -11,10 +11,9 @@ import os
 import re
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -94,13 +93,13 @@ class Shape(NamedTuple):
 class FirstPass:
     """What the first pass over a folder knows and gathers."""
 
-    size: tuple[int, int] | None                         # images of this size are decoded at once; None: of any size
-    counts: Counter = field(default_factory=Counter)     # how often values of each bin occur (see `bins`)
+    size: tuple[int, int] | None               # images of this size are decoded at once; None: of any size
+    counts: "np.ndarray | None" = None         # how often values of each bin occur (see `bins`), once there are some
 
     def count(self, values: np.ndarray) -> None:
-        counts = np.bincount(bins(values[np.isfinite(values)]))
-        numbers, = counts.nonzero()
-        self.counts.update(dict(zip(numbers.tolist(), counts[numbers].tolist())))
+        if self.counts is None:
+            self.counts = np.zeros(2**BIN_BITS, np.int64)
+        np.add.at(self.counts, bins(values[np.isfinite(values)]), 1)
 
 
 class Wide(NamedTuple):
@@ -379,7 +378,8 @@ BIN_BITS = 20  # a bin holds the values whose float32 agrees in the sign, the ex
 def bins(values: np.ndarray) -> np.ndarray:
     """The bin of each finite value, in the order of the values; integers up to 4096 have one of their own."""
     limit = np.finfo(np.float32).max
-    bits = np.clip(values.astype(np.float64), -limit, limit).astype(np.float32).view(np.uint32)
+    values = np.clip(values, -limit, limit) if values.dtype.kind == "f" else values
+    bits = values.astype(np.float32).view(np.uint32)
     return np.where(bits >> 31, ~bits, bits | np.uint32(2**31)) >> np.uint32(32 - BIN_BITS)
 
 
@@ -390,10 +390,12 @@ def bin_values(numbers: np.ndarray) -> np.ndarray:
     return np.where(bits >> 31, bits ^ np.uint32(2**31), ~(bits | rest)).astype(np.uint32).view(np.float32)
 
 
-def binned_ends(counts: dict[int, int], reading: Reading) -> tuple[float, float]:
-    """`ends` of values of which so many are in each bin; they need not be held together."""
-    numbers = np.array(sorted(counts))
-    values, sums = bin_values(numbers), np.cumsum([counts[number] for number in numbers.tolist()])
+def binned_ends(counts: np.ndarray, reading: Reading) -> tuple[float, float]:
+    """`ends` of the values that counts (2**BIN_BITS,) counted, which need not be held together."""
+    numbers, = counts.nonzero()
+    if not len(numbers):
+        return 0.0, 0.0
+    values, sums = bin_values(numbers), counts[numbers].cumsum()
     bottom, top = (values[np.searchsorted(sums, percent / 100 * (sums[-1] - 1), side="right")]
                    for percent in (reading.nifti_low, reading.nifti_high))
     return (float(bottom), float(top)) if bottom < top else (float(values[0]), float(values[-1]))

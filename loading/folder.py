@@ -4,8 +4,8 @@ Decoding leaves a directory under DATA_DIR: `images`, the pixels, and `index.jso
 only when it is whole, and is made anew once a file of the folder has another path, size or time. layout.py says which
 split and class a file is of, decode.py reads one file.
 
-The first pass decodes every file that needs nothing of the others. A chunk of files is decoded again if one of them
-needs the common size, as its own is another, or the range of values, as its samples are wider than 8 bits.
+The first pass decodes every file that needs nothing of the others, the second one those that need the common size, as
+their own is another, or the range of values, as their samples are wider than 8 bits.
 """
 import json
 import math
@@ -70,7 +70,8 @@ class Task(NamedTuple):
     target: Path                               # the file for their pixels
     reading: Reading
     usual: tuple[int, int] | None = None       # in the first pass: the size of the images to decode; None: any
-    known: list[Shape | str] | None = None     # in the second pass: what the first one found ...
+    known: list[Shape | str] | None = None     # in the second pass: what the first one found, ...
+    earlier: Path | None = None                # ... its file, which is removed, ...
     fits: dict[tuple[int, int], Fit] | None = None  # ... and how an image of each size comes to the common one
 
 
@@ -137,7 +138,7 @@ def _decode_into(work: Path, root: str, arrangement: Arrangement, reading: Readi
     tasks = [Task(order[i:i + each], root, work / str(i), reading, usual) for i in range(0, len(order), each)]
     outcomes, counts = _decode_tasks(tasks)
     check_broken(root, _broken(tasks, outcomes), len(order), reading)
-    if counts:
+    if counts is not None:
         reading = reading._replace(value_range="{:.9g} {:.9g}".format(*decode.binned_ends(counts, reading)))
     sizes = Counter()
     for shape in _shapes(outcomes):
@@ -148,7 +149,10 @@ def _decode_into(work: Path, root: str, arrangement: Arrangement, reading: Readi
     again = [i for i, part in enumerate(outcomes)
              if not all(shape.decoded and fits[shape[1:3]] == done for shape in _shapes([part]))]
     if again:
-        second, _ = _decode_tasks([tasks[i]._replace(reading=reading, known=outcomes[i], fits=fits) for i in again])
+        for i in again:
+            tasks[i] = tasks[i]._replace(reading=reading, target=work / f"{i} again", known=outcomes[i],
+                                         earlier=tasks[i].target, fits=fits)
+        second, _ = _decode_tasks([tasks[i] for i in again])
         for i, part in zip(again, second):
             outcomes[i] = part
         check_broken(root, _broken(tasks, outcomes), len(order), reading)
@@ -158,7 +162,7 @@ def _decode_into(work: Path, root: str, arrangement: Arrangement, reading: Readi
     broken = _broken(tasks, outcomes)
     lost = [f"left out, cannot be decoded: {len(broken)} files: {some(broken)}"] if broken else []
     notices = [*arrangement.left_out, *lost, *_size_notice(sizes, fits, common),
-               *_kind_notices(kept, bool(counts), channels, reading), *_sameness(work / "images", len(rows))]
+               *_kind_notices(kept, counts is not None, channels, reading), *_sameness(work / "images", len(rows))]
     return {"shape": [len(rows), *common[:2], channels], "train": sum(entry.side != "test" for entry in rows),
             "class_names": arrangement.class_names, "value_range": reading.value_range,
             "validation": sum(entry.side == "validation" for entry in rows), "subjects": arrangement.subjects,
@@ -301,16 +305,18 @@ def _shapes(outcomes: list[list[Shape | str]]) -> Iterator[Shape]:
     return (outcome for outcome in chain(*outcomes) if isinstance(outcome, Shape))
 
 
-def _decode_tasks(tasks: list[Task]) -> tuple[list[list[Shape | str]], Counter]:
+def _decode_tasks(tasks: list[Task]) -> tuple[list[list[Shape | str]], np.ndarray | None]:
     """What `_decode_chunk` returns for each of the tasks, done in processes, and the counts of all of them together."""
-    outcomes, counts = [], Counter()
+    outcomes, counts = [], None
     try:
         with devices.processes(len(tasks)) as pool, \
                 tqdm(desc="decoding", total=sum(len(task.entries) for task in tasks), unit="file", leave=False,
                      disable=None) as bar:
             for part, counted in pool.map(_decode_chunk, tasks):
                 outcomes.append(part)
-                counts.update(counted)
+                if counted:
+                    counts = np.zeros(2**decode.BIN_BITS, np.int64) if counts is None else counts
+                    counts[counted[0]] += counted[1]
                 bar.update(len(part))
         return outcomes, counts
     except BrokenProcessPool:
@@ -320,24 +326,35 @@ def _decode_tasks(tasks: list[Task]) -> tuple[list[list[Shape | str]], Counter]:
                         f"{len(task.entries) * devices.cores()}") from None
 
 
-def _decode_chunk(task: Task) -> tuple[list[Shape | str], Counter]:
+def _decode_chunk(task: Task) -> tuple[list[Shape | str], tuple[np.ndarray, np.ndarray] | None]:
     """Write the images of a task's files one after the other into its target. Returns for each file what it holds, or
-    why it cannot be decoded; and how often the values of each bin occur, if they are counted.
+    why it cannot be decoded; and the bins of the values counted, with their counts.
     """
     first = None if task.fits else FirstPass(task.usual)
     paths = [os.path.join(task.root, entry.path) for entry in task.entries]
     outcomes, seen = [], {}
     _read_ahead(paths)
-    with open(task.target, "wb", buffering=2**20) as file, decode.strictly():
+    with open(task.target, "wb", buffering=2**20) as file, decode.strictly(), \
+            open(task.earlier or os.devnull, "rb", buffering=2**20) as earlier:
         for path, known in zip(paths, task.known or repeat(None)):
-            fit = task.fits[known[1:3]] if isinstance(known, Shape) else None
-            outcome = known if isinstance(known, str) else decode.try_decode(path, task.reading, fit, first)
-            if not isinstance(outcome, str):
-                pixels, outcome = outcome
-                if pixels is not None:
-                    file.write(pixels)
+            outcome, pixels, fit = known, None, None
+            if isinstance(known, Shape):
+                fit = task.fits[known[1:3]]
+                if known.decoded:
+                    pixels = earlier.read(math.prod((known.count, *(task.reading.size or known[1:3]), known.channels)))
+            if known is None or fit and not (pixels and fit.how == "same"):
+                outcome, pixels = decode.try_decode(path, task.reading, fit, first), None
+                if not isinstance(outcome, str):
+                    pixels, outcome = outcome
+            if pixels is not None:
+                file.write(pixels)
             outcomes.append(seen.setdefault(outcome, outcome))  # one object for all that are equal: pickled once
-    return outcomes, first.counts if first else Counter()
+    if task.earlier:
+        os.unlink(task.earlier)
+    if first is None or first.counts is None:
+        return outcomes, None
+    numbers, = first.counts.nonzero()
+    return outcomes, (numbers, first.counts[numbers])
 
 
 def _read_ahead(paths: list[str], enough: int = 2**20) -> None:
