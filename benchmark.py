@@ -44,11 +44,11 @@ PRECISION = "auto"        # of training steps, and of the product: as that of tr
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 SEED = 0                  # of weights and data, which do not affect the figures
 
-PRIOR = {"num_codes": 512, "num_classes": 10, "hidden": 64, "layers": 15, "kernel_size": 3}
-LARGE_PRIORS = {"pixelcnn": PRIOR,  # the transformer: as train_pixelcnn.py makes it for grids of more than 64 codes
-                "transformer": PRIOR | {"hidden": 96, "layers": 4, "heads": 4}}
-MNIST_PRIORS = {"pixelcnn": PRIOR | {"num_codes": 128, "layers": 6},  # as the README trains them
-                "transformer": PRIOR | {"num_codes": 128, "layers": 4, "heads": 4}}
+SIZES = {"num_codes": 512, "num_classes": 10, "hidden": 64, "layers": 15, "kernel_size": 3}
+LARGE_PRIORS = {"pixelcnn": SIZES,  # the transformer: as train_pixelcnn.py makes it for grids of more than 64 codes
+                "transformer": SIZES | {"hidden": 96, "layers": 4, "heads": 4}}
+MNIST_PRIORS = {"pixelcnn": SIZES | {"num_codes": 128, "layers": 6},  # as the README trains them
+                "transformer": SIZES | {"num_codes": 128, "layers": 4, "heads": 4}}
 STANDARD = {"channels": 3, "hidden": 128, "residual_blocks": 2, "residual_hidden": 32, "downsample": 4,
             "num_codes": 512, "code_dim": 64}
 MATRIX = 2048             # rows and columns of the matrix product
@@ -148,8 +148,8 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
     dtype = devices.precision(device, args.PRECISION)
     left, right = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
     images = torch.rand(256, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
-    codes = torch.randint(PRIOR["num_codes"], (128, 8, 8), device=device)
-    labels = torch.randint(PRIOR["num_classes"], (128,), device=device)
+    codes = torch.randint(SIZES["num_codes"], (128, 8, 8), device=device)
+    labels = torch.randint(SIZES["num_classes"], (128,), device=device)
 
     def vqvae_loss(network: VQVAE) -> Tensor:
         output = network(images)
@@ -162,7 +162,7 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
     for stage, network, loss_of, count in (("vqvae", VQVAE(VQVAEConfig(**STANDARD)), vqvae_loss, len(images)),
                                            ("vqvae, two levels", TwoLevelVQVAE(VQVAEConfig(**STANDARD, levels=2)),
                                             vqvae_loss, len(images)),
-                                           ("pixelcnn", PixelCNN(PixelCNNConfig(**PRIOR)), pixelcnn_loss, len(codes))):
+                                           ("pixelcnn", PixelCNN(PixelCNNConfig(**SIZES)), pixelcnn_loss, len(codes))):
         network.to(device, memory_format=torch.channels_last).train()
         steps = {"step, eager": training_step(network, partial(loss_of, network), device, args.PRECISION)}
         if args.COMPILED:

@@ -24,7 +24,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import dataset
 from judging import testset
@@ -38,6 +37,7 @@ from priors.sampler import draw_grids
 from running import devices, figures, files
 from running.cli import UserError
 from running.cli import run as run_script
+from running.progress import Bar
 from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
@@ -170,7 +170,7 @@ def main(args: argparse.Namespace) -> None:
     parts = torch.where(enlarge(given, side)[:size[0], :size[1]], originals, figures.GREY)
     shown = [[*pair] for pair in zip(originals, parts)]  # the rows of the grid
     total = math.ceil(len(image) / args.BATCH_SIZE) * sum(height for height, _ in grids)
-    with tqdm(desc="completing", total=total, unit="row", leave=False) as bar:
+    with Bar(desc="completing", total=total, unit="row") as bar:
         drawn = draw_grids(models, labels[image], grids, args.SEED, args.BATCH_SIZE, how,
                            known=[level[image] for level in known], on_row=bar.update)
         completions = (completion.cpu() for codes in drawn for completion in vqvae.decode(codes, *size))

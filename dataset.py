@@ -1,11 +1,8 @@
 """Data sets as tensors: the embedded glyphs, torchvision's by name, or a folder of images.
 
-`python dataset.py path/to/folder` only looks at a data set and says how it is interpreted: see loading/look.py.
-
-`load` gives the training, validation and test split, each one uint8 tensor of images (N, C, H, W) and one of
-labels. Images stay uint8 wherever they lie, so that a batch is a gather and one conversion (`to_float`). A tensor
-that would crowd the device's memory stays on the host (`place`), and a folder's images on disk; `batches` reads
-both ahead of use.
+`load` gives the training, validation and test split, each one uint8 tensor of images (N, C, H, W) and one of labels.
+A tensor that would crowd the device's memory stays on the host (`place`), and a folder's images on disk; `batches`
+reads both ahead of use. `python dataset.py path/to/folder` only looks at a data set: see loading/look.py.
 """
 import running.start  # noqa: F401
 
@@ -29,7 +26,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from loading import arrays, folder
 from loading.decode import Reading
@@ -37,6 +33,7 @@ from loading.layout import TEST_SHARE
 from running import devices
 from running.cli import UserError
 from running.files import alone, atomic
+from running.progress import Bar
 
 DEVICE_SHARE = 0.5  # of a device's free memory that one tensor of the data may take
 VALIDATION_SHARE = 0.05  # of the training images, where a data set has no validation split
@@ -124,8 +121,7 @@ def place(tensor: Tensor, device: torch.device) -> Tensor:
 def gather(tensor: Tensor, index: Tensor) -> Tensor:
     """tensor[index] along the first dimension, in the calling thread alone.
 
-    On a CPU torch would start a second pool of threads for it, which competes with that of the step beside it: a step
-    of 16 images of 64x64 took 59 ms and not 29 (two cores, images mapped from disk).
+    On a CPU torch would start a second pool of threads for it, which competes with that of the step beside it.
     """
     if tensor.device.type != "cpu":
         return tensor[index.to(tensor.device)]
@@ -187,9 +183,6 @@ def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading(),
     of which nothing is data, as of data_dir and those of other runs.
     UserError if there is no such data set, or if it cannot be had.
     """
-    if name in ("glyphs", *TORCHVISION) and Path(name).is_dir() and devices.is_main():
-        print(f"DATASET (--dataset): {name} is the data set of that name; for the folder here that is called the same, "
-              f"write `--dataset ./{name}`", file=sys.stderr)
     if name == "glyphs":
         (train, test), class_names = glyphs(data_dir), [str(digit) for digit in range(10)]
     elif name in TORCHVISION:
@@ -201,9 +194,6 @@ def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading(),
         data = data if "validation" not in splits else data._replace(**splits)
         return data._replace(notes=notes, value_range=value_range)
     elif Path(name).is_dir():
-        if reading.nifti_low >= reading.nifti_high:
-            raise UserError(f"NIFTI_LOW (--nifti-low) of {reading.nifti_low} must be below NIFTI_HIGH (--nifti-high), "
-                            f"{reading.nifti_high}")
         return from_folder(name, data_dir, limit, reading, output_dir)
     else:
         raise UserError(f"DATASET (--dataset): {name!r} {unknown(name)}; there are: "
@@ -322,7 +312,7 @@ def draw_glyphs(count: int, seed: int | tuple[int, ...]) -> Split:
     try:
         with devices.processes(count) as pool:
             drawn = pool.map(draw_glyph, labels, fonts, sizes, strokes, angles, shears, shifts, inks, chunksize=128)
-            images = np.stack(list(tqdm(drawn, desc="drawing glyphs", total=count, leave=False, disable=None)))
+            images = np.stack(list(Bar(drawn, desc="drawing glyphs", total=count)))
     except BrokenProcessPool:
         raise UserError("a process that drew glyphs was killed, for want of memory perhaps: start again") from None
     return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels))
@@ -355,37 +345,27 @@ def load_font(font: int, size: int) -> Any:
 
 
 def glyphs(data_dir: str) -> tuple[Split, Split]:
-    """The glyphs' training and test split, from the cache under data_dir or drawn anew."""
+    """The glyphs' training and test split, from the cache under data_dir, or drawn anew and kept there."""
     path = Path(data_dir) / f"glyphs-{GLYPHS_VERSION}.npz"
     with nullcontext() if path.exists() else alone(path.with_name(path.name + ".lock"), "draws the glyphs"):
-        return read_glyphs(path) or make_glyphs(path)
-
-
-def read_glyphs(path: Path) -> tuple[Split, Split] | None:
-    """The training and test split that a cache holds; None if it is not there or damaged: it is only a cache."""
-    try:
-        with np.load(path) as cache:
-            return tuple(Split(*(torch.from_numpy(cache[f"{part}_{kind}"]) for kind in Split._fields))
-                         for part in GLYPHS)
-    except FileNotFoundError:
-        return None
-    except Exception:
-        print(f"{path} cannot be read: drawing the glyphs anew", file=sys.stderr)
-        return None
-
-
-def make_glyphs(path: Path) -> tuple[Split, Split]:
-    """Draw the training and the test split, and keep them in the cache `path`."""
-    train, test = (draw_glyphs(count, (i, GLYPHS_VERSION)) for i, count in enumerate(GLYPHS.values()))
-    buffer = io.BytesIO()
-    np.savez(buffer, **{f"{part}_{kind}": array.numpy() for part, split in zip(GLYPHS, (train, test))
-                        for kind, array in split._asdict().items()})
-    try:
-        with atomic(path) as file:
-            file.write(buffer.getbuffer())
-    except OSError as error:
-        print(f"the glyphs are not cached in {path.parent}: {error.strerror}", file=sys.stderr)
-    return train, test
+        try:
+            with np.load(path) as cached:
+                return tuple(Split(*(torch.from_numpy(cached[f"{part}_{kind}"]) for kind in Split._fields))
+                             for part in GLYPHS)
+        except FileNotFoundError:
+            pass
+        except Exception:  # damaged, in whatever way
+            print(f"{path} cannot be read: drawing the glyphs anew", file=sys.stderr)
+        splits = {part: draw_glyphs(count, (i, GLYPHS_VERSION)) for i, (part, count) in enumerate(GLYPHS.items())}
+        buffer = io.BytesIO()
+        np.savez(buffer, **{f"{part}_{kind}": array.numpy() for part, split in splits.items()
+                            for kind, array in split._asdict().items()})
+        try:
+            with atomic(path) as file:
+                file.write(buffer.getbuffer())
+        except OSError as error:
+            print(f"the glyphs are not cached in {path.parent}: {error.strerror}", file=sys.stderr)
+        return tuple(splits.values())
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -412,16 +392,15 @@ def from_torchvision(name: str, data_dir: str) -> tuple[Split, Split, list[str]]
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"{name} is not in {data_dir} and cannot be downloaded ({reason}): check the "
                                 f"connection, or use `--dataset glyphs`, which needs none") from None
-        images = torch.as_tensor(np.asarray(data.data))
-        if images.dim() == 3:
-            images = images.unsqueeze(1)
+        images, targets = np.asarray(data.data), np.asarray(data.targets if hasattr(data, "targets") else data.labels)
+        if images.ndim == 3:
+            images = images[:, None]
         elif images.shape[-1] == 3:
-            images = images.permute(0, 3, 1, 2)
+            images = images.transpose(0, 3, 1, 2)
         if name == "emnist":  # stored with rows and columns exchanged
-            images = images.transpose(2, 3)
-        targets = data.targets if hasattr(data, "targets") else data.labels
-        labels = torch.as_tensor(np.asarray(targets))
-        splits.append(Split(images.contiguous(), (labels[:, 0] if labels.dim() == 2 else labels).long()))
+            images = images.swapaxes(2, 3)
+        labels = torch.from_numpy(targets).reshape(len(images), -1)[:, 0].long()
+        splits.append(Split(torch.from_numpy(images).contiguous(), labels))
     names = getattr(data, "classes", None) or [str(label) for label in range(int(splits[0].labels.max()) + 1)]
     return *splits, list(names)
 

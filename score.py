@@ -45,7 +45,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import dataset
 from judging import expected, testset
@@ -59,6 +58,7 @@ from priors.sampler import draw_grids
 from running import devices, figures, files
 from running.cli import UserError
 from running.cli import run as run_script
+from running.progress import Bar
 from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
@@ -134,7 +134,7 @@ def restore(prior: nn.Module, codes: Tensor, labels: Tensor, unlikely: Tensor, s
     the classes in labels (N,), `num_classes` for none.
     """
     parts = math.ceil(len(codes) / batch_size)
-    with tqdm(desc="restoring", total=parts * codes.shape[1], unit="row", leave=False) as bar:
+    with Bar(desc="restoring", total=parts * codes.shape[1], unit="row") as bar:
         drawn = draw_grids([prior], labels, [codes.shape[1:]], seed, batch_size, how,
                            known=[codes.masked_fill(unlikely, -1)], on_row=bar.update)
         return torch.cat([grids for [grids] in drawn])

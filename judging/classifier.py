@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import dataset
 from dataset import Data, Split
+from running.progress import Bar
 
 BATCH_SIZE = 128
 LEARNING_RATE = 2e-3  # of AdamW at the peak of its schedule
@@ -120,8 +120,8 @@ def _train(model: Classifier, split: Split, order: Sequence[Tensor],
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=len(order))
-    for batch, labels in tqdm(dataset.batches(order, device, *split.to(device)), desc="training the classifier",
-                              total=len(order), leave=False, disable=None):
+    for batch, labels in Bar(dataset.batches(order, device, *split.to(device)), desc="training the classifier",
+                              total=len(order)):
         images, classes = task(dataset.to_float(batch), labels)
         loss = F.cross_entropy(model(images), classes)
         optimizer.zero_grad()

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import dataset
 from judging import testset
@@ -18,6 +17,7 @@ from modules import VQVAE
 from priors import runs
 from priors.codes import marginals, surprise
 from running.cli import UserError
+from running.progress import Bar
 
 SHARES = np.linspace(0, 1, 1001)  # of which the quantiles are kept
 MOST_CLASSES = 16                 # up to which the likelihood is the mean over the classes
@@ -54,7 +54,7 @@ def code(networks: Networks, images: Tensor, description: str, turn: int = 0) ->
     """Surprise and error of uint8 images (N, C, H, W), turned by so many quarters. description: of the progress bar."""
     found = []
     indices = torch.arange(len(images)).split(networks.batch_size)
-    bar = tqdm(dataset.batches(indices, networks.device, images), desc=description, total=len(indices), leave=False)
+    bar = Bar(dataset.batches(indices, networks.device, images), desc=description, total=len(indices))
     for [part] in bar:
         originals = dataset.to_float(part).rot90(turn, (2, 3))
         [codes] = levels = networks.vqvae.encode(originals)

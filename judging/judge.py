@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import dataset
 from dataset import Data
@@ -27,6 +26,7 @@ from priors.draws import Draw
 from priors.sampler import draw_grids
 from running.cli import UserError
 from running.files import alone
+from running.progress import Bar
 from training import checkpoint
 from training.loop import filled
 
@@ -92,7 +92,7 @@ class Subject:
         how = how._replace(guidance=guidance, top_p=top_p)
         grids = [level.shape[1:] for level in self.test_codes]
         rows = len(self.spans(self.count)) * sum(height for height, _ in grids)
-        with tqdm(desc=f"sampling {prior}", total=rows, unit="row", leave=False, disable=None) as bar:
+        with Bar(desc=f"sampling {prior}", total=rows, unit="row") as bar:
             drawn = draw_grids(self.priors[prior], self.labels, grids, self.args.SEED, self.args.BATCH_SIZE, how,
                                on_row=bar.update)
             return [torch.cat(parts) for parts in zip(*([level.cpu() for level in codes] for codes in drawn))]
@@ -222,7 +222,7 @@ def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs
 
 def extract(network: Callable[[Tensor], Tensor], images: Images, spans: Sequence[Tensor]) -> Tensor:
     """Features (N, F), on the device, that a network gives for the images of a set at these indices."""
-    return torch.cat([network(images(index)) for index in tqdm(spans, desc="measuring", leave=False, disable=None)])
+    return torch.cat([network(images(index)) for index in Bar(spans, desc="measuring")])
 
 
 def accuracy(model: Classifier, features: Tensor, labels: Tensor) -> float:
@@ -265,7 +265,7 @@ def nearest_training_images(sets: dict[str, Tensor], train: Tensor, batch_size: 
                            torch.zeros(len(images), dtype=torch.int64, device=images.device))
              for name, images in sets.items()}
     spans, device = torch.arange(len(train)).split(batch_size), next(iter(sets.values())).device
-    bar = tqdm(spans, desc="nearest training images", leave=False, disable=None)
+    bar = Bar(spans, desc="nearest training images")
     for span, (part,) in zip(bar, dataset.batches(spans, device, train)):
         part, first = dataset.to_float(part).flatten(1), int(span[0])
         for name, images in sets.items():

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from running.cli import UserError
+from running.progress import Bar
 
 # A set of images: a function from indices (B,) to images (B, C, H, W) in [0, 1], so that no set is held whole.
 Images = Callable[[Tensor], Tensor]
@@ -112,7 +112,7 @@ class Inception:
 
     def measure(self, images: Images, indices: Iterable[Tensor]) -> dict[str, float]:
         """FID against the real images added so far, and the Inception score."""
-        for index in tqdm(indices, desc="inception", leave=False, disable=None):
+        for index in Bar(indices, desc="inception"):
             pixels = self._pixels(images(index))
             self.fid.update(pixels, real=False)
             self.score.update(pixels)

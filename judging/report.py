@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from tqdm import tqdm
 
 from judging.metrics import Images
 from running import figures
 from running.files import atomic
+from running.progress import Bar
 
 
 class Column(NamedTuple):
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 def make_rows(plan: dict[str, Callable[[], Row]]) -> dict[str, Row]:
     """The rows of a plan, made one after the other; a progress line names the one that is made."""
-    bar = tqdm(plan.items(), leave=False, disable=None, bar_format="{desc}, {elapsed} since the start")
+    bar = Bar(plan.items(), bar_format="{desc}, {elapsed} since the start")
     rows = {}
     for number, (name, make) in enumerate(bar, start=1):
         bar.set_description_str(f"row {number} of {len(plan)}, {name}")

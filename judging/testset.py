@@ -12,7 +12,7 @@ from torch import Tensor
 
 import dataset
 from dataset import Data
-from loading import decode, folder
+from loading import arrays, decode, folder
 from loading.decode import Reading
 from running.cli import UserError
 from training import checkpoint
@@ -48,8 +48,9 @@ def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str, 
     if args.IMAGE_SIZE:
         reading = reading._replace(image_size=args.IMAGE_SIZE)
     named = args.DATASET in ("glyphs", *dataset.TORCHVISION)
-    moved = path.is_dir() and not named and path.resolve() != learnt.resolve()
-    if path.is_file():
+    is_array = arrays.are_at(args.DATASET)
+    moved = path.is_dir() and not named and not is_array and path.resolve() != learnt.resolve()
+    if path.is_file() and not is_array:
         images = read_file(args.DATASET, stored, args.IMAGE_SIZE, channels)
         found = Found(images, [args.DATASET] * len(images), of_split=False)
     elif moved and not holds_training_images(args, stored):

@@ -1,15 +1,14 @@
 """One image file to uint8 pixels: pictures by Pillow, plain JPEG files by simplejpeg, NIfTI by nibabel.
 
 Samples of 8 bits are kept. Wider ones (integers of 16 or 32 bits, floating point) have no range of their own, so they
-are scaled to 8 bits between two values: those that the file states, or else those of the whole folder, so that
-brightness stays comparable between files. folder.py reads a folder twice where it must: `decode` with a `FirstPass`
-decodes what needs nothing else, and tells of the rest its size, and counts its values.
+are scaled to 8 bits between two values of the whole folder, and brightness stays comparable between files. `decode`
+with a `FirstPass` decodes what needs nothing else, tells of the rest its size, and counts its values.
 """
 import argparse
 import io
 import math
 import os
-import struct
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -64,7 +63,7 @@ class Reading(NamedTuple):
 
     @property
     def ends(self) -> tuple[float, float] | None:
-        """The values that become black and white where a file does not state them; None: not known."""
+        """The values that become black and white in wide samples; None: not known."""
         if self.value_range == "auto":
             return None
         low, high = map(float, self.value_range.split())
@@ -85,14 +84,9 @@ class Shape(NamedTuple):
     count: int            # images: pages of a TIFF, slices of a volume
     height: int
     width: int
-    channels: int
+    channels: int         # 0: not known yet
     marks: tuple = ()     # what a notice should tell: "alpha", "animated", "pages", a type such as "uint16"
-
-
-class Later(NamedTuple):
-    """A file of which more must be known before it can be decoded: the common size, or the range of all values."""
-
-    shape: Shape          # channels 0: not known yet
+    decoded: bool = True  # False: more must be known before, the common size or the range of all values
 
 
 @dataclass
@@ -112,12 +106,12 @@ class Wide(NamedTuple):
     """A picture whose samples are not plain 8 bits."""
 
     values: np.ndarray                         # (H, W) or (H, W, 3), of any real type
-    ends: tuple[float, float] | None = None    # what becomes black and white, if the file itself says so
+    ends: tuple[float, float] | None = None    # what becomes black and white, if it is of this picture alone
     inverted: bool = False                     # the lowest value is white
     opacity: np.ndarray | None = None          # (H, W) in [0, 1]
 
     def pixels(self, ends: tuple[float, float] | None) -> np.ndarray:
-        """The picture (H, W) or (H, W, 3) uint8 over white; ends: used where the file states none."""
+        """The picture (H, W) or (H, W, 3) uint8 over white; ends: used where it has none of its own."""
         grey = to_bytes(self.values, *(self.ends or ends))
         grey = 255 - grey if self.inverted else grey
         if self.opacity is not None:
@@ -128,7 +122,7 @@ class Wide(NamedTuple):
 
 def read(path: str, reading: Reading) -> Tensor:
     """The images (N, C, H, W) uint8 of one file: N is 1, but for volumes and TIFF stacks. UserError if it cannot be
-    decoded. A file whose range is known neither from it nor from reading.value_range is scaled by its own values.
+    decoded. Without reading.value_range wide samples are scaled by the values of the file itself.
     """
     with strictly():
         outcome = try_decode(path, reading)
@@ -140,59 +134,51 @@ def read(path: str, reading: Reading) -> Tensor:
 def peek(path: str, reading: Reading) -> tuple[int, int] | None:
     """Height and width of a file's images, without decoding them; None if they cannot be told."""
     try:
-        with strictly():
-            if path.lower().endswith(NIFTI):
-                return nifti_slices(path, reading)[0][1:3]
-            with open(path, "rb") as file:
-                return pictures(file, reading)[0][1:3]
+        with strictly(), open(path, "rb") as file:
+            volume = path.lower().endswith(NIFTI)
+            return (nifti_slices(path, reading) if volume else pictures(file))[0][1:3]
     except Exception:  # decoding it will tell the reason
         return None
 
 
 def decode(path: str, reading: Reading, fit: Fit | None = None,
-           first: FirstPass | None = None) -> tuple[np.ndarray, Shape] | Later:
+           first: FirstPass | None = None) -> tuple[np.ndarray | None, Shape]:
     """The images (N, H, W, C) uint8 of one file, C 1 or 3, and what the file held.
 
     fit: the size to bring them to, where reading asks for none; None: their own. first: decode only what needs nothing
-    of other files. Whatever the decoders raise passes through.
+    of other files, or else return None. Whatever the decoders raise passes through.
     """
-    fit = Fit(*reading.size) if reading.image_size != "auto" else fit
+    fit = Fit(*reading.size) if reading.size else fit
     if path.lower().endswith(NIFTI):
-        shape, unscaled, pages = nifti_slices(path, reading)
-        return _finish(shape, unscaled, pages, reading, fit, first)
+        return _finish(*nifti_slices(path, reading), reading, fit, first)
     with open(path, "rb") as file:
         content = file.read(WHOLE)  # at once: Pillow reads a small file in some forty pieces
         whole = len(content) < WHOLE
         pixels = plain_jpeg(content, reading, fit, first.size if first else None) if whole else None
         if pixels is not None:
             pixels = _grey_if_grey(pixels[None], reading)
-            shape = Shape(*pixels.shape)
-            return _crop(pixels, fit) if fit else pixels, shape
-        shape, unscaled, pages = pictures(io.BytesIO(content) if whole else file, reading, fit)
-        return _finish(shape, unscaled, pages, reading, fit, first)
+            return _crop(pixels, fit) if fit else pixels, Shape(*pixels.shape)
+        return _finish(*pictures(io.BytesIO(content) if whole else file, fit), reading, fit, first)
 
 
 def _finish(shape: Shape, unscaled: bool, pages: Iterator["Image.Image | Wide"], reading: Reading, fit: Fit | None,
-            first: FirstPass | None) -> tuple[np.ndarray, Shape] | Later:
+            first: FirstPass | None) -> tuple[np.ndarray | None, Shape]:
     """Decode the pages of a file; in the first pass put off those that need the folder's size or range."""
-    if unscaled and not reading.ends:
+    whole = reading.ends
+    if unscaled and not whole:
+        pages = list(pages)
+        wide = [page.values for page in pages if isinstance(page, Wide)]
         if first:
-            for page in pages:
-                if isinstance(page, Wide) and page.ends is None:
-                    first.count(page.values)
-            return Later(shape)
-        pages = list(pages)  # one file by itself: by the values of all its pages
-        counted = [page.values.ravel() for page in pages if isinstance(page, Wide) and page.ends is None]
-        whole = ends(np.concatenate(counted), reading) if counted else (0.0, 0.0)
-    else:
-        whole = reading.ends
+            for values in wide:
+                first.count(values)
+            return None, shape._replace(decoded=False)
+        whole = ends(np.concatenate([values.ravel() for values in wide]), reading)  # one file by itself
     if first and first.size and shape[1:3] != first.size:
-        return Later(shape)
+        return None, shape._replace(decoded=False)
     images = [fitted(page.pixels(whole) if isinstance(page, Wide) else page, reading, fit) for page in pages]
     pixels = images[0][None] if len(images) == 1 else np.stack(images)
     pixels = _grey_if_grey(pixels.reshape(*pixels.shape[:3], -1), reading)
-    shape = shape._replace(channels=pixels.shape[3])
-    return _crop(pixels, fit) if fit else pixels, shape
+    return _crop(pixels, fit) if fit else pixels, shape._replace(channels=pixels.shape[3])
 
 
 def fitted(image: Image.Image | np.ndarray, reading: Reading, fit: Fit | None) -> np.ndarray:
@@ -201,7 +187,7 @@ def fitted(image: Image.Image | np.ndarray, reading: Reading, fit: Fit | None) -
     """
     mode = {1: "L", 3: "RGB"}.get(reading.channels)
     resize = fit and fit.how == "resize"
-    if isinstance(image, np.ndarray) and (resize or (mode and image.ndim != reading.channels // 2 + 2)):
+    if isinstance(image, np.ndarray) and (resize or mode):
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
         image = image.convert(mode) if mode and image.mode != mode else image
@@ -242,9 +228,9 @@ def luminance(pixels: np.ndarray) -> np.ndarray:
 
 def plain_jpeg(content: bytes, reading: Reading, fit: Fit | None = None,
                size: tuple[int, int] | None = None) -> np.ndarray | None:
-    """The pixels (H, W, C) of a small JPEG file: those that Pillow decodes (with the same libjpeg), in a quarter of its
-    time. None for what is not plain and whole, is to be converted or resized, or is of another size than `size` (height
-    and width): Pillow decides about that.
+    """The pixels (H, W, C) of a small JPEG file: those of Pillow (with the same libjpeg), in a quarter of its time.
+
+    None, and Pillow decides, for what is not plain and whole, is to be converted or resized, or is not of `size`.
     """
     if simplejpeg is None or reading.size or (fit and fit.how == "resize") or not content.startswith(b"\xff\xd8\xff") \
             or b"Exif" in content:
@@ -261,14 +247,14 @@ def plain_jpeg(content: bytes, reading: Reading, fit: Fit | None = None,
         return None
 
 
-def pictures(file: BinaryIO, reading: Reading, fit: Fit | None = None) -> tuple[Shape, bool, Iterator]:
+def pictures(file: BinaryIO, fit: Fit | None = None) -> tuple[Shape, bool, Iterator]:
     """What a file that Pillow reads holds, whether its values still need a range, and its pages.
 
     Every page of a TIFF counts, but for previews and pages of another size than the first; of animations the first
     frame does. A page is a picture in mode "L" or "RGB", upright and over white, or Wide.
     """
     image = Image.open(file, formats=FORMATS)
-    size, marks, pages, kind = _upright_size(image), (), [0], _wide_kind(image, file)
+    size, marks, pages, kind = _upright_size(image), [], [0], _wide_kind(image, file)
     if image.format == "TIFF":
         whole = image.size
         for number in range(1, image.n_frames):
@@ -279,18 +265,14 @@ def pictures(file: BinaryIO, reading: Reading, fit: Fit | None = None) -> tuple[
                 pages.append(number)
                 kind = kind or _wide_kind(image, file)
             else:
-                marks = ("pages",)
+                marks = ["pages"]
         if len(pages) > 1 and len(pages) * math.prod(whole) > MAX_VOXELS:
             raise ValueError(f"its {len(pages)} pages have more than {MAX_VOXELS} pixels")
         image.seek(0)
     elif getattr(image, "is_animated", False):
-        marks = ("animated",)
-    if kind:
-        marks += (kind,)
-    if image.has_transparency_data:
-        marks += ("alpha",)
-    shape = Shape(len(pages), *size, 0, marks)
-    return shape, bool(kind), (_page(image, file, number, fit) for number in pages)
+        marks = ["animated"]
+    marks += [kind] * bool(kind) + ["alpha"] * image.has_transparency_data
+    return Shape(len(pages), *size, 0, tuple(marks)), bool(kind), (_page(image, file, number, fit) for number in pages)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -335,43 +317,35 @@ def _upright(image: Image.Image) -> Image.Image:
 # Samples that are not plain 8 bits
 
 
-def _bits(image: Image.Image, file: BinaryIO) -> tuple[int, int]:
-    """Bits of a sample, and its TIFF sample format: 1 unsigned, 2 signed, 3 floating point."""
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (1,))), image.tag_v2.get(339, (1,))[0]
-    if image.format == "PNG":
-        file.seek(24)
-        return file.read(1)[0], 1
-    return 8, 1
-
-
 def _wide_kind(image: Image.Image, file: BinaryIO) -> str:
     """The type of samples that are not plain 8 bits, such as "uint16"; "" of those that are."""
-    bits, sample_format = _bits(image, file)
+    bits, sample_format = 8, 1
+    if image.format == "TIFF":
+        bits, sample_format = max(image.tag_v2.get(258, (1,))), image.tag_v2.get(339, (1,))[0]
+    elif image.format == "PNG":
+        file.seek(24)
+        bits = file.read(1)[0]
     if bits <= 8 and sample_format == 1:
         return ""
     return {1: "uint", 2: "int", 3: "float"}.get(sample_format, "?") + str(bits)
 
 
 def _wide_page(image: Image.Image, file: BinaryIO, number: int) -> Wide:
-    """A page of 16 or 32 bits, or of signed samples. ValueError for the kinds that Pillow would cut to 8 bits."""
+    """A page of 16 or 32 bits. ValueError for the kinds that Pillow would cut to 8 bits."""
     kind, rawmode = _wide_kind(image, file), _rawmode(image)
     inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0
-    clear, stated, opacity = image.info.get("transparency"), _stated_ends(image, file), None
-    if image.mode in ("I", "F") or image.mode.startswith("I;16") or (image.mode == "L" and kind == "int8"):
-        if image.mode == "L" and inverted:  # Pillow has turned these around
-            raise ValueError("its signed samples have white at the lowest value")
+    clear, opacity = image.info.get("transparency"), None
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(_upright(image))
-        values = values.view(kind) if kind in ("int8", "uint32") else values
+        values = values.view(kind) if kind == "uint32" else values
     elif rawmode == "LA;16B":  # four bytes: those of the grey value, and those of its opacity
         grey_high, grey_low, high, low = np.moveaxis(_reread(image, file, number, "RGBA"), 2, 0).astype(np.uint16)
         values, opacity = grey_high << 8 | grey_low, (high << 8 | low) / 65535
-    elif rawmode in ("RGB;16B", "RGB;16L", "RGB;16N", "RGBA;16B", "RGBA;16L", "RGBA;16N"):
-        order = {"B": "big", "L": "little", "N": sys.byteorder}[rawmode[-1]]
-        name, swapped = rawmode[:-1], {"big": "L", "little": "B"}[order]
-        high = _reread(image, file, number, rawmode)     # Pillow keeps the high byte of a sample ...
-        low = _reread(image, file, number, name + swapped)  # ... or the low one, if told the other byte order
-        values = high.astype(np.uint16) << 8 | low
+    elif colours := re.fullmatch("(RGBA?;16)([BLN])", rawmode):
+        big = colours[2] == "B" or colours[2] == "N" and sys.byteorder == "big"
+        high = _reread(image, file, number, rawmode).astype(np.uint16)  # Pillow keeps the high byte of a sample ...
+        low = _reread(image, file, number, colours[1] + "BL"[big])  # ... or the low one, if told the other byte order
+        values = high << 8 | low
         if values.shape[2] == 4:
             values, opacity = values[:, :, :3], values[:, :, 3] / 65535
     else:
@@ -379,11 +353,7 @@ def _wide_page(image: Image.Image, file: BinaryIO, number: int) -> Wide:
     if clear is not None and opacity is None:
         shown = values != np.asarray(clear)
         opacity = (shown.any(2) if shown.ndim == 3 else shown).astype(float)
-    if stated == "sBIT":  # 12 bits, say: by the PNG standard spread over the 16, but many files hold them as they are
-        depth = _significant(file)
-        as_they_are = values.max() < 2**depth and (values % 2**(16 - depth)).any()
-        stated = (0.0, 2.0**depth - 1) if as_they_are else (0.0, 65535.0)
-    return Wide(values, stated, inverted, opacity)
+    return Wide(values, None, inverted, opacity)
 
 
 def _rawmode(image: Image.Image) -> str:
@@ -397,39 +367,9 @@ def _reread(image: Image.Image, file: BinaryIO, number: int, rawmode: str) -> np
     file.seek(0)
     again = Image.open(file, formats=FORMATS)
     again.seek(number)
-    tiles = []
-    for codec, extents, offset, args in again.tile:
-        tiles.append((codec, extents, offset, rawmode if isinstance(args, str) else (rawmode, *args[1:])))
-    again.tile = [type(tile)(*new) if hasattr(tile, "_fields") else new for tile, new in zip(again.tile, tiles)]
+    args = rawmode if isinstance(again.tile[0][3], str) else (rawmode, *again.tile[0][3][1:])
+    again.tile = [type(tile)(*tile[:3], args) if hasattr(tile, "_fields") else (*tile[:3], args) for tile in again.tile]
     return np.asarray(_upright(again))
-
-
-def _stated_ends(image: Image.Image, file: BinaryIO) -> "tuple[float, float] | str | None":
-    """The range that a file states: SMinSampleValue and SMaxSampleValue or a depth that is no whole number of bytes
-    (TIFF), or "sBIT" (PNG, see `_significant`); None if it states none.
-    """
-    if image.format == "PNG":
-        return "sBIT" if _significant(file) < 16 else None
-    if 340 in image.tag_v2 and 341 in image.tag_v2:
-        low, high = (np.atleast_1d(image.tag_v2[tag]) for tag in (340, 341))
-        if low.min() < high.max():
-            return float(low.min()), float(high.max())
-    bits, sample_format = _bits(image, file)
-    if sample_format == 2 and bits == 8:
-        return -128.0, 127.0
-    return (0.0, 2.0**bits - 1) if sample_format == 1 and bits < 16 else None
-
-
-def _significant(file: BinaryIO) -> int:
-    """The bits of a 16-bit PNG's samples that its sBIT chunk calls significant; 16 if it has none."""
-    file.seek(8)
-    while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
-        length, = struct.unpack(">I", head[:4])
-        if head[4:] == b"sBIT":
-            depths = [depth for depth in file.read(min(length, 4)) if 8 < depth <= 16]
-            return max(depths, default=16)
-        file.seek(length + 4, io.SEEK_CUR)
-    return 16
 
 
 BIN_BITS = 20  # a bin holds the values whose float32 agrees in the sign, the exponent and the first 11 bits: 0.05 %
@@ -438,8 +378,8 @@ BIN_BITS = 20  # a bin holds the values whose float32 agrees in the sign, the ex
 def bins(values: np.ndarray) -> np.ndarray:
     """The bin of each finite value, in the order of the values; integers up to 4096 have one of their own."""
     limit = np.finfo(np.float32).max
-    bits = np.clip(values, -limit, limit).astype(np.float32).view(np.uint32) if values.dtype.kind == "f" \
-        else values.astype(np.float32).view(np.uint32)
+    values = np.clip(values, -limit, limit) if values.dtype.kind == "f" else values
+    bits = values.astype(np.float32).view(np.uint32)
     return np.where(bits >> 31, ~bits, bits | np.uint32(2**31)) >> np.uint32(32 - BIN_BITS)
 
 
@@ -469,9 +409,8 @@ def nifti_slices(path: str, reading: Reading) -> tuple[Shape, bool, Iterator[Wid
     """What a NIfTI file holds, whether its values still need a range, and its slices.
 
     A volume is turned to the closest canonical orientation (axis 0 from left to right, 1 from back to front, 2 from
-    bottom to top) and cut along nifti_axis: 0 sagittal, 1 coronal, 2 axial slices. Rows and columns then run
-    against the two other axes, the radiological convention: head or front of the patient above, the patient's
-    left on the right, in sagittal slices the front on the left. A 2D file is shown as its array lies.
+    bottom to top) and cut along nifti_axis. Rows and columns then run against the two other axes, the radiological
+    convention: head or front of the patient above, the patient's left on the right. A 2D file is shown as it lies.
     """
     import nibabel
     volume = nibabel.load(path)
@@ -544,7 +483,7 @@ def strictly() -> Iterator[None]:
 
 
 def try_decode(path: str, reading: Reading, fit: Fit | None = None,
-               first: FirstPass | None = None) -> tuple[np.ndarray, Shape] | Later | str:
+               first: FirstPass | None = None) -> tuple[np.ndarray | None, Shape] | str:
     """What `decode` returns, or the reason why the file cannot be decoded."""
     try:
         return decode(path, reading, fit, first)

@@ -4,4 +4,4 @@ NIFTI_SCALE = "volume"    # intensities are scaled to 8 bits over each "slice", 
 NIFTI_LOW = 0.5           # ... from this percentile, which becomes black ...
 NIFTI_HIGH = 99.5         # ... to this one, which becomes white
 VALUE_RANGE = "auto"      # black and white of files of more than 8 bits: "0 4095", or "auto": those percentiles of all
-MAX_UNREADABLE = 0.01     # share of a folder's files, or images, that may be left out: damaged, or of no fitting size
+MAX_UNREADABLE = 0.01     # share of a folder's files that may be left out as they cannot be decoded

@@ -148,8 +148,6 @@ GROUPS = {
         "REPEATS": Rule(int, low=1),
         "GRIDS": Rule(str, pattern=r"\d+( \d+)*", join=" "),
         "BATCHES": Rule(str, pattern=r"\d+( \d+)*", join=" "),
-        "PER_CODE_GRIDS": Rule(str, pattern=r"\d+( \d+)*", join=" "),
-        "PER_CODE_BATCH": Rule(int, low=1),
         "PLAIN_CODES": Rule(int, low=1),
         "COMPILED": Rule(bool),
     },

@@ -72,7 +72,7 @@ def torchvision_datasets():
 def data_dir(tmp_path_factory):
     """A directory with the glyphs drawn once for all tests."""
     import dataset
-    path = tmp_path_factory.mktemp("data")
+    path = tmp_path_factory.getbasetemp().parent / "glyphs"  # of all processes that run tests
     dataset.load("glyphs", str(path))
     return path
 

@@ -43,5 +43,13 @@ def jpeg(height, width, channels, **options):
 
 
 def nifti(path, values, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4), **options), path)
     return path
+
+
+def write_classes(root, counts):
+    """Folders of so many images each, {"train/cat": 20, ...}; no image comes twice."""
+    for number, (folder, count) in enumerate(counts.items()):
+        write_many(root / folder, count, 8, 8, start=100 * number)
+    return root
