@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import dataset
 from judging import testset
 from loading import decode
-from loading.decode import Reading
+from loading.reading import Reading
 from modules import VQVAE, grid_size, pad
 from priors import runs
 from priors.codes import completion_bits

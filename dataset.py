@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from loading import arrays, folder
-from loading.decode import Reading
 from loading.layout import TEST_SHARE
+from loading.reading import Reading
 from running import devices
 from running.cli import UserError
 from running.files import alone, atomic
@@ -190,7 +190,7 @@ def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading(),
     elif arrays.are_at(name):
         splits, class_names, notes, value_range = arrays.load(name, reading, limit)
         splits = {split: Split(*tensors) for split, tensors in splits.items()}
-        data = hold_out(splits["train"], splits["test"], class_names, limit)
+        data = with_validation(splits["train"], splits["test"], class_names, limit)
         data = data if "validation" not in splits else data._replace(**splits)
         return data._replace(notes=notes, value_range=value_range)
     elif Path(name).is_dir():
@@ -199,7 +199,7 @@ def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading(),
         raise UserError(f"DATASET (--dataset): {name!r} {unknown(name)}; there are: "
                         f"{', '.join(['glyphs', *TORCHVISION])}, or the path of a folder of images, the new one if it "
                         f"was moved")
-    return hold_out(train, test, class_names, limit)
+    return with_validation(train, test, class_names, limit)
 
 
 def unknown(name: str) -> str:
@@ -217,13 +217,17 @@ def unknown(name: str) -> str:
     return "is no data set and no folder" + (f", {missing} is not there" if missing else "")
 
 
-def hold_out(train: Split, test: Split, class_names: list[str], limit: int) -> Data:
+def too_few(train: int, test: int, limit: int) -> str:
+    return f"DATASET (--dataset): it has {train} training and {test} test images, where LIMIT (--limit) is {limit}: " \
+           f"at least 2 and 1 are needed"
+
+
+def with_validation(train: Split, test: Split, class_names: list[str], limit: int) -> Data:
     """The first `limit` images of either split, 0: all, a twentieth of those to train on, by chance, for validation."""
     train, test = (Split(*(part[:limit or None] for part in split)) for split in (train, test))
     count = len(train.images)
     if count < 2 or not len(test.images):
-        raise UserError(f"DATASET (--dataset): {count} and {len(test.images)} images are left to train on and to test "
-                        f"with, where LIMIT (--limit) is {limit}: at least 2 and 1 are needed")
+        raise UserError(too_few(count, len(test.images), limit))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     chosen, rest = order.split([held := max(1, int(VALIDATION_SHARE * count)), count - held])
     rest = rest.sort().values
@@ -252,17 +256,15 @@ def from_folder(root: str, data_dir: str, limit: int, reading: Reading, output_d
         notes = [*notes, f"all training images are of {units[start]}: {' and '.join(missing)} are blocks of its "
                          f"slices, up to {GAP} slices away from those trained on"]
     elif "validation" in missing and stop - start > 1:
-        rows |= hold_out_units(units, start, stop)
+        rows |= hold_out(units, start, stop)
     splits = {name: Split(images[part], labels[part]) for name, part in rows.items()}
     if len(splits["train"].images) < 2 or not all(len(split.images) for split in splits.values()):
-        raise UserError(f"DATASET (--dataset): of {root} {len(splits['train'].images)} images are left to train on and "
-                        f"{len(splits['test'].images)} to test with, where LIMIT (--limit) is {limit}: at least 2 and "
-                        f"1 are needed")
+        raise UserError(too_few(len(splits["train"].images), len(splits["test"].images), limit))
     test_files = [names[i] for i in torch.arange(len(images))[rows["test"]].tolist()]
     return Data(splits["train"], splits["validation"], splits["test"], class_names, notes, value_range, test_files)
 
 
-def hold_out_units(units: list[str], start: int, stop: int) -> dict[str, slice]:
+def hold_out(units: list[str], start: int, stop: int) -> dict[str, slice]:
     """Divide rows of several units into validation and train, about a twentieth and the rest, between two units.
 
     units: of each row the file or subject it is of; the rows of one follow each other.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import dataset
-from loading.decode import Reading
+from loading.reading import Reading
 from modules import VQVAE
 from priors import levels, runs
 from priors.codes import augmented_codes, encode

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import dataset
 from judging.vae import VAE, VAEConfig, distortion, kl
-from loading.decode import Reading
+from loading.reading import Reading
 from modules import VQVAE
 from priors import runs
 from priors.codes import psnr, to_images

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import dataset
 from loading import summary
-from loading.decode import Reading
+from loading.reading import Reading
 from loading.settings import *  # noqa: F403
 from modules import Reconstruction, VQVAEConfig
 from priors import levels

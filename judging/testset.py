@@ -13,7 +13,7 @@ from torch import Tensor
 import dataset
 from dataset import Data
 from loading import arrays, decode, folder
-from loading.decode import Reading
+from loading.reading import Reading
 from running.cli import UserError
 from training import checkpoint
 

@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from loading.decode import FirstPass, Fit, Reading, binned_ends, fitted, luminance, to_bytes
+from loading.decode import fitted, luminance
 from loading.layout import SPLITS, TEST_SHARE, natural
+from loading.reading import Fit, Reading
+from loading.wide import FirstPass, binned_ends, to_bytes
 from running.cli import UserError, flag
 from running.progress import Bar
 
@@ -142,9 +144,8 @@ def describe(path: Path, words: str, name: str, start: Callable[[], BinaryIO]) -
 
 def split_of(words: str) -> str:
     """The split that a name says, "" for none or more than one."""
-    words = set(re.split("[^a-z]+", words.lower()))
-    found = [split for split, names in SPLITS.items() if names & words]
-    return found[0] if len(found) == 1 else ""
+    found = {split for split, names in SPLITS.items() if any(map(names.fullmatch, re.split("[^A-Za-z]+", words)))}
+    return found.pop() if len(found) == 1 else ""
 
 
 def header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:

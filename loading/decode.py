@@ -4,7 +4,6 @@ Samples of 8 bits are kept. Wider ones (integers of 16 or 32 bits, floating poin
 are scaled to 8 bits between two values of the whole folder, and brightness stays comparable between files. `decode`
 with a `FirstPass` decodes what needs nothing else, tells of the rest its size, and counts its values.
 """
-import argparse
 import io
 import math
 import os
@@ -13,14 +12,17 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from importlib.util import find_spec
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from loading.reading import Fit, Reading, Shape
+from loading.volumes import DICOM, MAX_VOXELS, NIFTI, frames, is_dicom, nifti_slices
+from loading.wide import FirstPass, Wide, ends
 from running.cli import UserError
 
 try:
@@ -28,96 +30,15 @@ try:
 except ImportError:  # Pillow does its work, only slower
     simplejpeg = None
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # what Pillow may open, whatever the file is called
-NIFTI = (".nii", ".nii.gz")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", *NIFTI)
-MAX_VOXELS = 2**29    # of a NIfTI file or a TIFF stack; Pillow has its own limit for a picture
+# what Pillow may open, whatever the file is called
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "ICO",
+           *(["AVIF"] if find_spec("PIL._avif") else []))
+BY_NAME = {".tga": "TGA", ".heic": "HEIF", ".heif": "HEIF"}  # what is not known by its first bytes, or needs a package
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm", ".jp2",
+            ".ico", ".avif", *BY_NAME, *NIFTI, *DICOM)
+PACKAGES = {"pillow_heif": "pillow-heif"}
+WIDE_MODES = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}  # of formats but PNG and TIFF
 WHOLE = 2**16         # a picture of fewer bytes is read into memory at once
-
-
-class Reading(NamedTuple):
-    """How a folder's files become images: the constants of the same names in train_vqvae.py."""
-
-    image_size: str = "auto"
-    channels: int | str = "auto"
-    nifti_axis: int = 2
-    nifti_scale: str = "volume"
-    nifti_low: float = 0.5
-    nifti_high: float = 99.5
-    max_unreadable: float = 0.01
-    classes: str = "auto"
-    value_range: str = "auto"
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> "Reading":
-        """What a script's constants say."""
-        return cls(*(getattr(args, name.upper()) for name in cls._fields))
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """Height and width that images are brought to; None: their own, or the common one of a folder."""
-        if self.image_size == "auto":
-            return None
-        height, _, width = self.image_size.partition("x")
-        return int(height), int(width or height)
-
-    @property
-    def ends(self) -> tuple[float, float] | None:
-        """The values that become black and white in wide samples; None: not known."""
-        if self.value_range == "auto":
-            return None
-        low, high = map(float, self.value_range.split())
-        return low, high
-
-
-class Fit(NamedTuple):
-    """The size of an image, and how it is brought there about the middle."""
-
-    height: int
-    width: int
-    how: str = "resize"   # "resize": scaled until it covers that size, then cropped; "crop": cropped or padded
-
-
-class Shape(NamedTuple):
-    """What a file holds."""
-
-    count: int            # images: pages of a TIFF, slices of a volume
-    height: int
-    width: int
-    channels: int         # 0: not known yet
-    marks: tuple = ()     # what a notice should tell: "alpha", "animated", "pages", a type such as "uint16"
-    decoded: bool = True  # False: more must be known before, the common size or the range of all values
-
-
-@dataclass
-class FirstPass:
-    """What the first pass over a folder knows and gathers."""
-
-    size: tuple[int, int] | None               # images of this size are decoded at once; None: of any size
-    counts: "np.ndarray | None" = None         # how often values of each bin occur (see `bins`), once there are some
-
-    def count(self, values: np.ndarray) -> None:
-        if self.counts is None:
-            self.counts = np.zeros(2**BIN_BITS, np.int64)
-        np.add.at(self.counts, bins(values[np.isfinite(values)]), 1)
-
-
-class Wide(NamedTuple):
-    """A picture whose samples are not plain 8 bits."""
-
-    values: np.ndarray                         # (H, W) or (H, W, 3), of any real type
-    ends: tuple[float, float] | None = None    # what becomes black and white, if it is of this picture alone
-    inverted: bool = False                     # the lowest value is white
-    opacity: np.ndarray | None = None          # (H, W) in [0, 1]
-
-    def pixels(self, ends: tuple[float, float] | None) -> np.ndarray:
-        """The picture (H, W) or (H, W, 3) uint8 over white; ends: used where it has none of its own."""
-        grey = to_bytes(self.values, *(self.ends or ends))
-        grey = 255 - grey if self.inverted else grey
-        if self.opacity is not None:
-            alpha = self.opacity.reshape(*self.opacity.shape, *[1] * (grey.ndim - 2))
-            grey = np.rint(grey * alpha + 255 * (1 - alpha)).astype(np.uint8)
-        return grey
 
 
 def read(path: str, reading: Reading) -> Tensor:
@@ -135,8 +56,7 @@ def peek(path: str, reading: Reading) -> tuple[int, int] | None:
     """Height and width of a file's images, without decoding them; None if they cannot be told."""
     try:
         with strictly(), open(path, "rb") as file:
-            volume = path.lower().endswith(NIFTI)
-            return (nifti_slices(path, reading) if volume else pictures(file))[0][1:3]
+            return (_volume(path, reading) or pictures(file, formats=_formats(path)))[0][1:3]
     except Exception:  # decoding it will tell the reason
         return None
 
@@ -149,8 +69,8 @@ def decode(path: str, reading: Reading, fit: Fit | None = None,
     of other files, or else return None. Whatever the decoders raise passes through.
     """
     fit = Fit(*reading.size) if reading.size else fit
-    if path.lower().endswith(NIFTI):
-        return _finish(*nifti_slices(path, reading), reading, fit, first)
+    if volume := _volume(path, reading):
+        return _finish(*volume, reading, fit, first)
     with open(path, "rb") as file:
         content = file.read(WHOLE)  # at once: Pillow reads a small file in some forty pieces
         whole = len(content) < WHOLE
@@ -158,7 +78,24 @@ def decode(path: str, reading: Reading, fit: Fit | None = None,
         if pixels is not None:
             pixels = _grey_if_grey(pixels[None], reading)
             return _crop(pixels, fit) if fit else pixels, Shape(*pixels.shape)
-        return _finish(*pictures(io.BytesIO(content) if whole else file, fit), reading, fit, first)
+        opened = pictures(io.BytesIO(content) if whole else file, fit, _formats(path))
+        return _finish(*opened, reading, fit, first)
+
+
+def _volume(path: str, reading: Reading) -> tuple[Shape, bool, Iterator] | None:
+    """What a NIfTI or DICOM file holds, as `pictures` tells it; None for other files."""
+    if path.lower().endswith(NIFTI):
+        return nifti_slices(path, reading)
+    return frames(path) if is_dicom(path) else None
+
+
+def _formats(path: str) -> tuple[str, ...]:
+    """The formats that a file may have."""
+    named = BY_NAME.get(os.path.splitext(path)[1].lower())
+    if named == "HEIF":
+        import pillow_heif
+        pillow_heif.register_heif_opener()
+    return (*FORMATS, named) if named else FORMATS
 
 
 def _finish(shape: Shape, unscaled: bool, pages: Iterator["Image.Image | Wide"], reading: Reading, fit: Fit | None,
@@ -247,13 +184,14 @@ def plain_jpeg(content: bytes, reading: Reading, fit: Fit | None = None,
         return None
 
 
-def pictures(file: BinaryIO, fit: Fit | None = None) -> tuple[Shape, bool, Iterator]:
+def pictures(file: BinaryIO, fit: Fit | None = None,
+             formats: tuple[str, ...] = FORMATS) -> tuple[Shape, bool, Iterator]:
     """What a file that Pillow reads holds, whether its values still need a range, and its pages.
 
     Every page of a TIFF counts, but for previews and pages of another size than the first; of animations the first
     frame does. A page is a picture in mode "L" or "RGB", upright and over white, or Wide.
     """
-    image = Image.open(file, formats=FORMATS)
+    image = Image.open(file, formats=formats)
     size, marks, pages, kind = _upright_size(image), [], [0], _wide_kind(image, file)
     if image.format == "TIFF":
         whole = image.size
@@ -325,6 +263,8 @@ def _wide_kind(image: Image.Image, file: BinaryIO) -> str:
     elif image.format == "PNG":
         file.seek(24)
         bits = file.read(1)[0]
+    elif image.mode in WIDE_MODES:
+        return WIDE_MODES[image.mode]
     if bits <= 8 and sample_format == 1:
         return ""
     return {1: "uint", 2: "int", 3: "float"}.get(sample_format, "?") + str(bits)
@@ -372,107 +312,6 @@ def _reread(image: Image.Image, file: BinaryIO, number: int, rawmode: str) -> np
     return np.asarray(_upright(again))
 
 
-BIN_BITS = 20  # a bin holds the values whose float32 agrees in the sign, the exponent and the first 11 bits: 0.05 %
-
-
-def bins(values: np.ndarray) -> np.ndarray:
-    """The bin of each finite value, in the order of the values; integers up to 4096 have one of their own."""
-    limit = np.finfo(np.float32).max
-    values = np.clip(values, -limit, limit) if values.dtype.kind == "f" else values
-    bits = values.astype(np.float32).view(np.uint32)
-    return np.where(bits >> 31, ~bits, bits | np.uint32(2**31)) >> np.uint32(32 - BIN_BITS)
-
-
-def bin_values(numbers: np.ndarray) -> np.ndarray:
-    """The value that stands for each bin: the one nearest to 0."""
-    bits = numbers.astype(np.uint32) << np.uint32(32 - BIN_BITS)
-    rest = np.uint32(2**(32 - BIN_BITS) - 1)
-    return np.where(bits >> 31, bits ^ np.uint32(2**31), ~(bits | rest)).astype(np.uint32).view(np.float32)
-
-
-def binned_ends(counts: np.ndarray, reading: Reading) -> tuple[float, float]:
-    """`ends` of the values that counts (2**BIN_BITS,) counted, which need not be held together."""
-    numbers, = counts.nonzero()
-    if not len(numbers):
-        return 0.0, 0.0
-    values, sums = bin_values(numbers), counts[numbers].cumsum()
-    bottom, top = (values[np.searchsorted(sums, percent / 100 * (sums[-1] - 1), side="right")]
-                   for percent in (reading.nifti_low, reading.nifti_high))
-    return (float(bottom), float(top)) if bottom < top else (float(values[0]), float(values[-1]))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# NIfTI
-
-
-def nifti_slices(path: str, reading: Reading) -> tuple[Shape, bool, Iterator[Wide]]:
-    """What a NIfTI file holds, whether its values still need a range, and its slices.
-
-    A volume is turned to the closest canonical orientation (axis 0 from left to right, 1 from back to front, 2 from
-    bottom to top) and cut along nifti_axis. Rows and columns then run against the two other axes, the radiological
-    convention: head or front of the patient above, the patient's left on the right. A 2D file is shown as it lies.
-    """
-    import nibabel
-    volume = nibabel.load(path)
-    full = volume.shape
-    while len(full) > 2 and full[-1] == 1:
-        full = full[:-1]
-    if len(full) not in (2, 3) or 0 in full:
-        raise ValueError(f"its shape {volume.shape} is neither a slice nor a volume")
-    if np.prod(full, dtype=float) > MAX_VOXELS:
-        raise ValueError(f"its {'x'.join(map(str, full))} voxels are more than {MAX_VOXELS}")
-    kind = volume.get_data_dtype()
-    if kind.kind not in "iuf":
-        raise ValueError(f"its voxels are of type {kind}, not real numbers")
-    orientation = None
-    if len(full) == 3:
-        orientation = nibabel.io_orientation(volume.affine)
-        if not np.isfinite(orientation).all():
-            raise ValueError("its affine gives its axes no orientation")
-        sides = [full[axis] for axis in np.argsort(orientation[:, 0])]
-        count = sides.pop(reading.nifti_axis)
-        shape = Shape(count, *sides[::-1], 1)
-    else:
-        shape = Shape(1, *full, 1)
-    unscaled = reading.nifti_scale == "folder" or reading.ends is not None  # VALUE_RANGE is of all volumes
-
-    def slices() -> Iterator[Wide]:
-        values = np.asarray(volume.dataobj).reshape(full)
-        if orientation is None:
-            parts = [values]
-        else:
-            values = nibabel.apply_orientation(values, orientation)
-            parts = np.moveaxis(values, reading.nifti_axis, 0)[:, ::-1, ::-1].transpose(0, 2, 1)
-        whole = ends(values, reading) if reading.nifti_scale == "volume" and not unscaled else None
-        for part in parts:
-            yield Wide(part, ends(part, reading) if reading.nifti_scale == "slice" and not unscaled else whole)
-
-    return shape._replace(marks=(str(kind),) if unscaled else ()), unscaled, slices()
-
-
-def ends(values: np.ndarray, reading: Reading) -> tuple[float, float]:
-    """The intensities that become black and white: percentiles of the finite ones, or their extremes where the
-    percentiles are the same, as in a mask of one small spot.
-    """
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return 0.0, 0.0
-    bottom, top = np.percentile(finite, (reading.nifti_low, reading.nifti_high))
-    return (float(bottom), float(top)) if bottom < top else (float(finite.min()), float(finite.max()))
-
-
-def to_bytes(values: np.ndarray, bottom: float, top: float) -> np.ndarray:
-    """Intensities as uint8: bottom and below 0, top and above 255, NaN 0, and where bottom is top too."""
-    scaled = values.astype(np.float64, order="C")
-    scaled -= bottom
-    scaled /= (top - bottom) or np.inf
-    if values.dtype.kind == "f":
-        scaled[np.isnan(scaled)] = 0
-    np.clip(scaled, 0, 1, out=scaled)
-    scaled *= 255
-    return np.rint(scaled, out=scaled).astype(np.uint8)
-
-
 @contextmanager
 def strictly() -> Iterator[None]:
     """In here Pillow refuses decompression bombs, and no decoder warns."""
@@ -488,7 +327,8 @@ def try_decode(path: str, reading: Reading, fit: Fit | None = None,
     try:
         return decode(path, reading, fit, first)
     except ImportError as error:
-        raise UserError(f"{path} is a NIfTI file, which needs nibabel ({error}): `pip install nibabel`") from None
+        package = PACKAGES.get(error.name, error.name)
+        raise UserError(f"{path} needs a package that is not there: `pip install {package}`") from None
     except Image.UnidentifiedImageError:
         return "not an image of a known format" if os.path.getsize(path) else "empty"
     except Exception as error:  # whatever the bytes of a foreign file make the decoders raise

@@ -28,8 +28,10 @@ import torch
 from torch import Tensor
 
 from loading import decode
-from loading.decode import FirstPass, Fit, Reading, Shape
 from loading.layout import Arrangement, Entry, arrange, list_files, sha256, some
+from loading.reading import Fit, Reading, Shape
+from loading.volumes import is_dicom, study
+from loading.wide import BIN_BITS, FirstPass, binned_ends
 from running import devices
 from running.cli import UserError, flag
 from running.files import alone, atomic
@@ -110,7 +112,9 @@ def _check_ends(name: str, ends: tuple[float, float] | None) -> None:
 
 def _decode_folder(root: str, names: list[str], home: Path, listing: str, reading: Reading) -> dict[str, Any]:
     """Decode the files of these relative paths into the directory `home` and return its index."""
-    arrangement = arrange(names, reading.classes)
+    paths = {name: os.path.join(root, name) for name in names}
+    studies = {name: study(path) for name, path in paths.items() if is_dicom(path)}
+    arrangement = arrange(names, reading.classes, {name: found for name, found in studies.items() if found})
     started = time.monotonic()
     work = home.with_name(home.name + ".tmp")
     shutil.rmtree(work, ignore_errors=True)
@@ -139,7 +143,7 @@ def _decode_into(work: Path, root: str, arrangement: Arrangement, reading: Readi
     outcomes, counts = _decode_tasks(tasks)
     check_broken(root, _broken(tasks, outcomes), len(order), reading)
     if counts is not None:
-        reading = reading._replace(value_range="{:.9g} {:.9g}".format(*decode.binned_ends(counts, reading)))
+        reading = reading._replace(value_range="{:.9g} {:.9g}".format(*binned_ends(counts, reading)))
     sizes = Counter()
     for shape in _shapes(outcomes):
         sizes[shape[1:3]] += shape.count
@@ -314,7 +318,7 @@ def _decode_tasks(tasks: list[Task]) -> tuple[list[list[Shape | str]], np.ndarra
             for part, counted in pool.map(_decode_chunk, tasks):
                 outcomes.append(part)
                 if counted:
-                    counts = np.zeros(2**decode.BIN_BITS, np.int64) if counts is None else counts
+                    counts = np.zeros(2**BIN_BITS, np.int64) if counts is None else counts
                     counts[counted[0]] += counted[1]
                 bar.update(len(part))
         return outcomes, counts

@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from loading.decode import NIFTI, SUFFIXES
+from loading.decode import SUFFIXES
+from loading.volumes import NIFTI, is_dicom
 from running.cli import UserError, flag
 
 ORDER = ("validation", "train", "test")
@@ -99,7 +100,7 @@ def list_files(root: str, skip: Iterable[str] = ()) -> Listing:
                 image, state = stat.S_ISREG(status.st_mode), (status.st_size, status.st_mtime_ns)
             except OSError:  # a link to nothing, as decoding it will say
                 image, state = True, (-1, 0)
-            if image and name.lower().endswith(SUFFIXES):
+            if image and (name.lower().endswith(SUFFIXES) or is_dicom(os.path.join(here, name))):
                 found.append((above + name, *state))
             else:
                 others[os.path.splitext(name)[1].lower() or "no suffix"] += 1
@@ -123,8 +124,9 @@ def _is_run(here: str, names: list[str]) -> bool:
         (path := Path(here, name)).is_file() and text in path.read_bytes()[:1000] for name, text in SIGNED.items())
 
 
-def arrange(names: list[str], classes: str = "auto") -> Arrangement:
-    """What becomes of the files of these relative paths, by the rule above. classes: the constant CLASSES.
+def arrange(names: list[str], classes: str = "auto", studies: dict[str, str] | None = None) -> Arrangement:
+    """What becomes of the files of these relative paths, by the rule above. classes: the constant CLASSES. studies: the
+    study of files that state one; it stays together as a subject does.
 
     UserError, which names CLASSES, where the rule does not decide.
     """
@@ -147,6 +149,7 @@ def arrange(names: list[str], classes: str = "auto") -> Arrangement:
         found = sorted(set(subjects.values()), key=natural)
         taken_for.append(f"subjects and not classes: {some(found)}, {len(found)} in all; a subject's images stay in "
                          f"one split; {flag('CLASSES')} folders takes folders for classes")
+    subjects = (studies or {}) | subjects
     sides = {name: sides[name] for name in kept & sides.keys()}
     if sides and "train" not in sides.values():
         raise UserError(f"DATASET (--dataset): no training image is left ({'; '.join(left_out)}): `{flag('CLASSES')} "
@@ -160,7 +163,7 @@ def arrange(names: list[str], classes: str = "auto") -> Arrangement:
         tests = {unit for unit in drawn if chance[unit] < TEST_SHARE} or set(drawn[:1] if len(drawn) > 1 else [])
         if tests:
             taken_for.append("no test split is given: a tenth is held out by a hash of the "
-                             + ("subjects' names" if subjects else "paths"))
+                             + ("subjects' or studies' names" if subjects else "paths"))
         sides |= {name: "test" for name in kept if units[name] in tests and sides.get(name) != "validation"}
     sides = {name: sides.get(name, "train") for name in kept}
     ordered = sorted(kept, key=lambda name: (ORDER.index(sides[name]), chance[units[name]], units[name],

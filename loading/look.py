@@ -9,7 +9,7 @@ import argparse
 
 import dataset
 from loading import summary
-from loading.decode import Reading
+from loading.reading import Reading
 from loading.settings import *  # noqa: F403
 from running.cli import run as run_script
 

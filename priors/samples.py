@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from loading.decode import Reading, read
+from loading.decode import read
+from loading.reading import Reading
 from modules import VQVAE
 from priors.codes import to_images
 from priors.sampler import draw_grids

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from loading import decode
-from loading.decode import Reading
+from loading.reading import Reading
 
 
 def noise(height, width, channels=1, seed=0):

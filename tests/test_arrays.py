@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dataset
-from loading.decode import Reading
+from loading.reading import Reading
 from running.cli import UserError
 
 RNG = np.random.default_rng(0)

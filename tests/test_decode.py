@@ -11,8 +11,8 @@ import pytest
 from images import jpeg, nifti, noise, one, write
 from PIL import Image
 
-from loading import decode
-from loading.decode import Reading
+from loading import decode, wide
+from loading.reading import Reading
 from running.cli import UserError
 
 # ---- formats and modes
@@ -328,9 +328,9 @@ def test_tiffs_of_every_type(tmp_path, kind, low, high, order):
     path = tiff(tmp_path / "a.tif", values, order=order)
     assert abs(one(path, value_range=f"{low} {high}")[:, :, 0] - expected).max() <= 1
     assert abs(one(path, nifti_low=0.0, nifti_high=100.0)[:, :, 0] - expected).max() <= 1
-    counted = decode.FirstPass(None)
+    counted = wide.FirstPass(None)
     assert decode.decode(str(path), Reading(), first=counted)[0] is None
-    ends = decode.binned_ends(counted.counts, Reading(nifti_low=0.0, nifti_high=100.0))
+    ends = wide.binned_ends(counted.counts, Reading(nifti_low=0.0, nifti_high=100.0))
     assert ends == pytest.approx((low, high), abs=1e-3 * (high - low))
 
 
@@ -359,9 +359,9 @@ def test_every_page_of_a_tiff_is_an_image(tmp_path, kind):
 
 def test_bins_keep_the_order_and_their_values_are_near():
     values = np.concatenate([np.arange(-4096, 4097), np.random.default_rng(0).normal(0, 1e6, 1000), [1e300, -1e300]])
-    numbers = decode.bins(np.sort(values))
-    assert (np.diff(numbers.astype(np.int64)) >= 0).all() and numbers.max() < 2**decode.BIN_BITS
-    back = decode.bin_values(decode.bins(values))
+    numbers = wide.bins(np.sort(values))
+    assert (np.diff(numbers.astype(np.int64)) >= 0).all() and numbers.max() < 2**wide.BIN_BITS
+    back = wide.bin_values(wide.bins(values))
     assert np.array_equal(back[:8193], values[:8193])
     assert (abs(back[:-2] - values[:-2]) <= 0.0005 * abs(values[:-2])).all()
 
@@ -405,3 +405,29 @@ def test_a_range_given_by_hand_is_that_of_all_volumes(tmp_path, scale):
     own = decode.read(str(path), Reading(nifti_scale=scale)).numpy()
     expected = np.rint(((values + 160) / 400).clip(0, 1) * 255)
     assert sorted(window.ravel()) == sorted(expected.ravel()) and not np.array_equal(window, own)
+
+
+@pytest.mark.parametrize("suffix", [".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".jp2", ".ico", ".avif", ".heic"])
+def test_other_formats_of_pillow(tmp_path, suffix):
+    """Each as Pillow saves it, nearly to the value where it is lossy; the content decides where the suffix is wrong."""
+    if suffix == ".heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    elif suffix == ".avif" and "AVIF" not in decode.FORMATS:
+        pytest.skip("this Pillow has no AVIF")
+    rows, columns = np.mgrid[:24, :32]
+    grey = (4 * (rows + columns)).astype(np.uint8)
+    pixels = {".pbm": grey > 99, ".pgm": grey}.get(suffix, np.stack([grey, grey, grey[::-1]], 2))
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(pixels).save(path, **{".ico": {"sizes": [(32, 24)]}, ".avif": {"quality": 100},
+                                          ".heic": {"quality": 100}}.get(suffix, {}))
+    pixels = pixels.astype(int) * (255 if suffix == ".pbm" else 1)
+    places = [path] if suffix in (".tga", ".heic") else [path, path.rename(tmp_path / "b.png")]
+    images = decode.read(str(places[-1]), Reading())[0].permute(1, 2, 0).numpy().squeeze()
+    assert images.shape == pixels.shape and abs(images - pixels).max() <= (8 if suffix in (".avif", ".heic") else 0)
+
+
+def test_wide_values_of_other_formats_are_not_cut(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (24, 32))
+    Image.fromarray(values.astype(np.int32)).save(tmp_path / "a.pgm")
+    images = decode.read(str(tmp_path / "a.pgm"), Reading(value_range="0 65535"))
+    assert np.array_equal(images[0, 0], np.rint(values / 257))

@@ -15,7 +15,7 @@ from PIL import Image
 import dataset
 import train_vqvae
 from loading import decode, folder, layout
-from loading.decode import Reading
+from loading.reading import Reading
 from modules import VQVAE, VQVAEConfig
 from running import cli, figures
 from running.cli import UserError
@@ -45,7 +45,7 @@ def test_flat_folder_holds_out_a_fixed_tenth(tmp_path):
     assert len({image.numpy().tobytes() for split in splits[:3] for image in split.images}) == 300
     few = dataset.load(str(root), str(tmp_path / "data"), limit=6)
     assert [len(split.images) for split in few[:3]] == [5, 1, 6]
-    with pytest.raises(UserError, match="use at least 2"):
+    with pytest.raises(UserError, match="at least 2 and 1 are needed"):
         dataset.load(str(root), str(tmp_path / "data"), limit=1)
 
 
@@ -304,8 +304,8 @@ def test_folders_that_are_none(tmp_path, script):
     os.mkfifo(tmp_path / "pipe" / "a.png")
     assert "no image" in refused(tmp_path / "pipe")
     write_many(tmp_path / "single", 1)
-    assert "use at least 2" in refused(tmp_path / "single")
-    assert "no folder is called" in refused(tmp_path / "nowhere")
+    assert "at least 2 and 1 are needed" in refused(tmp_path / "single")
+    assert "is no data set and no folder" in refused(tmp_path / "nowhere")
     assert not list((tmp_path / "data" / "folders").glob("*.tmp"))
 
 
@@ -533,7 +533,7 @@ def test_reconstruct_what_the_model_never_saw(tmp_path, script, trained):
     outcome = script("reconstruct", *out, "--dataset", root, "--data-dir", tmp_path / "data")
     assert outcome.status == 0 and "mean of 3: MSE" in outcome.out
     with Image.open(trained / "reconstructed_image_0.png") as pair:
-        assert pair.size == (3 * 2 * 45 + 3 * figures.GAP, 3 * 19 + 2 * figures.GAP)  # two, enlarged three times
+        assert pair.size == (6 * 2 * 45 + 3 * figures.GAP, 6 * 19 + 2 * figures.GAP)  # two, enlarged six times
     with Image.open(trained / "latents.png") as figure:
         assert figure.size[0] > 1000
     outcome = script("reconstruct", *out, "--dataset", root / "0000.png")

@@ -17,7 +17,7 @@ from PIL import Image
 import dataset
 from judging import testset
 from loading import folder, layout, summary
-from loading.decode import Reading
+from loading.reading import Reading
 from running import cli
 from running.cli import UserError
 from training import checkpoint
@@ -384,7 +384,7 @@ def test_reconstruct_finds_the_test_split_of_a_moved_folder_or_says_that_it_cann
     for number in range(3):
         write(tmp_path / "moved" / "images" / f"{number:04d}.png", noise(8, 8, seed=999 - number))
     images, said = found(tmp_path / "moved")
-    assert len(images) == 60 and "no test split of this run" in said.err and said.err.count("no test split") == 1
+    assert len(images) == 60 and said.err.count("does not hold the training images of this run") == 1
     write_classes(tmp_path / "half", {"cat": 5, ".": 5})  # undecidable, but images all the same
     assert len(found(tmp_path / "half")[0]) == 10
 

@@ -12,7 +12,7 @@ from PIL import Image
 import dataset
 import score
 from judging import expected, metrics, testset
-from loading.decode import Reading
+from loading.reading import Reading
 from priors import codes, runs
 from priors.draws import Draw
 from training import checkpoint

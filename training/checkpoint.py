@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loading.decode import Reading
+from loading.reading import Reading
 from running.cli import UserError
 from running.files import atomic
 from running.rules import RULES, Rule

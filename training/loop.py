@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import dataset
-from loading.decode import Reading
+from loading.reading import Reading
 from running import devices, figures
 from running.cli import Stopped, UserError, flag, out_of_memory
 from running.files import atomic, lock_run
