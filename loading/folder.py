@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loading import decode
+from loading import decode, tables
 from loading.layout import Arrangement, Entry, arrange, list_files, sha256, some
 from loading.reading import Fit, Reading, Shape
 from loading.volumes import is_dicom, study
@@ -88,12 +88,13 @@ def load(root: str, data_dir: str, reading: Reading, output_dir: str = "") -> Fo
     files, left_out = list_files(root, [data_dir, *([output_dir] if output_dir else [])])
     key = repr((str(Path(root).resolve()), reading._replace(max_unreadable=0)))
     home = Path(data_dir) / "folders" / f"{Path(root).resolve().name[:50]}-{sha256(key)[:12]}"
-    listing = sha256(repr(sorted(files)))
+    names = [name for name, *_ in files]
+    beside = [os.stat(os.path.join(root, table)) for table in tables.find(root, names)]
+    listing = sha256(repr([*sorted(files), *((table.st_size, table.st_mtime_ns) for table in beside)]))
     index = _read_index(home, listing)
     if index is None:
         with alone(home.with_name(home.name + ".lock"), "decodes this folder"):
-            index = _read_index(home, listing) or _decode_folder(root, [name for name, *_ in files], home, listing,
-                                                                 reading)
+            index = _read_index(home, listing) or _decode_folder(root, names, home, listing, reading)
     check_broken(root, index["broken"], index["tried"], reading)  # it may have been decoded with more allowed
     if devices.is_main():
         for notice in [*index["notices"], *left_out]:
@@ -114,7 +115,8 @@ def _decode_folder(root: str, names: list[str], home: Path, listing: str, readin
     """Decode the files of these relative paths into the directory `home` and return its index."""
     paths = {name: os.path.join(root, name) for name in names}
     studies = {name: study(path) for name, path in paths.items() if is_dicom(path)}
-    arrangement = arrange(names, reading.classes, {name: found for name, found in studies.items() if found})
+    arrangement = arrange(names, reading.classes, {name: found for name, found in studies.items() if found},
+                          tables.read(root, names))
     started = time.monotonic()
     work = home.with_name(home.name + ".tmp")
     shutil.rmtree(work, ignore_errors=True)

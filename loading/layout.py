@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from loading.decode import SUFFIXES
+from loading.tables import Labels
 from loading.volumes import NIFTI, is_dicom
 from running.cli import UserError, flag
 
@@ -124,9 +125,10 @@ def _is_run(here: str, names: list[str]) -> bool:
         (path := Path(here, name)).is_file() and text in path.read_bytes()[:1000] for name, text in SIGNED.items())
 
 
-def arrange(names: list[str], classes: str = "auto", studies: dict[str, str] | None = None) -> Arrangement:
+def arrange(names: list[str], classes: str = "auto", studies: dict[str, str] | None = None,
+            table: Labels | None = None) -> Arrangement:
     """What becomes of the files of these relative paths, by the rule above. classes: the constant CLASSES. studies: the
-    study of files that state one; it stays together as a subject does.
+    study of files that state one; it stays together as a subject does. table: gives the classes where no folders do.
 
     UserError, which names CLASSES, where the rule does not decide.
     """
@@ -139,13 +141,19 @@ def arrange(names: list[str], classes: str = "auto", studies: dict[str, str] | N
     relative = {name: "/".join(part) for name, part in parts.items()}  # what the draw by chance goes by
     sides, parts, beside = _take_splits(parts, classes)
     subjects, labelled, apart = _take_classes(parts, sides, classes)
+    by_table = table and classes == "auto" and not labelled
+    if by_table:
+        labelled = {name: table.by_path[name] for name in parts.keys() & table.by_path.keys() - apart}
+        apart = apart | parts.keys() - labelled.keys()
     kept = parts.keys() - apart
     lost = {"segmentation masks by their names": masks, f"beside {outer}/, which holds nearly all": outside,
-            "in no split": beside, "in no folder of a class or subject": apart}
+            "in no split": beside,
+            "in no folder of a class or subject, or in no table": apart}
     left_out = [f"left out, {why}: {len(names)} files: {some(sorted(names, key=natural))}"
                 for why, names in lost.items() if names]
     taken_for = [f"looked through {outer}/, which holds everything"] if outer else []
-    if subjects and not labelled:
+    taken_for += [table.told] if by_table else []
+    if subjects and (by_table or not labelled):
         found = sorted(set(subjects.values()), key=natural)
         taken_for.append(f"subjects and not classes: {some(found)}, {len(found)} in all; a subject's images stay in "
                          f"one split; {flag('CLASSES')} folders takes folders for classes")
