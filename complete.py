@@ -48,6 +48,8 @@ DATA_DIR = None           # where data sets are kept, or downloaded to; None: as
 LIMIT = None              # choose among the first N images; 0: all; None: as in the training
 MASK = "top"              # given: "top", "bottom", "left", "right", "center", "border", or what an image file has white
 CLASS_GIVEN = False       # give the prior each image's label, too
+CROP = ""                 # of an image file: left, top and size in pixels of the square to take, such as "40 10 120"
+INVERT = False            # of an image file: light becomes dark, where the training's images are light on dark
 NUM_IMAGES = 8            # images to complete, drawn from the test split
 NUM_COMPLETIONS = 6       # completions of each
 TEMPERATURE = 1.0         # divides the logits: below 1 plays safe, above 1 is bolder; 0: always the likeliest code
@@ -111,7 +113,7 @@ def find_images(args: argparse.Namespace, stored: dict) -> tuple[Tensor, Tensor,
     the names of the classes. UserError if a data set has fewer.
     """
     if Path(args.DATASET).is_file():
-        images, labels, class_names = testset.read_file(args.DATASET, stored), None, []
+        images, labels, class_names = testset.read_own(args, stored), None, []
     else:
         data = testset.load(args, stored)
         images, labels, class_names = data.test.images, data.test.labels, data.class_names

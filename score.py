@@ -73,6 +73,8 @@ CHANNELS = "auto"         # "auto": the training's of a file; of a folder 1 if a
 TURNS = False             # also turned_bits, for images on their side or their head; takes 4 times as long
 WINDOW = 3                # codes a side of the window of window_bits
 THRESHOLD = 0.95          # codes are unlikely above this quantile of the surprise of the validation split's codes
+CROP = ""                 # of an image file: left, top and size in pixels of the square to take, such as "40 10 120"
+INVERT = False            # of an image file: light becomes dark, where the training's images are light on dark
 NUM_IMAGES = 8            # images of a set with a picture of their own, the least likely
 TEMPERATURE = 1.0         # of restorations: divides the logits; 0: always the likeliest code
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
@@ -185,7 +187,7 @@ def draw_pictures(args: argparse.Namespace, vqvae: VQVAE, restorer: nn.Module, i
 
 def save_extremes(sets: dict[str, Found], coded: dict[str, Coded], side: int, threshold: float, path: Path) -> None:
     """Plot the most and the least likely images of each set, over the surprise of their codes."""
-    strips, count = {}, figures.HEAT_IMAGES
+    strips, count = {}, min(figures.HEAT_IMAGES, max(len(found.images) for found in sets.values()))
     for name, part in coded.items():
         bits = part.surprise.sum((1, 2))
         order = bits.argsort()
@@ -235,9 +237,10 @@ def main(args: argparse.Namespace) -> None:
     for name, found in sets.items():
         draw_pictures(args, vqvae, restorer, found.images, coded[name], usual.threshold, len(rows))
         rows += make_rows(name, found, scores[name], len(rows))
-        print("{}, {} images: {:.1f} bits on average, a mean rank of {:.0%}, MSE {:.5f}".format(
-            getattr(args, name), len(found.images), *(scores[name][key].double().mean().item()
-                                                      for key in ("bits", "rank", "mse"))))
+        bits, rank, mse = (scores[name][key].double().mean().item() for key in ("bits", "rank", "mse"))
+        count = len(found.images)
+        print(f"{getattr(args, name)}, {count} image{'s' * (count > 1)}: {bits:.1f} bits on average, more than "
+              f"{rank:.0%} of the validation images take; MSE {mse:.5f}")
         if args.TURNS:
             print(f"{(scores[name]['turned_bits'] > 0).sum()} of them are likelier turned than as they are")
     write_table(output / "scores.csv", rows)
@@ -251,6 +254,9 @@ def main(args: argparse.Namespace) -> None:
         wrote += f", {output / 'auroc.csv'}"
         print(f"AUROC of telling {args.AGAINST} from {args.DATASET}:")
         print("\n".join(f"    {row['score']:<15}{row['auroc']}" for row in table))
+    if not all(found.of_split for found in sets.values()):
+        print("few bits do not make an image one of the training's kind, as simple images take few: its MSE, "
+              "turned_bits (--turns) and score_<i>.png tell more")
     print(f"wrote {wrote}, and score_<i>.png of the least likely, i: their row in the table")
 
 

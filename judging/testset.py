@@ -7,13 +7,15 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 import dataset
 from dataset import Data
 from loading import arrays, decode, folder
-from loading.reading import Reading
+from loading.reading import Fit, Reading
 from running.cli import UserError
 from training import checkpoint
 
@@ -51,7 +53,7 @@ def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str, 
     is_array = arrays.are_at(args.DATASET)
     moved = path.is_dir() and not named and not is_array and path.resolve() != learnt.resolve()
     if path.is_file() and not is_array:
-        images = read_file(args.DATASET, stored, args.IMAGE_SIZE, channels)
+        images = read_own(args, stored, args.IMAGE_SIZE, channels)
         found = Found(images, [args.DATASET] * len(images), of_split=False)
     elif moved and not holds_training_images(args, stored):
         foreign = reading._replace(channels=channels, value_range=stored["data"].get("value_range", "auto"))
@@ -75,21 +77,51 @@ def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str, 
     return found
 
 
-def read_file(path: str, stored: dict[str, Any], image_size: str | None = None, channels: int | str = "auto") -> Tensor:
+def read_own(args: argparse.Namespace, stored: dict[str, Any], image_size: str | None = None,
+             channels: int | str = "auto") -> Tensor:
+    """The images of the file DATASET, by `read_file`. A line says what the VQ-VAE has learnt, if about.txt beside its
+    weights tells that.
+    """
+    about = Path(checkpoint.weights_dir(args), "about.txt")
+    if about.is_file():
+        print(f"the VQ-VAE has learnt {' '.join(about.read_text(errors='replace').split())}; CROP (--crop) and INVERT "
+              f"(--invert) bring an image nearer to that")
+    return read_file(args.DATASET, stored, image_size, channels, args.CROP, args.INVERT)
+
+
+def read_file(path: str, stored: dict[str, Any], image_size: str | None = None, channels: int | str = "auto",
+              crop: str = "", invert: bool = False) -> Tensor:
     """The images (N, C, H, W) of one file, brought to image_size and channels, by default those of the training, with a
-    line that says so; their values are scaled as those of the training. UserError if it cannot be decoded.
+    line that says so; their values are scaled as those of the training.
+
+    crop: left, top and size of the square to take, in the file's own pixels. invert: light becomes dark.
+    UserError if the file cannot be decoded, or the square is not inside.
     """
     data = stored["data"]
     own = Reading(**data["reading"])._replace(image_size="auto", channels="auto",
                                               value_range=data.get("value_range", "auto"))
-    before = decode.read(path, own).shape
-    images = decode.read(path, own._replace(
-        image_size="{height}x{width}".format_map(data) if image_size is None else image_size,
-        channels=data["channels"] if channels == "auto" else channels))
-    if images.shape != before:
-        kinds = ["{}x{} pixels and {}".format(*sides, "grey" if count == 1 else "RGB")
-                 for _, count, *sides in (before, images.shape)]
+    wanted = own._replace(image_size="{height}x{width}".format_map(data) if image_size is None else image_size,
+                          channels=data["channels"] if channels == "auto" else channels)
+    before = decode.read(path, own)
+    height, width = before.shape[2:]
+    if crop or invert:
+        left, top, size = map(int, crop.split()) if crop else (0, 0, 0)
+        if left + size > width or top + size > height:
+            raise UserError(f"CROP (--crop) of {crop!r} is not inside {path}, which is {width} wide and {height} high")
+        part = before[..., top:top + size, left:left + size] if crop else before
+        part = (255 - part if invert else part).permute(0, 2, 3, 1).numpy()
+        fit = Fit(*wanted.size) if wanted.size else None
+        parts = [decode.fitted(Image.fromarray(image.squeeze()), wanted, fit) for image in part]
+        images = torch.from_numpy(np.stack([np.atleast_3d(image) for image in parts])).permute(0, 3, 1, 2)
+    else:
+        images = decode.read(path, wanted)
+    if images.shape != before.shape:
+        kinds = ["{1}x{0} pixels (width x height) and {2}".format(*sides, "grey" if count == 1 else "RGB")
+                 for _, count, *sides in (before.shape, images.shape)]
         print(f"{path}: of {kinds[0]}, scaled and cropped to {kinds[1]}")
+    shape = decode.peek(path, own)
+    if shape and "alpha" in shape.marks:
+        print(f"{path}: transparency became {'black' if invert else 'white'}")
     return images
 
 

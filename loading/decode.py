@@ -52,11 +52,11 @@ def read(path: str, reading: Reading) -> Tensor:
     return torch.from_numpy(outcome[0].copy()).permute(0, 3, 1, 2)
 
 
-def peek(path: str, reading: Reading) -> tuple[int, int] | None:
-    """Height and width of a file's images, without decoding them; None if they cannot be told."""
+def peek(path: str, reading: Reading) -> Shape | None:
+    """What a file holds, without decoding it; None if that cannot be told."""
     try:
         with strictly(), open(path, "rb") as file:
-            return (_volume(path, reading) or pictures(file, formats=_formats(path)))[0][1:3]
+            return (_volume(path, reading) or pictures(file, formats=_formats(path)))[0]
     except Exception:  # decoding it will tell the reason
         return None
 

@@ -224,7 +224,8 @@ def _near(values: np.ndarray, middle: float) -> np.ndarray:
 def _usual_size(root: str, order: list[Entry], reading: Reading) -> tuple[int, int] | None:
     """The commonest size of a few of the files."""
     sample = order[::math.ceil(len(order) / USUAL)]
-    sizes = Counter(filter(None, (decode.peek(os.path.join(root, entry.path), reading) for entry in sample)))
+    shapes = (decode.peek(os.path.join(root, entry.path), reading) for entry in sample)
+    sizes = Counter(shape[1:3] for shape in shapes if shape)
     return sizes.most_common(1)[0][0] if sizes else None
 
 

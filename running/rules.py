@@ -79,6 +79,8 @@ GROUPS = {
         "IMAGE_SIZE": Rule(str, pattern=r"auto|[1-9]\d{0,3}(x[1-9]\d{0,3})?", join="x"),
         "CHANNELS": Rule(int, choices=(1, 3), words=("auto",)),
         "CLASSES": Rule(str, choices=("auto", "folders", "none")),
+        "CROP": Rule(str, pattern=r"(\d{1,6} \d{1,6} [1-9]\d{0,5})?", join=" "),
+        "INVERT": Rule(bool),
         "NIFTI_AXIS": Rule(int, choices=(0, 1, 2)),
         "NIFTI_SCALE": Rule(str, choices=("slice", "volume", "folder")),
         "NIFTI_LOW": Rule(float, low=0, high=100),

@@ -19,6 +19,7 @@ import share
 from judging import testset
 from priors import codes, runs
 from running import cli
+from running.cli import UserError
 from training import checkpoint
 
 FEW = ["--num-samples", 20, "--classifier-epochs", 1, "--batch-size", 25]
@@ -233,9 +234,11 @@ def test_files_of_others_are_not_removed(script, done, shared, tmp_path):
 
 
 @pytest.mark.parametrize("mode, size, said", [
-    ("L", (28, 28), ""), ("L", (40, 20), "of 20x40 pixels and grey, scaled and cropped to 28x28 pixels and grey\n"),
-    ("RGB", (28, 28), "of 28x28 pixels and RGB, scaled"), ("RGBA", (1000, 700), "of 700x1000 pixels and RGB, scaled"),
-    ("P", (9, 31), "of 31x9 pixels and RGB, scaled"), ("I;16", (50, 50), "of 50x50 pixels and grey, scaled")])
+    ("L", (28, 28), ""), ("L", (40, 20), "of 40x20 pixels (width x height) and grey, scaled and cropped to 28x28"),
+    ("RGB", (28, 28), "of 28x28 pixels (width x height) and RGB, scaled"),
+    ("RGBA", (1000, 700), "of 1000x700 pixels (width x height) and RGB, scaled"),
+    ("P", (9, 31), "of 9x31 pixels (width x height) and RGB, scaled"),
+    ("I;16", (50, 50), "of 50x50 pixels (width x height) and grey, scaled")])
 def test_a_picture_of_any_size_and_mode(shared, tmp_path, capfd, mode, size, said):
     """It is brought to the size and the channels of the training, with a line that says so."""
     if mode == "I;16":
@@ -244,9 +247,25 @@ def test_a_picture_of_any_size_and_mode(shared, tmp_path, capfd, mode, size, sai
         picture = Image.fromarray(noise(size[1], size[0], 1 if mode == "L" else 3)).convert(mode)
     path, stored = str(write(tmp_path / "picture.png", picture)), checkpoint.load(str(shared), "vqvae")
     assert testset.read_file(path, stored).shape == (1, 1, 28, 28)
-    assert capfd.readouterr().out.startswith(f"{path}: {said}" if said else "")
+    told = capfd.readouterr().out
+    assert told.startswith(f"{path}: {said}" if said else "")
+    assert ("transparency became white" in told) == (mode == "RGBA")
     stored["data"] |= {"channels": 3, "height": 20, "width": 16}  # of a training in colour
     assert testset.read_file(path, stored).shape == (1, 3, 20, 16)
+
+
+def test_a_part_of_a_picture_and_its_inverse(shared, tmp_path):
+    pixels, stored = noise(60, 80), checkpoint.load(str(shared), "vqvae")
+    path = str(write(tmp_path / "picture.png", pixels))
+    part = testset.read_file(path, stored, crop="30 20 28")[0, 0].numpy()
+    assert np.array_equal(part, pixels[20:48, 30:58])
+    assert np.array_equal(testset.read_file(path, stored, crop="30 20 28", invert=True)[0, 0].numpy(), 255 - part)
+    whole = testset.read_file(path, stored)[0, 0].int()
+    assert (testset.read_file(path, stored, invert=True)[0, 0].int() - (255 - whole)).abs().max() <= 1
+    stored["data"] |= {"channels": 3, "height": 20, "width": 16}
+    assert testset.read_file(path, stored, crop="0 0 60").shape == (1, 3, 20, 16)
+    with pytest.raises(UserError, match="is not inside"):
+        testset.read_file(path, stored, crop="30 40 28")
 
 
 def test_scores_are_those_of_the_run(done, trained, shared, exact, tmp_path, monkeypatch):
