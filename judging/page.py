@@ -77,7 +77,9 @@ def write_page(output_dir: str, pretrained: str = "") -> Path:
             "alike in kind and different in detail. Copies would mean that the prior has memorised.", evaluate)],
         "Codebook": [CODEBOOK.format_map(facts) if "perplexity" in facts else "", _picture(
             run / "codebook.png", "How often every code occurs in the test split, most frequent first. Good: most "
-            "codes are near the even share. In a collapse all but a few are at 0.", evaluate)],
+            "codes are near the even share. In a collapse all but a few are at 0.", evaluate), _picture(
+            run / "latents.png", "Images, one channel of what the encoder makes of them and of the nearest codes, and "
+            "the map of the codes. Good: the maps show the shapes of the images.", "`reconstruct.py` writes it")],
     }
     dataset = found["vqvae"]["data"]["dataset"] if "vqvae" in found else "unknown images"
     title = _text(f"VQ-VAE on {Path(dataset).name or dataset}")

@@ -24,6 +24,11 @@ SMALL_PIXELCNN = [*SMALL, "--prior", "pixelcnn", "--hidden", "16", "--layers", "
 SMALL_AGAIN = [*SMALL_VQVAE, "--epochs", "2"]  # continues the small finished run
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in ("test_notebook", "test_evaluate", "test_faults"))
+
+
 class Outcome(NamedTuple):
     status: int
     out: str

@@ -96,7 +96,7 @@ def test_same_seed_same_completions_whatever_the_batch(done, run):
     first = completed(done, run)
     assert len(set(first)) == 6  # the halves that were given differ, and the chance of each completion does
     grid = Image.open(run / "completions.png")
-    assert grid.size == (4 * 58 + 2, 3 * 58 + 2)
+    assert grid.size == (4 * 142 + 2, 3 * 142 + 2)
     assert completed(done, run, "--batch-size", 4) == first != completed(done, run, "--seed", 1)
     coldest = completed(done, run, "--temperature", 0)
     assert coldest[0] == coldest[1] != coldest[2]
@@ -139,7 +139,7 @@ def test_a_grid_shows_the_first_images_and_says_so(script, run, monkeypatch):
     whole = Image.open(run / "completions.png")
     monkeypatch.setattr(figures, "GRID_IMAGES", 9)
     assert script("complete", *flags).out.endswith("completions.png of the first 2\n")
-    part, expected = Image.open(run / "completions.png"), whole.crop((0, 0, whole.width, 58 * 2 + 2))
+    part, expected = Image.open(run / "completions.png"), whole.crop((0, 0, whole.width, 142 * 2 + 2))
     assert part.size == expected.size and part.tobytes() == expected.tobytes()
     assert (run / "completion_2_1.png").exists()
 

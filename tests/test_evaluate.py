@@ -214,11 +214,11 @@ def test_what_does_not_fit_is_left_out_with_a_line(done, run, tmp_path, capfd):
     outcome = done("evaluate", "--output-dir", tmp_path, *FEW)
     rows = rows_of(tmp_path)
     assert "transformer" in rows and not {"pixelcnn", "masked", "VAE samples"} & set(rows)
-    for reason in ("pixelcnn.pt learnt the codes of another", "masked.pt is damaged", "vae.pt learnt other images"):
+    for reason in ("pixelcnn.pt learnt the codes of another", "masked.pt is no file of torch", "vae.pt learnt other images"):
         assert f"left out: {reason}" in " ".join(outcome.err.split()).replace(f"{tmp_path}/", "")
     (tmp_path / "vae.pt").write_bytes(b"no checkpoint")
     assert evaluate.find_vae(str(tmp_path), checkpoint.load(str(tmp_path), "vqvae")) is None
-    assert "vae.pt is damaged" in capfd.readouterr().err
+    assert "vae.pt is no file of torch" in capfd.readouterr().err
 
 
 def test_no_prior_that_can_be_used_is_said_once(script, run, tmp_path):
@@ -226,7 +226,7 @@ def test_no_prior_that_can_be_used_is_said_once(script, run, tmp_path):
     for name in ("pixelcnn.pt", "transformer.pt"):
         (tmp_path / name).write_bytes(b"no checkpoint")
     outcome = script("generate", "--output-dir", tmp_path)
-    assert outcome.status == 1 and outcome.err.count("is damaged") == 2 and outcome.err.count("\n") == 3
+    assert outcome.status == 1 and outcome.err.count("is no file of torch") == 2 and outcome.err.count("\n") == 3
     assert "is left: train one with `python train_pixelcnn.py" in outcome.err.splitlines()[-1]
 
 

@@ -115,7 +115,8 @@ def test_names_and_paths_are_text(full, tmp_path):
 
 def test_what_is_missing_is_named_with_its_command(tmp_path):
     text = shown(tmp_path).text
-    for name in ("dataset.png", "reconstructions/epoch_001.png", "samples_by_class.png", "nearest.png", "codebook.png"):
+    for name in ("dataset.png", "reconstructions/epoch_001.png", "samples_by_class.png", "nearest.png", "codebook.png",
+                 "latents.png"):
         assert f"no {name}: " in text, name
     for name, script in (("evaluation", "evaluate"), ("ablation", "ablation")):
         assert f"no {name}.json: run python {script}.py --output-dir {tmp_path}" in text
@@ -128,7 +129,7 @@ def test_what_is_damaged_is_named(full):
     (full / "pixelcnn.pt").write_bytes(b"no checkpoint")
     text = shown(full).text
     assert "nearest.png is damaged: " in text and "codebook.png is damaged: " in text
-    assert "left out: " in text and "pixelcnn.pt is damaged" in text
+    assert "left out: " in text and "pixelcnn.pt is no file of torch" in text
     for content in (b"", b"[]", b"{}", b'{"rows": 1}', b'{"rows": {"a": 1}}', b'{"rows": {"a": {"mse": "x"}}}',
                     b'{"rows": {}, "perplexity": "x"}', b'{"rows": {}, "constants": 1}', b"\xff"):
         (full / "evaluation.json").write_bytes(content)

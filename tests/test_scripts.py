@@ -91,10 +91,10 @@ def test_grids_show_the_first_images_and_say_so(script, trained, tmp_path, monke
     monkeypatch.setattr(figures, "GRID_IMAGES", 4)
     outcome = script("random_sample", "--output-dir", tmp_path, "--num-samples", 9, "--batch-size", 3)
     assert outcome.out.endswith("random_samples.png of the first 4\n")
-    assert Image.open(tmp_path / "random_samples.png").size == (2 * 58 + 2, 2 * 58 + 2)
+    assert Image.open(tmp_path / "random_samples.png").size == (2 * 282 + 2, 2 * 282 + 2)
     outcome = script("reconstruct", "--output-dir", tmp_path, "--num-images", 5)
     assert "reconstructions.png of the first 2, originals over" in outcome.out and "mean of 5:" in outcome.out
-    assert Image.open(tmp_path / "reconstructions.png").size == (2 * 58 + 2, 2 * 58 + 2)
+    assert Image.open(tmp_path / "reconstructions.png").size == (2 * 282 + 2, 2 * 282 + 2)
 
 
 def test_reconstruction_metrics_are_printed_per_image_and_on_average(script, trained):
