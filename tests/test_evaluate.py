@@ -214,7 +214,8 @@ def test_what_does_not_fit_is_left_out_with_a_line(done, run, tmp_path, capfd):
     outcome = done("evaluate", "--output-dir", tmp_path, *FEW)
     rows = rows_of(tmp_path)
     assert "transformer" in rows and not {"pixelcnn", "masked", "VAE samples"} & set(rows)
-    for reason in ("pixelcnn.pt learnt the codes of another", "masked.pt is no file of torch", "vae.pt learnt other images"):
+    for reason in ("pixelcnn.pt learnt the codes of another", "masked.pt is no file of torch",
+                   "vae.pt learnt other images"):
         assert f"left out: {reason}" in " ".join(outcome.err.split()).replace(f"{tmp_path}/", "")
     (tmp_path / "vae.pt").write_bytes(b"no checkpoint")
     assert evaluate.find_vae(str(tmp_path), checkpoint.load(str(tmp_path), "vqvae")) is None
