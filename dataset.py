@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from loading import arrays, folder
-from loading.layout import TEST_SHARE
+from loading.layout import ARCHIVES, TEST_SHARE
 from loading.reading import Reading
 from running import devices
 from running.cli import UserError
@@ -207,7 +207,7 @@ def unknown(name: str) -> str:
     plain = {re.sub("[^a-z0-9]", "", known): known for known in ("glyphs", *TORCHVISION)}
     path, near = Path(name), difflib.get_close_matches(re.sub("[^a-z0-9]", "", name.lower()), plain, 1, 0.8)
     if path.is_file():
-        archive = path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+        archive = path.suffix.lower() in ARCHIVES
         return "is an archive: unpack it, and name the folder" if archive else "is a file: name its folder"
     if re.match(r"[A-Za-z]:\\|.*\\.*\\", name) and os.sep == "/":
         return "is a path of Windows, which this system writes with / and without a drive"

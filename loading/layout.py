@@ -23,6 +23,7 @@ from loading.tables import Labels
 from loading.volumes import NIFTI, is_dicom
 from running.cli import UserError, flag
 
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
 ORDER = ("validation", "train", "test")
 WORDS = {"train": "train|training", "validation": "val|valid|validation|dev", "test": "test|testing"}
 DECATHLON = {"train": "imagesTr", "validation": "imagesVal", "test": "imagesTs"}
@@ -110,8 +111,9 @@ def list_files(root: str, skip: Iterable[str] = ()) -> Listing:
         ("not images by their names", kinds),
         ("the files of runs and their data", some(sorted(skipped, key=natural)))) if which]
     if not found:
+        packed = "; unpack the archives first" if others.keys() & ARCHIVES else ""
         raise UserError(f"DATASET (--dataset): there is no image in {root}, which may hold {' '.join(SUFFIXES)}"
-                        + "".join(f"; {line}" for line in left_out))
+                        + "".join(f"; {line}" for line in left_out) + packed)
     return Listing(found, left_out)
 
 

@@ -47,8 +47,6 @@ class Rule(NamedTuple):
             value = self.kind(value)
         if type(value) is not self.kind:
             raise ValueError(f"must be {words[self.kind]}, not {value!r}")
-        if self.kind is str and value != value.encode(errors="replace").decode():
-            raise ValueError(f"must be text in UTF-8, not {value!r}")
         if self.choices and value not in self.choices:
             raise ValueError(f"must be one of {', '.join(map(str, self.choices + self.words))}, not {value!r}")
         if self.pattern and not re.fullmatch(self.pattern, value):

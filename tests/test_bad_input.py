@@ -3,6 +3,7 @@ import io
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from images import noise, write
 
 import dataset
@@ -210,7 +212,6 @@ TABLE = [
     (V, ["--device", "tpu"], None, 2, "DEVICE (--device) must match"),
     (V, ["--output-dir", ""], None, 2, "OUTPUT_DIR (--output-dir) must match .+, not ''"),
     (V, ["--output-dir", "a\nb"], None, 2, r"OUTPUT_DIR (--output-dir) must match .+, not 'a\nb'"),
-    (V, ["--output-dir", "a\udcff"], None, 2, r"OUTPUT_DIR (--output-dir) must be text in UTF-8, not 'a\udcff'"),
     (V, ["--seed", "-1"], None, 2, "SEED (--seed) must be at least 0, not -1"),
     (V, ["--epochs"], None, 2, "expected one argument"),
     (V, ["--epochs", "many"], None, 2, "must be a whole number or auto, not 'many'"),
@@ -263,6 +264,8 @@ TABLE = [
         ("C:\\Users\\me\\faces", "a path of Windows, which this system writes with / and without a drive"),
         ("no/such/place", "no data set and no folder, no is not there"))],
     (V, ["--dataset", "{file}"], None, 1, "is a file: name its folder"),
+    (V, ["--dataset", "{packed}"], None, 1, "there is no image in"),
+    (V, ["--dataset", "{packed}"], None, 1, "1 .zip; unpack the archives first"),
     (V, ["--dataset", "{archive}"], None, 1, "is an archive: unpack it, and name the folder"),
     (L, ["--dataset", "{file}"], None, 1, "cannot be decoded"),
     *[(L, [flag, *place], None, 1, f"{name} ({flag}): its images have {has} pixels, the VQ-VAE was trained on 1 "
@@ -394,7 +397,8 @@ TABLE = [
 def once(trained, tmp_path_factory):
     """A directory with a copy of the run: it is the same again before every row."""
     place = tmp_path_factory.mktemp("bad")
-    for name in ("file", "images.zip"):
+    (place / "packed").mkdir()
+    for name in ("file", "images.zip", "packed/a.zip"):
         (place / name).write_text("a file\n")
 
     def renew() -> Path:
@@ -405,7 +409,8 @@ def once(trained, tmp_path_factory):
         return place / "run"
     (place / "empty").mkdir()
     places = {"file": place / "file", "empty": place / "empty", "trained": trained,
-              "archive": place / "images.zip", "larger": write(place / "larger.png", noise(32, 20)),
+              "archive": place / "images.zip", "packed": place / "packed",
+              "larger": write(place / "larger.png", noise(32, 20)),
               "coloured": write(place / "coloured.png", noise(28, 28, 3))}
     return SimpleNamespace(renew=renew, places=places)
 
@@ -444,6 +449,20 @@ def test_bad_input_is_one_line(script, once, data_dir, monkeypatch, row):
     assert fragment in line and "Traceback" not in outcome.err
     assert {path.name: path.read_bytes() for path in run.glob("*.pt") if path.is_file()} == before
     assert not (run / "pwned").exists() and not list(run.rglob("*.tmp"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_names_that_are_no_text_of_the_locale(trained, tmp_path):
+    """UTF-8 where the locale is ASCII, and bytes that are no UTF-8: as directory, as file, and in what is printed."""
+    for name in ("\u00e4rzte".encode(), b"\xff"):
+        place = os.fsencode(tmp_path) + b"/" + name
+        shutil.copytree(os.fsencode(trained), place)
+        write(Path(os.fsdecode(place + b"/" + name + b".png")), noise(28, 28))
+        done = subprocess.run([sys.executable, b"reconstruct.py", b"--output-dir", place, b"--dataset",
+                               place + b"/" + name + b".png", b"--latent-channel", b"1"], cwd=ROOT, capture_output=True,
+                              env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+        assert done.returncode == 0, done.stderr
+        assert os.path.exists(place + b"/reconstructions.png")
 
 
 def test_names_that_a_terminal_cannot_show(script, trained, tmp_path):
