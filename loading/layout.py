@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from loading.decode import SUFFIXES
+from loading.tables import SUFFIXES as TABLES
 from loading.tables import Labels
 from loading.volumes import NIFTI, is_dicom
 from running.cli import UserError, flag
@@ -104,7 +105,7 @@ def list_files(root: str, skip: Iterable[str] = ()) -> Listing:
                 image, state = True, (-1, 0)
             if image and (name.lower().endswith(SUFFIXES) or is_dicom(os.path.join(here, name))):
                 found.append((above + name, *state))
-            else:
+            elif not name.lower().endswith(TABLES):
                 others[os.path.splitext(name)[1].lower() or "no suffix"] += 1
     kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(SHOWN))
     left_out = [f"left out, {what}: {which}" for what, which in (
