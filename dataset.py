@@ -61,6 +61,7 @@ TORCHVISION = {
     "svhn": ("SVHN", {"split": "train"}, {"split": "test"}),
     "stl10": ("STL10", {"split": "train"}, {"split": "test"}),
 }
+NAMES = ("glyphs", *TORCHVISION)  # of data sets that are no folder
 
 
 class Split(NamedTuple):
@@ -197,14 +198,14 @@ def load(name: str, data_dir: str, limit: int = 0, reading: Reading = Reading(),
         return from_folder(name, data_dir, limit, reading, output_dir)
     else:
         raise UserError(f"DATASET (--dataset): {name!r} {unknown(name)}; there are: "
-                        f"{', '.join(['glyphs', *TORCHVISION])}, or the path of a folder of images, the new one if it "
+                        f"{', '.join(NAMES)}, or the path of a folder of images, the new one if it "
                         f"was moved")
     return with_validation(train, test, class_names, limit)
 
 
 def unknown(name: str) -> str:
     """What may be meant by a name that is no data set and no folder, the middle of a sentence."""
-    plain = {re.sub("[^a-z0-9]", "", known): known for known in ("glyphs", *TORCHVISION)}
+    plain = {re.sub("[^a-z0-9]", "", known): known for known in NAMES}
     path, near = Path(name), difflib.get_close_matches(re.sub("[^a-z0-9]", "", name.lower()), plain, 1, 0.8)
     if path.is_file():
         archive = path.suffix.lower() in ARCHIVES

@@ -62,7 +62,7 @@ def read_run(output_dir: str) -> dict[str, dict[str, Any]]:
 
 def name_alone(name: str) -> str:
     """A data set's name as it is; of a folder's path the last part, which must not read as a data set's name."""
-    known = ("glyphs", *dataset.TORCHVISION)
+    known = dataset.NAMES
     last = Path(os.path.abspath(name)).name or "images"
     return name if name in known else f"./{last}" if last in known else last
 

@@ -49,7 +49,7 @@ def find(args: argparse.Namespace, stored: dict[str, Any], channels: int | str, 
     reading = Reading(**stored["data"]["reading"])
     if args.IMAGE_SIZE:
         reading = reading._replace(image_size=args.IMAGE_SIZE)
-    named = args.DATASET in ("glyphs", *dataset.TORCHVISION)
+    named = args.DATASET in dataset.NAMES
     is_array = arrays.are_at(args.DATASET)
     moved = path.is_dir() and not named and not is_array and path.resolve() != learnt.resolve()
     if path.is_file() and not is_array:
