@@ -35,7 +35,7 @@ from running.files import atomic
 from training.optimizers import AdamW
 
 OUTPUT_DIR = "output"     # where benchmark.json is written
-REPEATS = 5               # turns that are counted, after one that is not
+REPEATS = 5               # timed repetitions, after one to warm up
 GRIDS = "8 16 32"         # sizes of the square grids to sample, in codes
 BATCHES = "1 16 64"       # how many grids at once
 PLAIN_CODES = 2           # codes that the plain loop draws; its time for a whole grid is extrapolated from them

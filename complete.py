@@ -42,11 +42,11 @@ from training import checkpoint
 
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt and a prior, such as transformer.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
-PRIOR = None              # the prior to draw from; None: "masked" if there, but with the top given the best other one
+PRIOR = None              # the prior to draw from; None: "masked" if there, but with MASK "top" the best other one
 DATASET = None            # the data set whose test images are completed, or one image file; None: that of the training
 DATA_DIR = None           # where data sets are kept, or downloaded to; None: as in the training
 LIMIT = None              # choose among the first N images; 0: all; None: as in the training
-MASK = "top"              # given: "top", "bottom", "left", "right", "center", "border", or what an image file has white
+MASK = "top"              # given: "top", "bottom", "left", "right", "center", "border", or the white part of an image file
 CLASS_GIVEN = False       # give the prior each image's label, too
 CROP = ""                 # of an image file: left, top and size in pixels of the square to take, such as "40 10 120"
 INVERT = False            # of an image file: light becomes dark, where the training's images are light on dark

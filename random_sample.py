@@ -19,7 +19,7 @@ from running.cli import run as run_script
 OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
 NUM_SAMPLES = 25          # images to make
-SOURCE = "uniform"        # "uniform": every code as likely as any other; "gaussian": Gaussian latents, quantized
+SOURCE = "uniform"        # "uniform": all codes equally likely; "gaussian": Gaussian latents, quantized
 SEED = 0                  # of the draws: the same seed gives the same images
 BATCH_SIZE = 64           # grids decoded at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
