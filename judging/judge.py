@@ -17,7 +17,16 @@ import dataset
 from dataset import Data
 from judging import classifier, testset
 from judging.classifier import Classifier, ClassifierConfig
-from judging.metrics import CHUNK, Images, Inception, frechet_distance, precision_recall, similarity
+from judging.imagenet import load_features
+from judging.metrics import (
+    CHUNK,
+    Images,
+    Inception,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+    similarity,
+)
 from loading import folder
 from modules import VQVAE
 from priors import runs
@@ -153,20 +162,23 @@ class Judge:
     """Compares sets of images with the chosen test images of a run."""
 
     subject: Subject
-    classifier: Classifier
+    features: Callable[[Tensor], Tensor]  # of images (B, C, H, W), which are compared
+    classifier: Classifier | None
     accuracy: float | None           # of the classifier on the test split; None if it did not learn the classes
     real: Tensor                     # (count, F) features of the chosen test images
     inception: Inception | None
     baseline: dict[str, float]       # measures of one half of the chosen test images against the other
 
     def measure(self, images: Images, asked: bool = False) -> dict[str, float]:
-        """Frechet distance, precision and recall of a set. With an Inception network: also FID and Inception score.
-        asked: also the share of images that the classifier gives the class asked for, `labels`, if it learnt classes.
+        """Frechet and kernel distance, precision and recall of a set. With an Inception network: also FID and Inception
+        score. asked: also the share of images that the classifier, if it learnt classes, gives the class in `labels`.
         """
         spans = self.subject.spans(self.subject.count)
-        features = extract(self.classifier.features, images, spans)
+        features = extract(self.features, images, spans)
         result = compare(self.real, features)
         if asked and self.accuracy is not None:
+            if self.features != self.classifier.features:
+                features = extract(self.classifier.features, images, spans)
             result["class_accuracy"] = accuracy(self.classifier, features, self.subject.labels)
         if self.inception:
             result |= self.inception.measure(images, spans)
@@ -176,11 +188,14 @@ class Judge:
 def load_judge(subject: Subject, inception: Inception | None) -> Judge:
     """A judge of a run's images. It trains the classifier if the run has none, and prints its accuracy."""
     args, test, count, half, right = subject.args, subject.data.test, subject.count, subject.count // 2, None
-    model = load_classifier(args.OUTPUT_DIR, subject.stored, subject.data, args.FEATURES, args.CLASSIFIER_EPOCHS,
-                            subject.device)
-    real = extract(model.features, subject.originals, subject.spans(count))
+    model, classes = None, len(subject.data.class_names) > 1 and args.FEATURES != "self"
+    if args.FEATURES != "imagenet" or classes:
+        model = load_classifier(args.OUTPUT_DIR, subject.stored, subject.data, "classes" if classes else "self",
+                                args.CLASSIFIER_EPOCHS, subject.device)
+    network = load_features(subject.device) if args.FEATURES == "imagenet" else model.features
+    real = extract(network, subject.originals, subject.spans(count))
     baseline = compare(real[:half], real[half:])
-    if args.FEATURES == "classes":
+    if classes:
         spans = subject.spans(len(test.images))
         features = extract(model.features, lambda index: subject.read(test.images, index), spans)
         right = baseline["class_accuracy"] = accuracy(model, features, test.labels)
@@ -189,7 +204,7 @@ def load_judge(subject: Subject, inception: Inception | None) -> Judge:
         inception.add_real(subject.originals, subject.spans(half))
         baseline |= inception.measure(subject.originals, subject.spans(count, half))
         inception.add_real(subject.originals, subject.spans(count, half))
-    return Judge(subject, model, right, real, inception, baseline)
+    return Judge(subject, network, model, right, real, inception, baseline)
 
 
 def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs: int | str,
@@ -233,7 +248,9 @@ def accuracy(model: Classifier, features: Tensor, labels: Tensor) -> float:
 def compare(real: Tensor, fake: Tensor) -> dict[str, float]:
     """The measures of features fake (M, F) against real (N, F), by their names in a table."""
     precision, recall = precision_recall(real, fake)
-    return {"frechet": frechet_distance(real, fake), "precision": precision, "recall": recall}
+    distance, error = kernel_distance(real, fake)
+    return {"frechet": frechet_distance(real, fake), "kid": distance, "kid_error": error, "precision": precision,
+            "recall": recall}
 
 
 def errors(subject: Subject, copies: Images) -> dict[str, float]:

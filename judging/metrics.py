@@ -7,6 +7,7 @@ Papers, cited by number in the code:
 [3] Salimans et al., Improved Techniques for Training GANs, 2016, arXiv:1606.03498 (the Inception score)
 [4] Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, 2004,
     doi:10.1109/TIP.2003.819861 (SSIM)
+[5] Binkowski et al., Demystifying MMD GANs, 2018, arXiv:1801.01401 (the kernel distance, KID)
 """
 from collections.abc import Callable, Iterable
 
@@ -21,6 +22,7 @@ from running.progress import Bar
 Images = Callable[[Tensor], Tensor]
 
 NEIGHBOURS = 3        # k in [2]
+SUBSETS = 4           # parts from which the standard error of a kernel distance is taken
 SSIM_WINDOW = 11      # pixels a side of the Gaussian window in [4]
 SSIM_SIGMA = 1.5      # and its standard deviation
 CHUNK = 2**25         # entries of a matrix held at a time
@@ -62,6 +64,27 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     overlap = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * overlap
     return max(0.0, distance.item())
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """The kernel distance (KID) of features a (N, F) and b (M, F), times 1,000: the unbiased estimate of the squared
+    maximum mean discrepancy under the kernel (x y / F + 1)^3 ([5], section 3), and its standard error, from SUBSETS
+    parts of either. It is about 0, and may be below, where both come from one distribution.
+    """
+    def estimate(a: Tensor, b: Tensor) -> float:
+        within = sum(_kernel_sum(part, part, unlike=True) / (len(part) * (len(part) - 1)) for part in (a, b))
+        return 1000 * (within - 2 * _kernel_sum(a, b) / (len(a) * len(b)))
+    subsets = min(SUBSETS, len(a) // 2, len(b) // 2)
+    parts = [estimate(*pair) for pair in zip(a.tensor_split(subsets), b.tensor_split(subsets))]
+    return estimate(a, b), float(np.std(parts, ddof=1)) / len(parts)**0.5
+
+
+def _kernel_sum(a: Tensor, b: Tensor, unlike: bool = False) -> float:
+    """The sum of the kernel over all pairs of a (N, F) and b (M, F); unlike: b is a, no point is paired with itself."""
+    def kernel(products: Tensor) -> Tensor:
+        return (products.double() / a.shape[1] + 1).pow(3)
+    whole = sum(kernel(part @ b.T).sum() for part in a.split(max(1, CHUNK // len(b))))
+    return (whole - kernel(a.square().sum(1)).sum() * unlike).item()
 
 
 def precision_recall(real: Tensor, fake: Tensor) -> tuple[float, float]:

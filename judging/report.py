@@ -33,6 +33,9 @@ COLUMNS = {
     "ssim": Column("SSIM", ".4f", "higher", "structural similarity, mean over the first 1,000 test images"),
     "frechet": Column("Frechet", ".2f", "lower", "distance to the test images in the features of a small network "
                       "trained on these images: comparable within this run, and no FID of a paper"),
+    "kid": Column("KID", ".2f", "lower", "kernel distance to the test images in the same features, times 1,000; about "
+                  "0 for images of the same distribution"),
+    "kid_error": Column("+-", ".2f", "", "standard error of the kernel distance"),
     "precision": Column("precision", ".3f", "higher", "share of the images on the manifold of the test images, in the "
                         "same features"),
     "recall": Column("recall", ".3f", "higher", "share of the test images on the manifold of these images: low where "

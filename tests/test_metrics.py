@@ -77,3 +77,21 @@ def test_similarity_at_every_size(height, width):
     image = np.random.default_rng(0).random((1, height, width)).astype(np.float32)
     assert metrics.similarity(image, image) == pytest.approx(1)
     assert metrics.similarity(image, 1 - image) < 0.9
+
+def test_the_kernel_distance_is_the_unbiased_estimate():
+    """As the sum over pairs says it; about 0 for one distribution, with an error that says so."""
+    a, b = (torch.randn(count, 5, generator=torch.Generator().manual_seed(count)) for count in (12, 9))
+
+    def kernel(x, y):
+        return (float(x.double() @ y.double()) / 5 + 1) ** 3
+
+    expected = sum(kernel(x, y) for i, x in enumerate(a) for j, y in enumerate(a) if i != j) / (12 * 11) \
+        + sum(kernel(x, y) for i, x in enumerate(b) for j, y in enumerate(b) if i != j) / (9 * 8) \
+        - 2 * sum(kernel(x, y) for x in a for y in b) / (12 * 9)
+    assert metrics.kernel_distance(a, b)[0] == pytest.approx(1000 * expected, rel=1e-5)
+    many = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+    distance, error = metrics.kernel_distance(many[:1000], many[1000:])
+    assert abs(distance) < 4 * error and 0 < error < 10
+    assert metrics.kernel_distance(many[:1000], many[1000:] + 1)[0] > 50 * error
+    distances = [metrics.kernel_distance(many[i:i + 50], many[i + 50:i + 100])[0] for i in range(0, 2000, 100)]
+    assert min(distances) < 0 < max(distances)  # unbiased: not pulled above 0 by few points
