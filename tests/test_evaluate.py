@@ -62,7 +62,7 @@ def test_every_row_and_column(done, run, monkeypatch):
     content = json.loads((run / "evaluation.json").read_text())
     rows = content["rows"]
     priors, independent = ["pixelcnn", "transformer"], ["per-position marginal", "marginal", "uniform codes"]
-    judged = {"frechet", "precision", "recall", "nearest"}
+    judged = {"frechet", "kid", "kid_error", "precision", "recall", "nearest"}
     copied = {*judged, "class_accuracy", "mse", "psnr", "ssim"}
     drawn = {*judged, "bits_per_image"}
     assert {name: set(row) for name, row in rows.items()} == {
@@ -150,6 +150,20 @@ def folder_run(tmp_path_factory):
                                                    "--data-dir", str(place / "data")]))
     train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*SMALL_PIXELCNN, *output, "--hidden", "8"]))
     return place / "run"
+
+
+def test_distances_in_features_of_a_pretrained_network_beside_the_classifier(done, run, folder_run, monkeypatch):
+    """Every image is one number there, its brightness, so that distances can be told by hand."""
+    monkeypatch.setattr(judge, "load_features", lambda _: lambda images: images.mean((1, 2, 3))[:, None].expand(-1, 2))
+    done("ablation", "--output-dir", run, *FEW)
+    plain = rows_of(run, "ablation")
+    done("ablation", "--output-dir", run, *FEW, "--features", "imagenet")
+    rows = rows_of(run, "ablation")
+    assert {name: row.get("class_accuracy") for name, row in rows.items()} == {
+        name: row.get("class_accuracy") for name, row in plain.items()}
+    assert all(0 <= row["frechet"] < 0.1 and abs(row["kid"]) < 300 for row in rows.values())
+    done("ablation", "--output-dir", folder_run, *FEW, "--features", "imagenet")  # without classes, or a classifier
+    assert not (folder_run / "classifier.pt").exists()
 
 
 def test_without_classes_all_columns_but_the_class_are_there(script, done, folder_run, monkeypatch):

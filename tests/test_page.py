@@ -13,7 +13,8 @@ from PIL import Image
 from judging import page
 
 PICTURES = ["dataset.png", "vqvae_curves.png", "pixelcnn_curves.png", "reconstructions/epoch_001.png",
-            "samples_by_class.png", "evaluation.png", "ablation.png", "nearest.png", "codebook.png"]
+            "samples_by_class.png", "evaluation.png", "ablation.png", "nearest.png", "codebook.png",
+            "latents.png"]
 ROWS = {"real images": {"frechet": 1.25, "nearest": 4.5},
         "VQ-VAE reconstructions": {"mse": 0.00333, "psnr": 24.78, "ssim": 0.9421, "frechet": 3.26},
         "pixelcnn": {"bits_per_image": 98.31, "frechet": 11.28, "class_accuracy": 0.954}}

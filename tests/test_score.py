@@ -199,7 +199,7 @@ def test_images_of_a_file_and_of_a_folder_brought_to_the_size(script, done, run)
     rows = []
     for more in ([], ["--image-size", "28x28", "--channels", 1]):
         outcome = done("score", *flags, image, *more)
-        assert f"{image}: of 40x31 pixels and RGB, scaled and cropped to 28x28 pixels and grey\n" in outcome.out
+        assert f"{image}: of 31x40 pixels (width x height) and RGB, scaled and cropped to 28x28 pixels" in outcome.out
         rows += table(run / "scores.csv")
     assert rows[0] == rows[1] and rows[0]["path"] == str(image) and (run / "score_0.png").exists()
     assert float(rows[0]["bits_per_pixel"]) == pytest.approx(float(rows[0]["bits"]) / 28 ** 2, rel=1e-4)

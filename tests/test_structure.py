@@ -86,7 +86,7 @@ def test_imports_form_no_circle():
 
 def test_requirements_are_what_the_files_import():
     """Nothing is imported that requirements.txt does not name (pillow is PIL, scikit-image is skimage, - is _)."""
-    named = set(re.findall(r"^([a-zA-Z-]+)", (ROOT / "requirements.txt").read_text(), re.M))
+    named = set(re.findall(r"^([a-zA-Z0-9-]+)", (ROOT / "requirements.txt").read_text(), re.M))
     named |= {"PIL"} if "pillow" in named else set()
     named |= {"skimage"} if "scikit-image" in named else set()
     named |= {name.replace("-", "_") for name in named}
