@@ -122,19 +122,20 @@ def describe(path: Path, words: str, name: str, start: Callable[[], BinaryIO]) -
         shape, fortran, dtype = header(file)
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects, which could run code")
+    row = dtype.itemsize * int(np.prod(shape[1:]))  # bytes
 
     def parts() -> Iterator[np.ndarray]:
         with start() as file:
             header(file)
-            rows = max(1, PART // max(1, dtype.itemsize * int(np.prod(shape[1:]))))
+            rows = max(1, PART // max(1, row))
             if fortran:  # its rows are spread over the file
                 whole = np.frombuffer(file.read(), dtype).reshape(shape, order="F")
                 yield from (whole[first:first + rows] for first in range(0, shape[0], rows))
                 return
             for first in range(0, shape[0], rows):
                 count = min(rows, shape[0] - first)
-                content = file.read(count * dtype.itemsize * int(np.prod(shape[1:])))
-                if len(content) < count * dtype.itemsize * int(np.prod(shape[1:])):
+                content = file.read(count * row)
+                if len(content) < count * row:
                     raise UserError(f"DATASET (--dataset): {path} ends before its array {name}: fetch it again")
                 yield np.frombuffer(content, dtype).reshape(count, *shape[1:])
 

@@ -1,4 +1,4 @@
-"""One image file to uint8 pixels: pictures by Pillow, plain JPEG files by simplejpeg, NIfTI by nibabel.
+"""One image file to uint8 pixels: pictures by Pillow, plain JPEG files by simplejpeg, volumes by volumes.py.
 
 Samples of 8 bits are kept. Wider ones (integers of 16 or 32 bits, floating point) have no range of their own, so they
 are scaled to 8 bits between two values of the whole folder, and brightness stays comparable between files. `decode`
@@ -36,7 +36,6 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "ICO"
 BY_NAME = {".tga": "TGA", ".heic": "HEIF", ".heif": "HEIF"}  # what is not known by its first bytes, or needs a package
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm", ".jp2",
             ".ico", ".avif", *BY_NAME, *NIFTI, *DICOM)
-PACKAGES = {"pillow_heif": "pillow-heif"}
 WIDE_MODES = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}  # of formats but PNG and TIFF
 WHOLE = 2**16         # a picture of fewer bytes is read into memory at once
 
@@ -327,7 +326,7 @@ def try_decode(path: str, reading: Reading, fit: Fit | None = None,
     try:
         return decode(path, reading, fit, first)
     except ImportError as error:
-        package = PACKAGES.get(error.name, error.name)
+        package = str(error.name).replace("_", "-")
         raise UserError(f"{path} needs a package that is not there: `pip install {package}`") from None
     except Image.UnidentifiedImageError:
         return "not an image of a known format" if os.path.getsize(path) else "empty"
