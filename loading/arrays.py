@@ -6,7 +6,9 @@ VALUE_RANGE or percentiles of all. Files are read in parts, so that no array is 
 """
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -105,14 +107,21 @@ def load(name: str, reading: Reading, limit: int = 0) -> tuple[dict[str, tuple[T
 
 def read(path: Path) -> list[Array]:
     """The arrays of a file, none of them read yet. UserError if it is damaged or holds objects."""
-    try:
+    with readable(path):
         if path.suffix.lower() == ".npy":
             return [describe(path, path.stem, path.stem, lambda: open(path, "rb"))]
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(".npy")]
         return [describe(path, f"{path.stem}_{name[:-4]}", name[:-4],
                          lambda name=name: zipfile.ZipFile(path).open(name)) for name in names]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """UserError, in here, for what a damaged file makes the readers raise."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"DATASET (--dataset): {path} cannot be read: {str(error)[:200]}") from None
 
 
@@ -125,7 +134,7 @@ def describe(path: Path, words: str, name: str, start: Callable[[], BinaryIO]) -
     row = dtype.itemsize * int(np.prod(shape[1:]))  # bytes
 
     def parts() -> Iterator[np.ndarray]:
-        with start() as file:
+        with readable(path), start() as file:
             header(file)
             rows = max(1, PART // max(1, row))
             if fortran:  # its rows are spread over the file
@@ -136,7 +145,7 @@ def describe(path: Path, words: str, name: str, start: Callable[[], BinaryIO]) -
                 count = min(rows, shape[0] - first)
                 content = file.read(count * row)
                 if len(content) < count * row:
-                    raise UserError(f"DATASET (--dataset): {path} ends before its array {name}: fetch it again")
+                    raise ValueError(f"it ends before its array {name}")
                 yield np.frombuffer(content, dtype).reshape(count, *shape[1:])
 
     return Array(f"{path.name}: {name}" if path.suffix.lower() == ".npz" else path.name, split_of(words), shape, dtype,

@@ -29,5 +29,5 @@ def begin(script: Path) -> None:
 
 
 _script = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
-if _script.parent == cli.ROOT:
+if _script.parent == cli.ROOT and _script.is_file():  # and no code from a pipe
     begin(_script)

@@ -118,3 +118,13 @@ def test_a_damaged_file_is_one_line(tmp_path, suffix, share):
     path.write_bytes(content[:int(share * len(content))])
     with pytest.raises(UserError):
         dataset.load(str(path), "data")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_flipped_bit_is_one_line(tmp_path, save):
+    save(tmp_path / "x.npz", x=draw((99, 20, 20)))
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(UserError, match="x.npz cannot be read"):
+        dataset.load(str(tmp_path / "x.npz"), "data")
