@@ -36,13 +36,13 @@ PRIOR = None              # the prior to draw from; None: the one there, or of s
 DATASET = None            # the images to measure with; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to; None: as in the training
 LIMIT = None              # use only the first N images of each part; 0: all; None: as in the training
-NUM_SAMPLES = 10_000      # images in every row; at most as many as the test split has
+NUM_SAMPLES = 2000        # images in every row; at most as many as the test split has
 TEMPERATURES = "0.7 1.0 1.3"  # at which the prior is sampled: they divide the logits
 GUIDANCES = "1.25 1.5 2 3"  # scales of classifier-free guidance to sample with; 1: none
 STEPS = 16                # rounds in which a masked prior draws a grid; 0: one for each code, as other priors draw
 STEP_COUNTS = "8 16 0"    # STEPS of the rows that compare them, of a masked prior
 TOP_P = 1.0               # of the draws with guidance; those at TEMPERATURES have 1
-FEATURES = "auto"         # learnt from "classes", or without: "self"; "auto": classes if any; "imagenet": pretrained
+FEATURES = "auto"         # of a network that learnt "imagenet", or the "classes"; "auto": imagenet if installed
 CLASSIFIER_EPOCHS = "auto"  # of the classifier that learns the classes; "auto": 3, or more for 440 steps of 128
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
 SEED = 0                  # of the draws, and of the choice of test images where NUM_SAMPLES are fewer
@@ -94,8 +94,8 @@ def main(args: argparse.Namespace) -> None:
         **{name: partial(timed, how) for name, how in rounds.items()},
         **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}}
     title = "Is the prior needed, and what does sampling do?"
-    write_report(make_rows(plan), subject.shown, subject.args, "ablation", title, images_per_row=subject.count,
-                 classifier_accuracy=judge.accuracy)
+    write_report(make_rows(plan), subject.shown, subject.args, "ablation", title, subject.independent,
+                 images_per_row=subject.count, classifier_accuracy=judge.accuracy)
     print(f"wrote {write_page(args.OUTPUT_DIR, args.PRETRAINED)}")
 
 

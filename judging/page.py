@@ -118,6 +118,7 @@ def _read_rows(path: Path) -> dict[str, Any] | None:
         content["rows"] = {title: {name: float(value) for name, value in row.items()}
                            for title, row in content["rows"].items()}
         content["constants"] = dict(content.get("constants", {}))
+        content["doubts"] = list(content.get("doubts", []))
         if "perplexity" in content:
             content["perplexity"] = float(content["perplexity"])
             content |= {name: int(content[name]) for name in ("codes", "codes_used")}
@@ -181,7 +182,8 @@ def _measures(run: Path, weights: str, content: dict[str, Any] | None, stem: str
             *(f"{name} {constants[name]}" for name in MEASURED_WITH if name in constants),
             *([f"samples of {content['sampling']}"] if content.get("sampling") else [])]
     notes = "".join(f"<dt>{heads[name]}</dt><dd>{column.note}</dd>" for name, column in columns.items())
-    parts = [f'<p class="soft">{_text(", ".join(told))}.</p>', _table("", cells, list(heads.values())),
+    parts = [f'<p class="soft">{_text(", ".join(told))}.</p>', *map(_missing, content.get("doubts", [])),
+             _table("", cells, list(heads.values())),
              f'<p class="soft">An arrow says whether lower or higher is better.</p><dl>{notes}</dl>']
     checkpoints = [checkpoint.path_of(weights, stage) for stage in STAGES]
     if newer := [file.name for file in checkpoints if file.is_file() and file.stat().st_mtime > path.stat().st_mtime]:

@@ -1,7 +1,7 @@
 """What evaluate.py and ablation.py report: rows of measures as a table, as JSON, and as a figure of strips."""
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +31,12 @@ COLUMNS = {
     "mse": Column("MSE", ".5f", "lower", "mean squared error of pixels clipped to [0, 1], over the test split"),
     "psnr": Column("PSNR", ".2f", "higher", "of the mean MSE, in dB"),
     "ssim": Column("SSIM", ".4f", "higher", "structural similarity, mean over the first 1,000 test images"),
-    "frechet": Column("Frechet", ".2f", "lower", "distance to the test images in the features of a small network "
-                      "trained on these images: comparable within this run, and no FID of a paper"),
-    "kid": Column("KID", ".2f", "lower", "kernel distance to the test images in the same features, times 1,000; about "
-                  "0 for images of the same distribution"),
+    "kid": Column("KID", ".2f", "lower", "kernel distance to the test images in the features of FEATURES, times 1,000; "
+                  "about 0 for images of the same distribution, however few they are; no KID of a paper, which is of "
+                  "another network"),
     "kid_error": Column("+-", ".2f", "", "standard error of the kernel distance"),
+    "frechet": Column("Frechet", ".2f", "lower", "distance of Gaussians fitted to the same features: the fewer the "
+                      "images, the larger, so only rows of as many images compare; no FID of a paper"),
     "precision": Column("precision", ".3f", "higher", "share of the images on the manifold of the test images, in the "
                         "same features"),
     "recall": Column("recall", ".3f", "higher", "share of the test images on the manifold of these images: low where "
@@ -49,7 +50,7 @@ COLUMNS = {
     "inception_score": Column("IS", ".2f", "higher", "Inception score"),
 }
 # the measures that the figure names
-IN_FIGURE = ("bits_per_image", "bits_per_hidden_code", "frechet", "class_accuracy", "distinct")
+IN_FIGURE = ("bits_per_image", "bits_per_hidden_code", "kid", "class_accuracy", "distinct")
 
 
 class Row(NamedTuple):
@@ -69,14 +70,37 @@ def make_rows(plan: dict[str, Callable[[], Row]]) -> dict[str, Row]:
     return rows
 
 
+def find_doubts(rows: dict[str, dict[str, float]], without_prior: Iterable[str]) -> list[str]:
+    """Why a distance of these rows is not to be read, a sentence each.
+
+    rows: the real images, one half against the other, then reconstructions, then samples. without_prior: the names of
+    those that no prior made.
+    """
+    (_, floor), (copies, near), *samples = rows.items()
+    doubts = []
+    for key in ("kid", "frechet"):
+        head, form = COLUMNS[key].head, COLUMNS[key].form
+        nearest = min((name for name, _ in samples), key=lambda name: rows[name][key])
+        if before := [name for name in without_prior if rows[name][key] < near[key]]:
+            doubts.append(f"{head} puts {before[0]}, which no prior made ({rows[before[0]][key]:{form}}), before "
+                          f"{copies} ({near[key]:{form}}): do not read it; the features do not see these images, or "
+                          f"the reconstructions are poor")
+        elif max(floor[key], 2 * floor["kid_error"] if key == "kid" else 0) > rows[nearest][key] / 2:
+            doubts.append(f"{head} of one half of the real images against the other is {floor[key]:{form}}, and of "
+                          f"{nearest} {rows[nearest][key]:{form}}: too near to rank rows; take more images")
+    return doubts
+
+
 def write_report(rows: dict[str, Row], shown: Tensor, args: argparse.Namespace, stem: str, title: str,
-                 **facts: Any) -> None:
+                 without_prior: Iterable[str], **facts: Any) -> None:
     """Print rows as a table, and write `stem`.json and `stem`.png into OUTPUT_DIR.
 
-    shown: indices of the images of a row to show. facts: what the JSON says beside the constants and the rows.
+    shown: indices of the images of a row to show. without_prior: see `find_doubts`. facts: what the JSON says beside
+    the constants and the rows.
     """
     measures = {name: row.measures for name, row in rows.items()}
-    print(table(measures))
+    facts["doubts"] = find_doubts(measures, without_prior)
+    print("\n".join([table(measures), *facts["doubts"]]))
     output = Path(args.OUTPUT_DIR)
     with atomic(output / f"{stem}.json") as file:
         file.write(json.dumps({**facts, "constants": vars(args), "rows": measures}, indent=1).encode())

@@ -139,7 +139,7 @@ GROUPS = {
         "THRESHOLD": Rule(float, low=0, high=1),
     },
     "measures": {
-        "FEATURES": Rule(str, choices=("auto", "classes", "self", "imagenet")),
+        "FEATURES": Rule(str, choices=("auto", "imagenet", "classes")),
         "CLASSIFIER_EPOCHS": Rule(int, low=1, words=("auto",)),
         "INCEPTION": Rule(bool),
         "TEMPERATURES": Rule(str, pattern=r"\d+(\.\d+)?( \d+(\.\d+)?)*", join=" "),

@@ -22,9 +22,9 @@ FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_
                               "train_pixelcnn", "train_vae", "generate"])
 # vae goes the same ways but for its draws of z: it is stopped, shared and continued
 STAGES = ["vqvae", "pixelcnn", "masked"]
-# More: a vqvae with a discriminator, whose features stand in for those of LPIPS, and one of two levels
+# More: a vqvae with a discriminator, and one of two levels
 CASES = [*STAGES, "adversarial", "levels"]
-SHARP = ["--adversarial", "0.5", "--perceptual", "0.5", "--adversarial-start", "0.4"]
+SHARP = ["--adversarial", "0.5", "--adversarial-start", "0.4"]
 SIZES = {"vqvae": ["--hidden", "32", "--residual-hidden", "16", "--num-codes", "16", "--code-dim", "16",
                    "--revive-below", "0.4"],
          "pixelcnn": ["--prior", "pixelcnn", "--hidden", "16", "--layers", "2"],
@@ -42,8 +42,7 @@ def _child(script: str, flags: list[str], log: Path, number: int, after: float |
     torch.set_num_threads(1)
     figures.save_curves = lambda *_: None  # seconds of each run, and nothing that a later one reads
     from running import cli
-    from training import adversarial, loop
-    adversarial.load_lpips = lambda _: None  # nothing is downloaded
+    from training import loop
     module = importlib.import_module(script)
     fsync, start, step_on, write = os.fsync, loop.Run.__init__, loop.Run.step, checkpoint.save
     taken = {"steps": 0, "saves": 0}

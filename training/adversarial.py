@@ -2,20 +2,14 @@
 
 The squared error is least for the mean of all images that a grid of codes may stand for, and that mean is blurred. The
 discriminator learns to tell the patches of a reconstruction from those of an image, and the decoder to make patches
-that it cannot tell. A perceptual loss compares features of both instead of pixels: those of a network that was trained
-on ImageNet (LPIPS), or, where its weights cannot be had, the discriminator's own.
+that it cannot tell. A perceptual loss compares features of both instead of pixels: those of training/imagenet.py.
 
 Papers, cited by number in the code:
 [1] Esser et al., Taming Transformers for High-Resolution Image Synthesis, 2021, arXiv:2012.09841 (VQGAN)
 [2] Isola et al., Image-to-Image Translation with Conditional Adversarial Networks, 2017, arXiv:1611.07004 (patches)
 [3] Lim and Ye, Geometric GAN, 2017, arXiv:1705.02894 (the hinge loss)
-[4] Wang et al., High-Resolution Image Synthesis and Semantic Manipulation with Conditional GANs, 2018,
-    arXiv:1711.11585 (feature matching)
-[5] Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, 2018, arXiv:1801.03924 (LPIPS)
 """
 import argparse
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +18,7 @@ from torch.nn import functional as F
 
 from modules import VQVAE, group_norm
 from running import devices
-from training import checkpoint
+from training import imagenet
 from training.optimizers import AdamW
 
 WIDTHS = (32, 64, 128)   # channels of the discriminator's strided layers
@@ -33,18 +27,14 @@ BETAS = (0.5, 0.9)       # of its Adam, as in the code of [1]
 AHEAD = 0.1              # share of the training for which the discriminator learns alone, before its judgement counts
 DELTA = 1e-6             # delta in [1], eq. 7
 MOST = 1e4               # most of the adaptive weight, as in the code of [1]
-SMALLEST_SIDE = 32       # pixels; LPIPS halves its images four times, and smaller ones are enlarged
-
-Perceptual = Callable[[Tensor, Tensor], Tensor]  # images and copies (B, C, H, W) in [0, 1] to a scalar
-
 
 # ---------------------------------------------------------------------------------------------------------
 # The discriminator
 
 
 class Discriminator(nn.Module):
-    """Judges patches [2]: images (B, C, H, W) in [0, 1] to the features of every layer, the last of them logits
-    (B, 1, h, w), above 0 for patches that look real. A logit sees 38x38 pixels.
+    """Judges patches [2]: images (B, C, H, W) in [0, 1] to logits (B, 1, h, w), above 0 for patches that look real. A
+    logit sees 38x38 pixels.
 
     Its norms are over the channels of one image, not over the batch, so that several processes compute what one would.
     """
@@ -52,62 +42,21 @@ class Discriminator(nn.Module):
     def __init__(self, channels: int, height: int, width: int):
         super().__init__()
         depth = min(height, width).bit_length() - 1  # each layer halves the image
-        self.layers = nn.ModuleList()
+        layers = []
         for narrow in WIDTHS[:depth]:
-            norm = group_norm(narrow) if len(self.layers) else nn.Identity()
-            self.layers.append(nn.Sequential(nn.Conv2d(channels, narrow, 4, stride=2, padding=1), norm,
-                                             nn.LeakyReLU(0.2, inplace=True)))
+            norm = group_norm(narrow) if layers else nn.Identity()
+            layers.append(nn.Sequential(nn.Conv2d(channels, narrow, 4, stride=2, padding=1), norm,
+                                        nn.LeakyReLU(0.2, inplace=True)))
             channels = narrow
-        self.head = nn.Conv2d(channels, 1, 3, padding=1)
+        self.layers, self.head = nn.Sequential(*layers), nn.Conv2d(channels, 1, 3, padding=1)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        features = [2 * images - 1]
-        for layer in self.layers:
-            features.append(layer(features[-1]))
-        return [feature.float() for feature in (*features[1:], self.head(features[-1]))]
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layers(2 * images - 1)).float()
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     """What the discriminator minimises ([3], as in the code of [1]): logits of images above 1, of copies below -1."""
     return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
-
-
-def feature_matching(real: list[Tensor], fake: list[Tensor]) -> Tensor:
-    """Mean absolute difference between features of images and of their copies, averaged over the layers ([4], eq. 4);
-    the logits count only where there is no other layer. The features of the images are constants to its gradient.
-    """
-    pairs = list(zip(real[:-1] or real, fake[:-1] or fake))
-    return sum((a.detach() - b).abs().mean() for a, b in pairs) / len(pairs)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# LPIPS
-
-
-def load_lpips(device: torch.device) -> Perceptual | None:
-    """LPIPS [5] of VGG, as torchmetrics has it, which downloads the weights of VGG. None, with a line that says so, if
-    it cannot be had, in this process or another one.
-    """
-    network, reason = None, ""
-    with devices.first_on_machine():
-        try:
-            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity  # slow to import
-            network = LearnedPerceptualImagePatchSimilarity("vgg").net.to(device).requires_grad_(False)
-        except (ImportError, OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-    if devices.all_sum(torch.tensor(float(network is None), device=device)):
-        if devices.is_main():
-            print(f"PERCEPTUAL (--perceptual): LPIPS cannot be had ({reason or 'in another process'}): features of the "
-                  f"discriminator are compared instead", file=sys.stderr)
-        return None
-
-    def lpips(images: Tensor, copies: Tensor) -> Tensor:
-        factor = -(-SMALLEST_SIDE // min(images.shape[2:]))
-        images, copies = (F.interpolate(batch, scale_factor=factor) if factor > 1 else batch
-                          for batch in (images, copies))
-        return network(*(batch.expand(-1, 3, -1, -1) for batch in (images, copies)), normalize=True).float().mean()
-
-    return lpips
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -119,11 +68,10 @@ class Sharpness:
     training on.
 
     Either weight is relative: at the decoder's last layer, the gradient of the loss is that many times as long as the
-    gradient of the reconstruction error ([1], eq. 7), whatever the scale of the loss. The discriminator is trained if
-    its judgement counts or its features stand in for those of LPIPS.
+    gradient of the reconstruction error ([1], eq. 7), whatever the scale of the loss.
 
     model: the VQ-VAE, on its device. height, width: of its images. Draws nothing from the global generator, so that up
-    to its start the training is the one without it.
+    to its start the training is the one without it. UserError if PERCEPTUAL needs a package.
     """
 
     def __init__(self, args: argparse.Namespace, model: VQVAE, height: int, width: int):
@@ -136,14 +84,12 @@ class Sharpness:
         if args.COMPILE != "no" and (device.type == "cuda" or args.COMPILE == "yes"):
             # compiled as one, a gradient at the last layer would take a pass through the whole network
             layer.forward = torch.compiler.disable(layer.forward)
-        continues = args.RESUME == "auto" and checkpoint.path_of(args.OUTPUT_DIR, "vqvae").exists()
-        before = checkpoint.load(args.OUTPUT_DIR, "vqvae").get("perceptual") if continues else None
+        self.network = self.discriminator = None
         with torch.random.fork_rng(devices=[]):
-            wanted = "perceptual" in self.weights and before != "features"  # a run goes on with what it began with
-            self.lpips = load_lpips(device) if wanted else None
-            torch.manual_seed(args.SEED)
-            self.discriminator = None
-            if "adversarial" in self.weights or not self.lpips:
+            if "perceptual" in self.weights:
+                self.network = imagenet.load(imagenet.TEACHES, "PERCEPTUAL (--perceptual)", device)
+            if "adversarial" in self.weights:
+                torch.manual_seed(args.SEED)
                 self.discriminator = Discriminator(model.config.channels, height, width)
                 self.discriminator.to(device, memory_format=torch.channels_last)
                 self.optimizer = AdamW(self.discriminator.parameters(), LEARNING_RATE, BETAS)
@@ -152,9 +98,9 @@ class Sharpness:
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What `training.Run` keeps of it: the discriminator with its optimiser, and which perceptual loss it is."""
+        """What `training.Run` keeps of it: the discriminator with its optimiser, and whose features are compared."""
         return {"companions": {"discriminator": (self.discriminator, self.optimizer)} if self.discriminator else {},
-                "perceptual": ("lpips" if self.lpips else "features") if "perceptual" in self.weights else ""}
+                "perceptual": f"efficientnet-lite{imagenet.TEACHES}" if self.network else ""}
 
     @property
     def panels(self) -> dict[str, list[str]]:
@@ -180,13 +126,11 @@ class Sharpness:
         seen = copies.detach().requires_grad_()
         if self.discriminator and progress > self.start - AHEAD:
             real, fake = self.discriminator(images), self.discriminator(seen)
-            losses = {"discriminator": hinge_loss(real[-1], fake[-1]), "adversarial": -fake[-1].mean()}
-            if "perceptual" in self.weights and not self.lpips:
-                losses["perceptual"] = feature_matching(real, fake)
+            losses = {"discriminator": hinge_loss(real, fake), "adversarial": -fake.mean()}
             added = losses["discriminator"]
         if progress > self.start:
-            if self.lpips:
-                losses["perceptual"] = self.lpips(images, seen)
+            if self.network:
+                losses["perceptual"] = imagenet.perceptual_loss(self.network, images, seen)
             gradients = [autograd.grad(losses[name], seen, retain_graph=True)[0] for name in self.weights]
             scales = self._adaptive_weights(error, copies, gradients, share)
             pull = sum(weight * scale * gradient

@@ -39,7 +39,7 @@ GONE = {"NORMALISE": "layer", "ORTHOGONAL": 0.0, "AVERAGE": 0.0}
 CONTENT = {"vqvae": "vqvae.pt", "sizes": "the sizes of the encoder and decoder of vqvae.pt",
            "images": "DATASET (--dataset): the training images or their labels",
            "class_names": "DATASET (--dataset): the classes", "grid": "the size of the grids of codes",
-           "perceptual": "PERCEPTUAL (--perceptual): whether LPIPS can be had"}
+           "perceptual": "PERCEPTUAL (--perceptual): the network whose features it compares"}
 WARMUP = 0.03      # share of the steps over which the learning rate rises
 COOLDOWN = 0.4     # share of the steps at the end over which it falls to 0
 CHECK_EVERY = 10   # steps between looks at the loss: each look waits for the device
