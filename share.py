@@ -47,6 +47,9 @@ def read_run(output_dir: str) -> dict[str, dict[str, Any]]:
     prior that learnt the codes of another VQ-VAE.
     """
     found = {"vqvae": runs.load_vqvae(output_dir)[0]}
+    if checkpoint.path_of(output_dir, "decoder").exists():
+        runs.load_decoder(output_dir, found["vqvae"])
+        found["decoder"] = checkpoint.load(output_dir, "decoder")
     for name in runs.priors_there(output_dir, found["vqvae"]):
         levels, _ = runs.load_prior(output_dir, found["vqvae"], name)
         found |= {level["stage"]: level for level in levels}
@@ -109,7 +112,10 @@ def add_expected(contents: dict[str, dict[str, Any]], run: dict[str, Any], args:
     except UserError as error:
         print(f"score.py will ask for the data set where these weights are used: {error}", file=sys.stderr)
         return
-    vqvae = runs.build(contents["vqvae"]).to(device)
+    vqvae = runs.build(contents["vqvae"])
+    if "decoder" in contents:
+        vqvae.decoder = runs.build(contents["decoder"]).layers
+    vqvae.to(device)
     for stored in scoring:
         networks = Networks(vqvae, runs.build(stored).to(device), class_shares(stored), device, args.BATCH_SIZE)
         coded = code(networks, images, f"scoring by {stored['stage']}.pt")
@@ -141,7 +147,7 @@ def main(args: argparse.Namespace) -> None:
     contents = {stage: weights_alone(stored, args.HALF) for stage, stored in found.items()}
     known = checkpoint.fingerprint(contents["vqvae"]["model"])
     for stored in contents.values():
-        if "vqvae" in stored:  # a prior: it belongs to the rounded weights now
+        if "vqvae" in stored:  # a prior or a decoder: it belongs to the rounded weights now
             stored["vqvae"] = known
     add_expected(contents, found["vqvae"], args, device)
     for path in before:

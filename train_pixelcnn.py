@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     if device.type == "cpu" and PRIORS[args.PRIOR].attention:  # its gradient takes longer in bfloat16 there
         args = filled(args, PRECISION="float32")
-    stored, vqvae = runs.load_vqvae(args.OUTPUT_DIR, for_prior=True)
+    stored, vqvae = runs.load_vqvae(args.OUTPUT_DIR, for_training=True)
     vqvae.to(device, memory_format=torch.channels_last)
     args = checkpoint.fill(args, stored)
     todo = levels.to_train(stored, args)

@@ -25,7 +25,6 @@ from priors import levels
 from priors.codes import PIXELS, perplexity, psnr, warn_if_unused
 from running import devices
 from running.cli import run as run_script
-from training.adversarial import Sharpness
 from training.loop import Run, begin, configure, filled, means, over_processes, save_reconstructions, sum_over
 from training.optimizers import AdamW, Muon
 from training.settings import *  # noqa: F403
@@ -54,9 +53,6 @@ CODEBOOK = "ema"          # how it learns: "ema" (moving averages) or "gradient"
 EMA_DECAY = 0.97          # of the moving averages, per step; nearer to 1 is slower and smoother
 REVIVE_BELOW = 0.02       # a code used less than this share of the average is put onto a current z_e; 0: never
 COMMITMENT_COST = 1.0     # beta in [1], eq. 3: how strongly z_e is held to its code
-ADVERSARIAL = 0.0         # weight of the adversarial loss, relative to the MSE; sharper, of lower PSNR; 0: off
-PERCEPTUAL = 0.0          # weight of an error in features of a network trained on ImageNet; 0: off
-ADVERSARIAL_START = 0.5   # share of the training after which both of these losses begin
 
 PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["train_psnr", "validation_psnr"],
           "latent losses": ["train_codebook_loss", "train_commitment_loss", "validation_commitment_loss"],
@@ -116,14 +112,11 @@ def main(args: argparse.Namespace) -> None:
     optimizer = AdamW(weights, args.LEARNING_RATE) if args.OPTIMIZER == "adam" \
         else Muon(weights, args.LEARNING_RATE, adam=[quantizer.codebook for quantizer in model.quantizers])
     panels, line = (PANELS, LINE) if args.LEVELS == 1 else (PANELS | levels.PANELS, LINE + levels.LINE)
-    sharpness = Sharpness(args, model, height, width) if args.ADVERSARIAL or args.PERCEPTUAL else None
-    # sharp images are not those of least error: then the last weights are kept
-    monitor, extra, more = (None, sharpness.panels, sharpness.kept) if sharpness else ("validation_mse", {}, {})
-    run = Run(args, "vqvae", model, optimizer, len(train.images), monitor, panels | extra, line=line,
+    run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", panels, line=line,
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT,
                     "class_names": data.class_names, "reading": reading._asdict(), "value_range": data.value_range,
                     "channels": channels, "height": height, "width": width},
-              images=dataset.digest(data.train), **more)
+              images=dataset.digest(data.train))
     variance = max(dataset.pixel_variance(train.images), 1e-6)  # puts the error on the scale of the latent losses
     if not run.resumed:
         some = torch.randperm(len(train.images))[:max(args.BATCH_SIZE, min(256, PIXELS // (height * width)))]
@@ -135,16 +128,10 @@ def main(args: argparse.Namespace) -> None:
         for (images,) in run.batches(train.images):
             images = dataset.to_float(images)
             with run.autocast():
-                output = stepped(images)
-                batch = compare(images, output)
-            error = batch["mse"] / variance
-            loss = error + args.COMMITMENT_COST * batch["commitment_loss"]
+                batch = compare(images, stepped(images))
+            loss = batch["mse"] / variance + args.COMMITMENT_COST * batch["commitment_loss"]
             if args.CODEBOOK == "gradient":
                 loss = loss + batch["codebook_loss"]
-            if sharpness:
-                with run.autocast():
-                    added, sharp = sharpness(error, images, output.images, run.progress, len(images) / run.batch)
-                loss, batch = loss + added, batch | sharp
             run.step(loss, len(images), batch)
         path = Path(args.OUTPUT_DIR) / "reconstructions" / f"epoch_{run.epoch + 1:03d}.png"
         run.end_epoch(summarise(over_processes(run.totals)),

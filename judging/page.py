@@ -27,8 +27,8 @@ NAME = "report.html"
 LARGEST = 2**21         # bytes of a picture that is embedded as it is; a larger one becomes a JPEG ...
 WIDEST = 1600           # ... of so many pixels across
 STAGES = [*runs.STAGES, "vae"]
-TITLES = dict(zip(STAGES, STAGES)) | {"vqvae": "VQ-VAE", "pixelcnn": "PixelCNN", "masked": "masked prior",
-                                      "vae": "VAE (the baseline)"}
+TITLES = dict(zip(STAGES, STAGES)) | {"vqvae": "VQ-VAE", "decoder": "finished decoder", "pixelcnn": "PixelCNN",
+                                      "masked": "masked prior", "vae": "VAE (the baseline)"}
 SHOWN_FIRST = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED")  # constants of a training in the first table
 MEASURED_WITH = ("TEMPERATURE", "TOP_K", "TOP_P", "GUIDANCE", "FEATURES", "SEED")  # constants above a table of measures
 CODEBOOK = "<p>{codes_used} of {codes} codes occur in the test split. Their perplexity is {perplexity:.1f}.</p>"

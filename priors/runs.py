@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modules import VQVAE, VQVAEConfig
 from priors.levels import grid_sizes, make_vqvae
@@ -16,26 +16,57 @@ from training import checkpoint
 
 GUIDED = 1.25          # what GUIDANCE of "auto" is where a draw is given a class
 UNGUIDED_TOP_P = 0.9   # what TOP_P of "auto" is without guidance
-STAGES = ["vqvae", *PRIORS, *(f"{name}_coarse" for name in PRIORS)]  # checkpoints of a run, by their file's name
+STAGES = ["vqvae", "decoder", *PRIORS, *(f"{name}_coarse" for name in PRIORS)]  # checkpoints, by their file's name
+
+
+class Decoder(nn.Module):
+    """The decoder of a VQ-VAE of these sizes, by itself, as train_decoder.py finishes it."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        self.config, self.layers = config, make_vqvae(config).decoder
+
+    def forward(self, z_q: Tensor) -> Tensor:
+        """What `VQVAE.look_up` gives (B, D, h, w) to images (B, C, H, W), not cropped."""
+        return self.layers(z_q)
+
+
+NETWORKS = {"vqvae": (make_vqvae, VQVAEConfig), "decoder": (Decoder, VQVAEConfig)}
 
 
 def build(stored: dict[str, Any]) -> nn.Module:
-    """The network of the checkpoint of a VQ-VAE or a prior: see `checkpoint.build`."""
-    network, config = (make_vqvae, VQVAEConfig) if stored["stage"] == "vqvae" \
-        else PRIORS[stored["stage"].removesuffix("_coarse")][:2]
-    return checkpoint.build(stored, network, config)
+    """The network of the checkpoint of a VQ-VAE, its finished decoder or a prior: see `checkpoint.build`."""
+    stage = stored["stage"]
+    return checkpoint.build(stored, *(NETWORKS.get(stage) or PRIORS[stage.removesuffix("_coarse")][:2]))
 
 
-def load_vqvae(output_dir: str, for_prior: bool = False) -> tuple[dict[str, Any], VQVAE]:
+def load_vqvae(output_dir: str, for_training: bool = False) -> tuple[dict[str, Any], VQVAE]:
     """The checkpoint of a run's VQ-VAE, and the network in eval mode, on the CPU. UserError: see `checkpoint.load`.
 
-    for_prior: a prior is about to learn its codes; a line says so if the VQ-VAE's own training has not finished.
+    Where decoder.pt lies beside it, of this vqvae.pt, the network has that decoder. for_training: a stage is about to
+    learn its codes; a line says so if the VQ-VAE's own training has not finished.
     """
     stored = checkpoint.load(output_dir, "vqvae")
-    if for_prior and devices.is_main() and checkpoint.unfinished(stored):
-        print("vqvae.pt is of a training that was stopped: if it continues, this prior no longer fits its codes",
+    if for_training and devices.is_main() and checkpoint.unfinished(stored):
+        print("vqvae.pt is of a training that was stopped: if it continues, what is trained now no longer fits",
               file=sys.stderr)
-    return stored, build(stored)
+    vqvae = build(stored)
+    if checkpoint.path_of(output_dir, "decoder").exists():
+        try:
+            vqvae.decoder = load_decoder(output_dir, stored).layers
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return stored, vqvae
+
+
+def load_decoder(output_dir: str, vqvae: dict[str, Any]) -> Decoder:
+    """The finished decoder of a run. vqvae: the checkpoint that it must belong to. UserError if it does not."""
+    stored = checkpoint.load(output_dir, "decoder")
+    decoder = build(stored)
+    if stored.get("vqvae") != checkpoint.fingerprint(vqvae["model"]) or stored["config"] != vqvae["config"]:
+        raise UserError(f"decoder.pt decodes the codes of another vqvae.pt than the one beside it: train it again by "
+                        f"{checkpoint.command(output_dir, 'decoder', '--resume', 'never', '--overwrite')}")
+    return decoder
 
 
 def open_run(args: argparse.Namespace, device: torch.device) -> tuple[argparse.Namespace, dict[str, Any], VQVAE]:

@@ -118,7 +118,6 @@ GROUPS = {
         "BETA": Rule(float, above=0),
         "ADVERSARIAL": Rule(float, low=0, high=100),
         "PERCEPTUAL": Rule(float, low=0, high=100),
-        "ADVERSARIAL_START": Rule(float, low=0, high=0.99),
     },
     "images and samples": {
         "NUM_SAMPLES": Rule(int, low=1, high=10_000_000),

@@ -139,8 +139,8 @@ def continued(script, data_dir, output, *flags) -> Outcome:
 @pytest.fixture(scope="session")
 def cases(tmp_path_factory, trained, two_levels, data_dir):
     """By name a training that has run undisturbed, and that can be run again and disturbed: see faults.Case."""
-    from faults import SHARP, Case
-    kinds = {"adversarial": ("vqvae", trained, SHARP), "levels": ("vqvae", two_levels, ["--levels", "2"]),
+    from faults import Case
+    kinds = {"levels": ("vqvae", two_levels, ["--levels", "2"]),
              "priors of two levels": ("pixelcnn", two_levels, [])}
 
     class Cases(dict):

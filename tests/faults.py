@@ -19,17 +19,15 @@ from training import checkpoint
 # The server has imported everything and forks in no time; nothing in it has started a thread
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo", "train_vqvae",
-                              "train_pixelcnn", "train_vae", "generate"])
+                              "train_pixelcnn", "train_decoder", "train_vae", "generate"])
 # vae goes the same ways but for its draws of z: it is stopped, shared and continued
 STAGES = ["vqvae", "pixelcnn", "masked"]
-# More: a vqvae with a discriminator, and one of two levels
-CASES = [*STAGES, "adversarial", "levels"]
-SHARP = ["--adversarial", "0.5", "--adversarial-start", "0.4"]
+CASES = [*STAGES, "decoder", "levels"]  # the last: a vqvae of two levels
 SIZES = {"vqvae": ["--hidden", "32", "--residual-hidden", "16", "--num-codes", "16", "--code-dim", "16",
                    "--revive-below", "0.4"],
          "pixelcnn": ["--prior", "pixelcnn", "--hidden", "16", "--layers", "2"],
          "masked": ["--prior", "masked", "--hidden", "16", "--layers", "2"],
-         "vae": ["--latent-dim", "8"]}
+         "decoder": ["--perceptual", "0"], "vae": ["--latent-dim", "8"]}
 EPOCHS = 3  # of a case
 
 

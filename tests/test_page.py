@@ -57,7 +57,7 @@ def full(trained, tmp_path):
     for number, name in enumerate(PICTURES):
         (run / name).parent.mkdir(exist_ok=True)
         Image.new("L", (30 + number, 20)).save(run / name)
-    facts = {"images_per_row": 60, "constants": {"TOP_P": 0.9, "SEED": 3}}
+    facts = {"images_per_row": 60, "constants": {"TOP_P": 0.9, "SEED": 3}, "doubts": ["KID is <not> to be read"]}
     (run / "evaluation.json").write_text(json.dumps(
         {**facts, "best": "pixelcnn", "codes": 16, "codes_used": 12, "perplexity": 9.87, "rows": ROWS}))
     (run / "ablation.json").write_text(json.dumps({**facts, "rows": {"pixelcnn, argmax": {"distinct": 0.125}}}))
@@ -77,7 +77,8 @@ def test_every_part_is_there(full):
     for words in ("glyphs", "CODE_DIM", "EMA_DECAY", "24.78", "0.9421", "98.3", "95.4%", "11.28", "12.5%", "12 of 16",
                   "perplexity is 9.9", "New images of pixelcnn", "TOP_P 0.9", "SEED 3", "after epoch 1"):
         assert words in found.text, words
-    left_out = "transformer, masked prior, VAE (the baseline)"
+    assert found.text.count("KID is <not> to be read") == 2
+    left_out = "finished decoder, transformer, masked prior, VAE (the baseline)"
     assert f"not trained in this run, or left out: {left_out}" in found.text
     for file in (*PICTURES, "evaluation.json", "ablation.json"):
         assert f"no {file}" not in found.text
@@ -121,7 +122,7 @@ def test_what_is_missing_is_named_with_its_command(tmp_path):
         assert f"no {name}: " in text, name
     for name, script in (("evaluation", "evaluate"), ("ablation", "ablation")):
         assert f"no {name}.json: run python {script}.py --output-dir {tmp_path}" in text
-    assert "not trained in this run, or left out: VQ-VAE, PixelCNN" in text
+    assert "not trained in this run, or left out: VQ-VAE, finished decoder" in text
 
 
 def test_what_is_damaged_is_named(full):
@@ -132,7 +133,8 @@ def test_what_is_damaged_is_named(full):
     assert "nearest.png is damaged: " in text and "codebook.png is damaged: " in text
     assert "left out: " in text and "pixelcnn.pt is no file of torch" in text
     for content in (b"", b"[]", b"{}", b'{"rows": 1}', b'{"rows": {"a": 1}}', b'{"rows": {"a": {"mse": "x"}}}',
-                    b'{"rows": {}, "perplexity": "x"}', b'{"rows": {}, "constants": 1}', b"\xff"):
+                    b'{"rows": {}, "perplexity": "x"}', b'{"rows": {}, "constants": 1}', b'{"rows": {}, "doubts": 1}',
+                    b"\xff"):
         (full / "evaluation.json").write_bytes(content)
         assert page._read_rows(full / "evaluation.json") is None, content
     assert "evaluation.json cannot be read: run python evaluate.py" in shown(full).text

@@ -12,8 +12,8 @@ from PIL import Image
 from running import cli, figures
 from running.rules import RULES
 
-SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_vae", "generate", "complete", "reconstruct", "random_sample",
-           "evaluate", "ablation", "score", "share"]
+SCRIPTS = ["train_vqvae", "train_pixelcnn", "train_decoder", "train_vae", "generate", "complete", "reconstruct",
+           "random_sample", "evaluate", "ablation", "score", "share"]
 
 
 def test_one_after_the_other_as_a_user_would(tmp_path, data_dir):

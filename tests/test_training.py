@@ -137,7 +137,7 @@ def test_resume_never_and_overwrite(script, copied, data_dir):
 
 def test_a_run_that_does_not_say_a_constant_is_continued_with_the_present_one(script, copied, data_dir):
     content = torch.load(copied / "vqvae.pt", weights_only=True)
-    for name in ("OPTIMIZER", "VALUE_RANGE", "ADVERSARIAL", "LEVELS"):
+    for name in ("OPTIMIZER", "VALUE_RANGE", "LEVELS"):
         content["training"]["constants"].pop(name)
     content["training"].pop("companions")
     content["config"].pop("levels")

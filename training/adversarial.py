@@ -24,7 +24,7 @@ from training.optimizers import AdamW
 WIDTHS = (32, 64, 128)   # channels of the discriminator's strided layers
 LEARNING_RATE = 1e-3     # of the discriminator at its highest; it rises and falls as that of the VQ-VAE
 BETAS = (0.5, 0.9)       # of its Adam, as in the code of [1]
-AHEAD = 0.1              # share of the training for which the discriminator learns alone, before its judgement counts
+AHEAD = 0.1              # share of the training in which the discriminator learns alone, before both losses begin
 DELTA = 1e-6             # delta in [1], eq. 7
 MOST = 1e4               # most of the adaptive weight, as in the code of [1]
 
@@ -64,20 +64,17 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 class Sharpness:
-    """What ADVERSARIAL and PERCEPTUAL add to the loss of a VQ-VAE's step, from the share ADVERSARIAL_START of the
-    training on.
+    """What ADVERSARIAL and PERCEPTUAL add to the loss of a step of train_decoder.py.
 
     Either weight is relative: at the decoder's last layer, the gradient of the loss is that many times as long as the
     gradient of the reconstruction error ([1], eq. 7), whatever the scale of the loss.
 
-    model: the VQ-VAE, on its device. height, width: of its images. Draws nothing from the global generator, so that up
-    to its start the training is the one without it. UserError if PERCEPTUAL needs a package.
+    model: the VQ-VAE, on its device. height, width: of its images. UserError if PERCEPTUAL needs a package.
     """
 
     def __init__(self, args: argparse.Namespace, model: VQVAE, height: int, width: int):
         asked = {"adversarial": args.ADVERSARIAL, "perceptual": args.PERCEPTUAL}
         self.weights = {name: weight for name, weight in asked.items() if weight > 0}
-        self.start = args.ADVERSARIAL_START
         device = next(model.parameters()).device
         layer = [layer for layer in model.decoder if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))][-1]
         self.last = layer.weight
@@ -85,15 +82,13 @@ class Sharpness:
             # compiled as one, a gradient at the last layer would take a pass through the whole network
             layer.forward = torch.compiler.disable(layer.forward)
         self.network = self.discriminator = None
-        with torch.random.fork_rng(devices=[]):
-            if "perceptual" in self.weights:
-                self.network = imagenet.load(imagenet.TEACHES, "PERCEPTUAL (--perceptual)", device)
-            if "adversarial" in self.weights:
-                torch.manual_seed(args.SEED)
-                self.discriminator = Discriminator(model.config.channels, height, width)
-                self.discriminator.to(device, memory_format=torch.channels_last)
-                self.optimizer = AdamW(self.discriminator.parameters(), LEARNING_RATE, BETAS)
-
+        if "perceptual" in self.weights:
+            self.network = imagenet.load(imagenet.TEACHES, "PERCEPTUAL (--perceptual)", device)
+        if "adversarial" in self.weights:
+            torch.manual_seed(args.SEED)
+            self.discriminator = Discriminator(model.config.channels, height, width)
+            self.discriminator.to(device, memory_format=torch.channels_last)
+            self.optimizer = AdamW(self.discriminator.parameters(), LEARNING_RATE, BETAS)
         self.losses = [*self.weights, *(["discriminator"] if self.discriminator else [])]  # their names
 
     @property
@@ -124,11 +119,11 @@ class Sharpness:
         # the graphs of the losses end at the copies: from there on, one backward pass serves them all
         copies = copies.float()
         seen = copies.detach().requires_grad_()
-        if self.discriminator and progress > self.start - AHEAD:
+        if self.discriminator:
             real, fake = self.discriminator(images), self.discriminator(seen)
             losses = {"discriminator": hinge_loss(real, fake), "adversarial": -fake.mean()}
             added = losses["discriminator"]
-        if progress > self.start:
+        if progress > AHEAD:
             if self.network:
                 losses["perceptual"] = imagenet.perceptual_loss(self.network, images, seen)
             gradients = [autograd.grad(losses[name], seen, retain_graph=True)[0] for name in self.weights]

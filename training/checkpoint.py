@@ -1,9 +1,9 @@
 """Checkpoints: written whole or not at all, and read as untrusted data.
 
 A checkpoint is a dict of tensors, numbers, texts, lists and dicts, saved by `torch.save` and loaded with
-`weights_only=True`, so nothing in a file can run. One directory is one run: `vqvae.pt`, and a file for each prior
-over its codes, `transformer.pt`, `pixelcnn.pt` and `masked.pt`. With two levels of codes these are of
-the fine one, and beside each lies the prior of the coarse one, such as `transformer_coarse.pt`.
+`weights_only=True`, so nothing in a file can run. One directory is one run: `vqvae.pt`, its finished decoder in
+`decoder.pt`, and a file for each prior over its codes, `transformer.pt`, `pixelcnn.pt` and `masked.pt`. With two levels
+of codes these are of the fine one, and beside each lies the prior of the coarse one, such as `transformer_coarse.pt`.
 """
 import argparse
 import hashlib
@@ -52,7 +52,7 @@ def path_of(output_dir: str, stage: str) -> Path:
 def command(output_dir: str, stage: str, *more: str) -> str:
     """What a user types to make a stage's checkpoint, in backticks; more: further words of it."""
     prior = stage.removesuffix("_coarse")
-    script = [f"train_{stage}.py"] if stage in ("vqvae", "vae") else ["train_pixelcnn.py"]
+    script = [f"train_{stage}.py"] if stage in ("vqvae", "vae", "decoder") else ["train_pixelcnn.py"]
     if script == ["train_pixelcnn.py"] and prior != DEFAULT_PRIOR:
         script += ["--prior", prior]
     if prior != stage:

@@ -34,7 +34,7 @@ from training import checkpoint
 FREE = {"DATASET", "DATA_DIR", "OUTPUT_DIR", "EPOCHS", "LEARNING_RATE", "DEVICE", "COMPILE", "PRECISION",
         "TENSORBOARD", "SAVE_EVERY", "SAMPLE_EVERY", "LEVEL", "RESUME", "OVERWRITE"}
 # What runs before 2026-11-29 could have and this code has not, by the value that means the same as now
-GONE = {"NORMALISE": "layer", "ORTHOGONAL": 0.0, "AVERAGE": 0.0}
+GONE = {"NORMALISE": "layer", "ORTHOGONAL": 0.0, "AVERAGE": 0.0, "ADVERSARIAL": 0.0, "PERCEPTUAL": 0.0}
 # What a message calls the content of a checkpoint that a run cannot do without
 CONTENT = {"vqvae": "vqvae.pt", "sizes": "the sizes of the encoder and decoder of vqvae.pt",
            "images": "DATASET (--dataset): the training images or their labels",
@@ -273,7 +273,7 @@ class Run:
         """Say what the weights that were kept attain on the test split."""
         if self.respelt:
             self.save()  # for the later stages
-        kept = f"epoch {self.epoch}, the last; with ADVERSARIAL or PERCEPTUAL none is chosen"
+        kept = f"epoch {self.epoch}, the last"
         if self.monitor:
             values = [row[self.monitor] for row in self.history]
             kept = f"epoch {len(values) - values[::-1].index(min(values))}, the best on the validation split"
@@ -381,7 +381,7 @@ class Run:
         try:
             state = stored["training"]
             for name, same in GONE.items():
-                if (before := state["constants"].get(name, same)) != same:
+                if name not in vars(self.args) and (before := state["constants"].get(name, same)) != same:
                     raise UserError(f"the run in {self.args.OUTPUT_DIR} has {name} = {before!r}, which this code has "
                                     f"no longer since 2026-11-29: {again}")
             for name, value in vars(self.args).items():

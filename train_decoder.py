@@ -1,0 +1,112 @@
+"""Finish the decoder of a trained VQ-VAE: `vqvae.pt` in, `decoder.pt` out, by which every script decodes from then on.
+
+Minimising the squared error blurs. Here the decoder alone learns on, with a perceptual and an adversarial loss, from
+the codes of the training images. Encoder and codebook stay as they are, so a prior fits whether it was trained before
+or is trained after. To decode by vqvae.pt again, move decoder.pt away.
+"""
+import running.start  # noqa: F401
+
+import argparse
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dataset
+from loading.reading import Reading
+from modules import VQVAE
+from priors import runs
+from priors.codes import encode, psnr
+from priors.runs import Decoder
+from running import devices
+from running.cli import run as run_script
+from training import checkpoint
+from training.adversarial import Sharpness
+from training.loop import Run, begin, filled, means, over_processes, save_reconstructions, sum_over
+from training.optimizers import Muon
+from training.settings import *  # noqa: F403
+
+OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
+DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
+DATA_DIR = None           # where data sets are kept, or downloaded to; None: as in the training
+LIMIT = None              # use only the first N images of each part; 0: all; None: as in the training
+EPOCHS = "auto"           # passes over the training images; "auto": 1, or more for 3,000 steps
+BATCH_SIZE = "auto"       # images a step, over all processes; "auto": as in the training of the VQ-VAE
+LEARNING_RATE = 1e-3      # the highest, of Muon; it rises briefly, and at the end falls to 0
+SEED = 0                  # of the discriminator's weights and the order of the images
+PERCEPTUAL = 1.0          # weight of an error in features of a network trained on ImageNet, relative to the MSE; 0: off
+ADVERSARIAL = 0.8         # weight of the adversarial loss, relative to the MSE; 0: off
+
+STEPS = 3_000  # that EPOCHS of "auto" makes at least
+PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["train_psnr", "validation_psnr"]}
+
+
+def decode(vqvae: VQVAE, decoder: nn.Module, images: Tensor, codes: Sequence[Tensor]) -> Tensor:
+    """What the decoder makes of the codes of every level, of the size of images (B, C, H, W); not clipped to [0, 1]."""
+    with torch.no_grad():
+        z_q = vqvae.look_up([level.long() for level in codes])
+    return decoder(z_q)[:, :, :images.shape[2], :images.shape[3]].float()
+
+
+def terms(vqvae: VQVAE, decoder: nn.Module, images: Tensor, *codes: Tensor) -> dict[str, Tensor]:
+    """What a batch of uint8 images and their codes adds to the metrics: MSE over pixels in [0, 1]."""
+    images = dataset.to_float(images)
+    return {"mse": F.mse_loss(decode(vqvae, decoder, images, codes), images)}
+
+
+def summarise(totals: dict[str, Tensor]) -> dict[str, float]:
+    """A split's metrics from its sums: means of the terms, and PSNR in dB of the mean MSE."""
+    result = means(totals)
+    return result | {"psnr": psnr(result["mse"])}
+
+
+def fit_to(args: argparse.Namespace, count: int, stored: dict) -> argparse.Namespace:
+    """The constants, those of "auto" chosen by the number of training images and the checkpoint of the VQ-VAE."""
+    args = filled(args, BATCH_SIZE=min(count, checkpoint.constants(stored).get("BATCH_SIZE", 16)))
+    return filled(args, EPOCHS=dataset.auto_epochs(1, STEPS, math.ceil(count / args.BATCH_SIZE)))
+
+
+def main(args: argparse.Namespace) -> None:
+    device = devices.pick(args.DEVICE)
+    stored, vqvae = runs.load_vqvae(args.OUTPUT_DIR, for_training=True)
+    vqvae.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    args = checkpoint.fill(args, stored)
+    lock, data = begin(args, Reading(**stored["data"]["reading"]))
+    checkpoint.check_images(stored, data.train.images)
+    train, validation, test = ([dataset.place(part, device) for part in (split.images, *encode(vqvae, split.images))]
+                               for split in data[:3])
+    args = fit_to(args, len(train[0]), stored)
+    decoder = Decoder(vqvae.config)
+    decoder.layers.load_state_dict(runs.build(stored).decoder.state_dict())  # vqvae may have one that is finished
+    vqvae.decoder = decoder.to(device, memory_format=torch.channels_last).layers
+    sharpness = Sharpness(args, vqvae, *train[0].shape[2:])
+    run = Run(args, "decoder", decoder, Muon(list(decoder.parameters()), args.LEARNING_RATE), len(train[0]), None,
+              PANELS | sharpness.panels, line="MSE {mse:.5f}, PSNR {psnr:.2f} dB",
+              data=stored["data"] | {"dataset": args.DATASET}, vqvae=checkpoint.fingerprint(stored["model"]),
+              images=dataset.digest(data.train), **sharpness.kept)
+    variance = max(dataset.pixel_variance(data.train.images), 1e-6)  # as in the training of the VQ-VAE
+    stepped = run.prepare()
+
+    while run.epoch < args.EPOCHS:
+        for images, *codes in run.batches(*train):
+            images = dataset.to_float(images)
+            with run.autocast():
+                copies = decode(vqvae, stepped, images, codes)
+                error = F.mse_loss(copies, images)
+                added, sharp = sharpness(error / variance, images, copies, run.progress, len(images) / run.batch)
+            run.step(error / variance + added, len(images), {"mse": error, **sharp})
+        path = Path(args.OUTPUT_DIR) / "decoder_reconstructions" / f"epoch_{run.epoch + 1:03d}.png"
+        run.end_epoch(summarise(over_processes(run.totals)),
+                      summarise(sum_over(partial(terms, vqvae), decoder, args.BATCH_SIZE, *validation)),
+                      draw=lambda: save_reconstructions(vqvae.eval(), validation[0], args.BATCH_SIZE, path))
+
+    run.finish(summarise(sum_over(partial(terms, vqvae), decoder, args.BATCH_SIZE, *test)))
+    lock.release()
+
+
+if __name__ == "__main__":
+    run_script(main, globals())
