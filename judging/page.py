@@ -35,7 +35,7 @@ CODEBOOK = "<p>{codes_used} of {codes} codes occur in the test split. Their perp
 ARROWS = {"lower": " \N{DOWNWARDS ARROW}", "higher": " \N{UPWARDS ARROW}", "": ""}
 STYLE = """
 :root { color-scheme: light dark; --soft: #777; --line: #8885 }
-body { margin: auto; max-width: 72rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word }
+body { margin: auto; max-width: 80rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word }
 h2 { margin-top: 3rem; border-top: 1px solid var(--line) }
 p, dl, figcaption { max-width: 46rem }
 a { color: inherit } nav a { margin-right: 1rem }
@@ -45,7 +45,7 @@ figure { margin: 1rem 0 } img { max-width: 100%; height: auto; background: #fff 
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
-th:first-child { text-align: left }
+th:first-child { text-align: left; position: sticky; left: 0; background: Canvas }
 dt { float: left; clear: left; margin-right: .5rem } dd { margin: 0 }
 """
 
