@@ -1,14 +1,13 @@
 """Finish the decoder of a trained VQ-VAE: `vqvae.pt` in, `decoder.pt` out, by which every script decodes from then on.
 
-Minimising the squared error blurs. Here the decoder alone learns on, with a perceptual and an adversarial loss, from
-the codes of the training images. Encoder and codebook stay as they are, so a prior fits whether it was trained before
-or is trained after. To decode by vqvae.pt again, move decoder.pt away.
+Minimising the squared error blurs. Here the decoder alone learns on, from the codes of the training images, with a
+perceptual loss: see training/imagenet.py. Encoder and codebook stay as they are, so a prior fits whether it was trained
+before or is trained after. To decode by vqvae.pt again, move decoder.pt away.
 """
 import running.start  # noqa: F401
 
 import argparse
 import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +23,8 @@ from priors.codes import encode, psnr
 from priors.runs import Decoder
 from running import devices
 from running.cli import run as run_script
-from training import checkpoint
-from training.adversarial import Sharpness
+from training import checkpoint, imagenet
+from training.imagenet import perceptual_loss
 from training.loop import Run, begin, filled, means, over_processes, save_reconstructions, sum_over
 from training.optimizers import Muon
 from training.settings import *  # noqa: F403
@@ -37,31 +36,32 @@ LIMIT = None              # use only the first N images of each part; 0: all; No
 EPOCHS = "auto"           # passes over the training images; "auto": 1, or more for 3,000 steps
 BATCH_SIZE = "auto"       # images a step, over all processes; "auto": as in the training of the VQ-VAE
 LEARNING_RATE = 1e-3      # the highest, of Muon; it rises briefly, and at the end falls to 0
-SEED = 0                  # of the discriminator's weights and the order of the images
-PERCEPTUAL = 1.0          # weight of an error in features of a network trained on ImageNet, relative to the MSE; 0: off
-ADVERSARIAL = 0.8         # weight of the adversarial loss, relative to the MSE; 0: off
+SEED = 0                  # of the order of the images
+PERCEPTUAL = 0.1          # weight of the error in features of a network trained on ImageNet; of the MSE it is 1
 
 STEPS = 3_000  # that EPOCHS of "auto" makes at least
-PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["train_psnr", "validation_psnr"]}
+PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["train_psnr", "validation_psnr"],
+          "perceptual loss": ["train_perceptual", "validation_perceptual"]}
+LINE = "MSE {mse:.5f}, PSNR {psnr:.2f} dB, perceptual loss {perceptual:.4f}"
 
 
-def decode(vqvae: VQVAE, decoder: nn.Module, images: Tensor, codes: Sequence[Tensor]) -> Tensor:
-    """What the decoder makes of the codes of every level, of the size of images (B, C, H, W); not clipped to [0, 1]."""
+def terms(vqvae: VQVAE, network: nn.Module, decoder: nn.Module, images: Tensor, *codes: Tensor) -> dict[str, Tensor]:
+    """What a batch of uint8 images and their codes adds to the losses: MSE over pixels in [0, 1], and the perceptual
+    loss in features of `network`.
+    """
+    images = dataset.to_float(images)
     with torch.no_grad():
         z_q = vqvae.look_up([level.long() for level in codes])
-    return decoder(z_q)[:, :, :images.shape[2], :images.shape[3]].float()
+    copies = decoder(z_q)[:, :, :images.shape[2], :images.shape[3]].float()
+    return {"mse": F.mse_loss(copies, images), "perceptual": perceptual_loss(network, images, copies)}
 
 
-def terms(vqvae: VQVAE, decoder: nn.Module, images: Tensor, *codes: Tensor) -> dict[str, Tensor]:
-    """What a batch of uint8 images and their codes adds to the metrics: MSE over pixels in [0, 1]."""
-    images = dataset.to_float(images)
-    return {"mse": F.mse_loss(decode(vqvae, decoder, images, codes), images)}
-
-
-def summarise(totals: dict[str, Tensor]) -> dict[str, float]:
-    """A split's metrics from its sums: means of the terms, and PSNR in dB of the mean MSE."""
+def summarise(variance: float, weight: float, totals: dict[str, Tensor]) -> dict[str, float]:
+    """A split's metrics from its sums: means of the terms, PSNR in dB of the mean MSE, and the loss. variance: of the
+    pixels, over which the MSE is taken; weight: PERCEPTUAL.
+    """
     result = means(totals)
-    return result | {"psnr": psnr(result["mse"])}
+    return result | {"psnr": psnr(result["mse"]), "loss": result["mse"] / variance + weight * result["perceptual"]}
 
 
 def fit_to(args: argparse.Namespace, count: int, stored: dict) -> argparse.Namespace:
@@ -83,28 +83,26 @@ def main(args: argparse.Namespace) -> None:
     decoder = Decoder(vqvae.config)
     decoder.layers.load_state_dict(runs.build(stored).decoder.state_dict())  # vqvae may have one that is finished
     vqvae.decoder = decoder.to(device, memory_format=torch.channels_last).layers
-    sharpness = Sharpness(args, vqvae, *train[0].shape[2:])
-    run = Run(args, "decoder", decoder, Muon(list(decoder.parameters()), args.LEARNING_RATE), len(train[0]), None,
-              PANELS | sharpness.panels, line="MSE {mse:.5f}, PSNR {psnr:.2f} dB",
-              data=stored["data"] | {"dataset": args.DATASET}, vqvae=checkpoint.fingerprint(stored["model"]),
-              images=dataset.digest(data.train), **sharpness.kept)
+    measured = partial(terms, vqvae, imagenet.load(imagenet.TEACHES, "train_decoder.py", device))
+    run = Run(args, "decoder", decoder, Muon(list(decoder.parameters()), args.LEARNING_RATE), len(train[0]),
+              "validation_loss", PANELS, line=LINE, data=stored["data"] | {"dataset": args.DATASET},
+              vqvae=checkpoint.fingerprint(stored["model"]), images=dataset.digest(data.train))
     variance = max(dataset.pixel_variance(data.train.images), 1e-6)  # as in the training of the VQ-VAE
+    summarised = partial(summarise, variance, args.PERCEPTUAL)
     stepped = run.prepare()
 
     while run.epoch < args.EPOCHS:
         for images, *codes in run.batches(*train):
-            images = dataset.to_float(images)
             with run.autocast():
-                copies = decode(vqvae, stepped, images, codes)
-                error = F.mse_loss(copies, images)
-                added, sharp = sharpness(error / variance, images, copies, run.progress, len(images) / run.batch)
-            run.step(error / variance + added, len(images), {"mse": error, **sharp})
+                batch = measured(stepped, images, *codes)
+            run.step(batch["mse"] / variance + args.PERCEPTUAL * batch["perceptual"], len(images), batch)
         path = Path(args.OUTPUT_DIR) / "decoder_reconstructions" / f"epoch_{run.epoch + 1:03d}.png"
-        run.end_epoch(summarise(over_processes(run.totals)),
-                      summarise(sum_over(partial(terms, vqvae), decoder, args.BATCH_SIZE, *validation)),
+        run.end_epoch(summarised(over_processes(run.totals)),
+                      summarised(sum_over(measured, decoder, args.BATCH_SIZE, *validation)),
                       draw=lambda: save_reconstructions(vqvae.eval(), validation[0], args.BATCH_SIZE, path))
 
-    run.finish(summarise(sum_over(partial(terms, vqvae), decoder, args.BATCH_SIZE, *test)))
+    decoder.load_state_dict(run.best)
+    run.finish(summarised(sum_over(measured, decoder, args.BATCH_SIZE, *test)))
     lock.release()
 
 

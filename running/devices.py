@@ -9,13 +9,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from modules import VQVAE
 from running.cli import UserError
@@ -121,15 +121,6 @@ def all_sum(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
-
-
-def average_gradients(weights: Iterable[nn.Parameter]) -> None:
-    """Replace the gradients of weights by their means over the processes, as DistributedDataParallel does."""
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    if world() > 1 and gradients:
-        means = all_sum(torch.cat([gradient.flatten() for gradient in gradients])) / world()
-        for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients])):
-            gradient.copy_(mean.view_as(gradient))
 
 
 def join(model: VQVAE) -> None:

@@ -116,7 +116,6 @@ GROUPS = {
         "REVIVE_BELOW": Rule(float, low=0, high=0.5),
         "COMMITMENT_COST": Rule(float, low=0),
         "BETA": Rule(float, above=0),
-        "ADVERSARIAL": Rule(float, low=0, high=100),
         "PERCEPTUAL": Rule(float, low=0, high=100),
     },
     "images and samples": {

@@ -268,8 +268,9 @@ def test_two_levels_learn(two):
 @on_gpu
 def test_a_decoder_is_finished(device, run, tmp_path, no_plots):
     shutil.copy(run / "vqvae.pt", tmp_path)
-    train("train_decoder", device, tmp_path, *SMALL, "--perceptual", 0, "--epochs", 3)
-    assert all(weight > 0 for weight in history(tmp_path, "decoder", "train_adversarial_weight"))
+    train("train_decoder", device, tmp_path, *SMALL, "--epochs", 3)
+    values = history(tmp_path, "decoder", "validation_loss")
+    assert values[-1] < values[0]
 
 
 @on_gpu

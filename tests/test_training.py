@@ -139,7 +139,6 @@ def test_a_run_that_does_not_say_a_constant_is_continued_with_the_present_one(sc
     content = torch.load(copied / "vqvae.pt", weights_only=True)
     for name in ("OPTIMIZER", "VALUE_RANGE", "LEVELS"):
         content["training"]["constants"].pop(name)
-    content["training"].pop("companions")
     content["config"].pop("levels")
     content["data"]["reading"].pop("value_range")
     torch.save(content, copied / "vqvae.pt")

@@ -1,1 +1,1 @@
-"""What the trainings share: the loop that survives a kill, checkpoints, optimisers, the adversarial loss."""
+"""What the trainings share: the loop that survives a kill, checkpoints, optimisers, the perceptual loss."""

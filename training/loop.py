@@ -38,8 +38,7 @@ GONE = {"NORMALISE": "layer", "ORTHOGONAL": 0.0, "AVERAGE": 0.0, "ADVERSARIAL": 
 # What a message calls the content of a checkpoint that a run cannot do without
 CONTENT = {"vqvae": "vqvae.pt", "sizes": "the sizes of the encoder and decoder of vqvae.pt",
            "images": "DATASET (--dataset): the training images or their labels",
-           "class_names": "DATASET (--dataset): the classes", "grid": "the size of the grids of codes",
-           "perceptual": "PERCEPTUAL (--perceptual): the network whose features it compares"}
+           "class_names": "DATASET (--dataset): the classes", "grid": "the size of the grids of codes"}
 WARMUP = 0.03      # share of the steps over which the learning rate rises
 COOLDOWN = 0.4     # share of the steps at the end over which it falls to 0
 CHECK_EVERY = 10   # steps between looks at the loss: each look waits for the device
@@ -128,22 +127,17 @@ class Run:
         run.finish(metrics of the test split)
 
     network, optimizer: what is trained; both continue where an earlier start left off. count: training images.
-    monitor: the column of the history, lower is better, that chooses the best weights; None: the last are kept.
-    panels: the curves to plot. line: what is said of a split's metrics, a format string. companions: by name, further
-    networks and their optimisers. Their part of the loss is in that of `step`; they are saved and continued with the
-    run, but no later stage gets them. content: what the checkpoint shall hold for the later stages; a run is not
-    continued if it differs.
+    monitor: the column of the history, lower is better, that chooses the best weights.
+    panels: the curves to plot. line: what is said of a split's metrics, a format string. content: what the checkpoint
+    shall hold for the later stages; a run is not continued if it differs.
     """
 
     def __init__(self, args: argparse.Namespace, stage: str, network: nn.Module, optimizer: torch.optim.Optimizer,
-                 count: int, monitor: str | None, panels: dict[str, list[str]], line: str,
-                 companions: dict[str, tuple[nn.Module, torch.optim.Optimizer]] | None = None, **content: Any):
+                 count: int, monitor: str, panels: dict[str, list[str]], line: str, **content: Any):
         if args.BATCH_SIZE > count:
             raise UserError(f"BATCH_SIZE (--batch-size) of {args.BATCH_SIZE} is more than the {count} training images")
         self.args, self.stage, self.network, self.optimizer = args, stage, network, optimizer
         self.count, self.monitor, self.panels, self.line, self.content = count, monitor, panels, line, content
-        self.companions = companions or {}
-        self.optimizers = [optimizer, *(other for _, other in self.companions.values())]
         self.steps = math.ceil(count / args.BATCH_SIZE)  # an epoch
         if count // self.steps < devices.world():
             raise UserError(f"BATCH_SIZE (--batch-size) of {args.BATCH_SIZE} leaves some of the {devices.world()} "
@@ -225,14 +219,10 @@ class Run:
         """An optimiser step. loss: the mean over this process's `count` items. terms: what to keep of it, as for
         `add_to`. UserError at the first loss that is not finite, at the latest after CHECK_EVERY steps.
         """
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
+        self.optimizer.zero_grad()
         # every item counts the same, also where the processes' shares differ by one
         (loss * count * devices.world() / self.batch).backward()
-        for network, _ in self.companions.values():
-            devices.average_gradients(network.parameters())
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.optimizer.step()
         self.losses.append(loss.detach())
         add_to(self.totals, count, terms)
         self.bar.update()
@@ -250,7 +240,7 @@ class Run:
         row = {"epoch": self.epoch + 1, **{f"train_{name}": value for name, value in train.items()},
                **{f"validation_{name}": value for name, value in validation.items()}}
         self.history.append(row)
-        if self.monitor is None or row[self.monitor] <= min(past[self.monitor] for past in self.history):
+        if row[self.monitor] <= min(past[self.monitor] for past in self.history):
             self.best = self._weights()
         self.epoch, self.done, self.totals = self.epoch + 1, 0, {}
         if devices.is_main():
@@ -273,12 +263,10 @@ class Run:
         """Say what the weights that were kept attain on the test split."""
         if self.respelt:
             self.save()  # for the later stages
-        kept = f"epoch {self.epoch}, the last"
-        if self.monitor:
-            values = [row[self.monitor] for row in self.history]
-            kept = f"epoch {len(values) - values[::-1].index(min(values))}, the best on the validation split"
         if devices.is_main():
-            print(f"test: {self.line.format_map(test)}{more} (weights of {kept})")
+            values = [row[self.monitor] for row in self.history]
+            print(f"test: {self.line.format_map(test)}{more} (weights of epoch "
+                  f"{len(values) - values[::-1].index(min(values))}, the best on the validation split)")
             print(f"wrote {self.path}, and its history, curves and pictures beside it")
 
     # ---- parts of it
@@ -286,9 +274,8 @@ class Run:
     def _set_learning_rate(self) -> None:
         """To its place on the schedule; each optimiser was made with its highest."""
         share = min(self.progress / WARMUP, 1.0, max(0.0, 1 - self.progress) / COOLDOWN)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = optimizer.defaults["lr"] * share
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optimizer.defaults["lr"] * share
 
     def _check_losses(self, last: int) -> None:
         finite = torch.stack(self.losses).isfinite()
@@ -343,8 +330,7 @@ class Run:
         """Write the checkpoint: the best weights so far for the later stages, and all that continuing needs."""
         if self.losses:
             self._check_losses(last=self.done - 1)
-        networks = [self.network, *(network for network, _ in self.companions.values())]
-        if not all(weight.isfinite().all() for network in networks for weight in network.state_dict().values()):
+        if not all(weight.isfinite().all() for weight in self.network.state_dict().values()):
             raise UserError(f"the weights are not finite after step {self.epoch * self.steps + self.done}: "
                             f"try a lower {flag('LEARNING_RATE')}; {self.path} was not overwritten")
         totals = over_processes(self.totals)
@@ -359,8 +345,6 @@ class Run:
             random["cuda"] = torch.cuda.get_rng_state()
         state = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()["state"],
                  "epoch": self.epoch, "step": self.done, "totals": totals, "history": self.history, "random": random,
-                 "companions": {name: {"model": network.state_dict(), "optimizer": optimizer.state_dict()["state"]}
-                                for name, (network, optimizer) in self.companions.items()},
                  "constants": vars(self.args), "count": self.count, "finished": self.epoch >= self.args.EPOCHS}
         best = self.best if self.history else self._weights()  # before an epoch has ended, the present ones
         checkpoint.save(self.args.OUTPUT_DIR, self.stage, asdict(self.network.config), best, training=state,
@@ -407,9 +391,6 @@ class Run:
                 checkpoint.build({**stored, "model": weights}, type(self.network), type(self.network.config))
             self.network.load_state_dict(state["model"])
             continue_optimizer(self.optimizer, state["optimizer"])
-            for name, (network, optimizer) in self.companions.items():
-                network.load_state_dict(state["companions"][name]["model"])
-                continue_optimizer(optimizer, state["companions"][name]["optimizer"])
             self.best = {name: tensor.to(self.device) for name, tensor in stored["model"].items()}
             self.respelt = any(stored["data"][name] != self.content["data"][name] for name in ("dataset", "data_dir"))
             self.epoch, self.done, self.history = state["epoch"], state["step"], state["history"]
