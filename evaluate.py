@@ -1,10 +1,10 @@
 """Measure a run, each of its models and the baselines: one table, one figure.
 
-Reads `vqvae.pt` and whichever of `transformer.pt`, `pixelcnn.pt`, `masked.pt` and `vae.pt` OUTPUT_DIR, or PRETRAINED,
-holds. Writes `evaluation.json`, the table; `evaluation.png`, a strip of images of every row; of the prior of the fewest
-bits `nearest.png`, samples over their nearest training images, and `samples_by_class.png`; `codebook.png`, how often
-every code occurs; `report.html`, a page of all that the run's directory holds; and `classifier.pt`, kept for the same
-images and FEATURES.
+Reads `vqvae.pt` and whichever of `decoder.pt`, `transformer.pt`, `pixelcnn.pt`, `masked.pt` and `vae.pt` OUTPUT_DIR, or
+PRETRAINED, holds. Writes `evaluation.json`, the table; `evaluation.png`, a strip of images of every row; of the prior
+of the fewest bits `nearest.png`, samples over their nearest training images, and `samples_by_class.png`;
+`codebook.png`, how often every code occurs; `report.html`, a page of all that the run's directory holds; and, where
+there are classes, `classifier.pt`, kept for the same images and CLASSIFIER_EPOCHS.
 
 The columns of the table are explained in `report.html`, from COLUMNS in judging/report.py. Distances, precision and
 recall are comparable within a data set, a size of images and the same FEATURES. The row of the real images is the

@@ -54,7 +54,8 @@ def main(args: argparse.Namespace) -> None:
     output = Path(args.SAMPLES_DIR or args.OUTPUT_DIR)
     settings = {name.upper(): value for name, value in how._asdict().items()}
     settings |= {"CLASS_LABEL": args.CLASS_LABEL, "SEED": args.SEED, "prior": prior["stage"],
-                 "weights": " ".join(checkpoint.fingerprint(level["model"]) for level in priors)}
+                 "weights": " ".join(map(checkpoint.fingerprint, (vqvae.decoder.state_dict(),
+                                                                  *(level["model"] for level in priors))))}
     if devices.is_main():
         keep_samples_of(settings, output, args.NUM_SAMPLES)
     devices.wait()

@@ -1,6 +1,7 @@
 """Share a run: its weights alone, in a directory for others to draw from.
 
-Reads `vqvae.pt`, every prior over its codes, such as `transformer.pt`, and `vae.pt`, if it is there, from OUTPUT_DIR.
+Reads `vqvae.pt`, every prior over its codes, such as `transformer.pt`, and `decoder.pt` and `vae.pt`, where they are
+there, from OUTPUT_DIR.
 Writes the same files into SHARED_DIR, without what only continuing a training needs: optimiser, last weights, random
 generators. They hold no path of this machine.
 
@@ -44,12 +45,11 @@ PLACES = ("DATA_DIR", "OUTPUT_DIR")   # constants of a training that mean nothin
 
 def read_run(output_dir: str) -> dict[str, dict[str, Any]]:
     """The checkpoints of a run by stage. UserError if one is damaged, of a training that has not finished, or of a
-    prior that learnt the codes of another VQ-VAE.
+    prior or a decoder that learnt the codes of another VQ-VAE.
     """
-    found = {"vqvae": runs.load_vqvae(output_dir)[0]}
+    found = {"vqvae": runs.load_vqvae(output_dir, finished=False)[0]}
     if checkpoint.path_of(output_dir, "decoder").exists():
-        runs.load_decoder(output_dir, found["vqvae"])
-        found["decoder"] = checkpoint.load(output_dir, "decoder")
+        found["decoder"] = runs.load_decoder(output_dir, found["vqvae"])[0]
     for name in runs.priors_there(output_dir, found["vqvae"]):
         levels, _ = runs.load_prior(output_dir, found["vqvae"], name)
         found |= {level["stage"]: level for level in levels}
@@ -112,10 +112,7 @@ def add_expected(contents: dict[str, dict[str, Any]], run: dict[str, Any], args:
     except UserError as error:
         print(f"score.py will ask for the data set where these weights are used: {error}", file=sys.stderr)
         return
-    vqvae = runs.build(contents["vqvae"])
-    if "decoder" in contents:
-        vqvae.decoder = runs.build(contents["decoder"]).layers
-    vqvae.to(device)
+    vqvae = runs.build(contents["vqvae"]).to(device)
     for stored in scoring:
         networks = Networks(vqvae, runs.build(stored).to(device), class_shares(stored), device, args.BATCH_SIZE)
         coded = code(networks, images, f"scoring by {stored['stage']}.pt")

@@ -25,7 +25,7 @@ from running import devices
 from running.cli import run as run_script
 from training import checkpoint, imagenet
 from training.imagenet import perceptual_loss
-from training.loop import Run, begin, filled, means, over_processes, save_reconstructions, sum_over
+from training.loop import Run, begin, filled, images_a_step, means, over_processes, save_reconstructions, sum_over
 from training.optimizers import Muon
 from training.settings import *  # noqa: F403
 
@@ -34,7 +34,7 @@ DATASET = None            # the images to learn; None: those that the VQ-VAE was
 DATA_DIR = None           # where data sets are kept, or downloaded to; None: as in the training
 LIMIT = None              # use only the first N images of each part; 0: all; None: as in the training
 EPOCHS = "auto"           # passes over the training images; "auto": 1, or more for 3,000 steps
-BATCH_SIZE = "auto"       # images a step, over all processes; "auto": as in the training of the VQ-VAE
+BATCH_SIZE = "auto"       # images a step, over all processes; "auto": 32 for up to 48x48 pixels, 16 for 96x96, 8 above
 LEARNING_RATE = 1e-3      # the highest, of Muon; it rises briefly, and at the end falls to 0
 SEED = 0                  # of the order of the images
 PERCEPTUAL = 0.1          # weight of the error in features of a network trained on ImageNet; of the MSE it is 1
@@ -64,26 +64,27 @@ def summarise(variance: float, weight: float, totals: dict[str, Tensor]) -> dict
     return result | {"psnr": psnr(result["mse"]), "loss": result["mse"] / variance + weight * result["perceptual"]}
 
 
-def fit_to(args: argparse.Namespace, count: int, stored: dict) -> argparse.Namespace:
-    """The constants, those of "auto" chosen by the number of training images and the checkpoint of the VQ-VAE."""
-    args = filled(args, BATCH_SIZE=min(count, checkpoint.constants(stored).get("BATCH_SIZE", 16)))
+def fit_to(args: argparse.Namespace, count: int, pixels: int) -> argparse.Namespace:
+    """The constants, those of "auto" chosen by the number and the size of the training images."""
+    args = filled(args, BATCH_SIZE=min(count, images_a_step(pixels)))
     return filled(args, EPOCHS=dataset.auto_epochs(1, STEPS, math.ceil(count / args.BATCH_SIZE)))
 
 
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
-    stored, vqvae = runs.load_vqvae(args.OUTPUT_DIR, for_training=True)
+    network = imagenet.load(imagenet.TEACHES, "train_decoder.py", device)  # first, as it may fail
+    stored, vqvae = runs.load_vqvae(args.OUTPUT_DIR, for_training=True, finished=False)
     vqvae.to(device, memory_format=torch.channels_last).requires_grad_(False)
     args = checkpoint.fill(args, stored)
     lock, data = begin(args, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
     train, validation, test = ([dataset.place(part, device) for part in (split.images, *encode(vqvae, split.images))]
                                for split in data[:3])
-    args = fit_to(args, len(train[0]), stored)
+    args = fit_to(args, len(train[0]), train[0][0, 0].numel())
     decoder = Decoder(vqvae.config)
-    decoder.layers.load_state_dict(runs.build(stored).decoder.state_dict())  # vqvae may have one that is finished
+    decoder.layers.load_state_dict(vqvae.decoder.state_dict())
     vqvae.decoder = decoder.to(device, memory_format=torch.channels_last).layers
-    measured = partial(terms, vqvae, imagenet.load(imagenet.TEACHES, "train_decoder.py", device))
+    measured = partial(terms, vqvae, network)
     run = Run(args, "decoder", decoder, Muon(list(decoder.parameters()), args.LEARNING_RATE), len(train[0]),
               "validation_loss", PANELS, line=LINE, data=stored["data"] | {"dataset": args.DATASET},
               vqvae=checkpoint.fingerprint(stored["model"]), images=dataset.digest(data.train))

@@ -25,7 +25,17 @@ from priors import levels
 from priors.codes import PIXELS, perplexity, psnr, warn_if_unused
 from running import devices
 from running.cli import run as run_script
-from training.loop import Run, begin, configure, filled, means, over_processes, save_reconstructions, sum_over
+from training.loop import (
+    Run,
+    begin,
+    configure,
+    filled,
+    images_a_step,
+    means,
+    over_processes,
+    save_reconstructions,
+    sum_over,
+)
 from training.optimizers import AdamW, Muon
 from training.settings import *  # noqa: F403
 
@@ -92,7 +102,7 @@ def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> arg
     """The constants, those of "auto" chosen by the number and the size of the training images."""
     pixels = height * width
     small = pixels <= 48**2
-    args = filled(args, BATCH_SIZE=min(count, 32 if small else 16 if pixels <= 96**2 else 8),
+    args = filled(args, BATCH_SIZE=min(count, images_a_step(pixels)),
                   NUM_CODES=128 if small else 512, ARCHITECTURE="paper" if small else "space-to-depth")
     steps = math.ceil(count / args.BATCH_SIZE)
     return filled(args, EPOCHS=dataset.auto_epochs(3, min(2 * pixels, 10_000), steps))

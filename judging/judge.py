@@ -1,7 +1,7 @@
 """What evaluate.py and ablation.py measure, and what they measure it with.
 
 A `Subject` is a run to be measured: its networks, its data, and the test images that every set of images is compared
-with. A `Judge` compares sets of images with these, in the features of a classifier or of an Inception network.
+with. A `Judge` compares sets of images with these, in features of a network trained on ImageNet or of a classifier.
 """
 import argparse
 from collections.abc import Callable, Sequence
@@ -140,6 +140,8 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
         runs.choose_guidance(guidance, "auto", levels)
         if levels[-1]["data"]["class_names"] != data.class_names:
             raise UserError(f"DATASET (--dataset): its classes are not those that {levels[-1]['stage']}.pt learnt")
+    if args.FEATURES == "imagenet":
+        imagenet.require(imagenet.MEASURES, "FEATURES (--features)")  # now: what follows takes its time
     if args.FEATURES == "classes" and not classes:
         raise UserError('FEATURES (--features) is "classes", but the data set has fewer than two: use "imagenet"')
     test = data.test.images

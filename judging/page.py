@@ -65,7 +65,7 @@ def write_page(output_dir: str, pretrained: str = "") -> Path:
     sections = {
         "Settings": [*map(_missing, left_out), *_settings(found, facts)],
         "Training": _training(run, found),
-        "Reconstructions": [_reconstructions(run)],
+        "Reconstructions": _reconstructions(run, "decoder" in found),
         "Samples": [_picture(run / "samples_by_class.png", f"New images of {best}, below the class that was asked for "
                              "if the run has classes. Good: each shows its class, and no two are the same.", evaluate)],
         "Measures": _measures(run, weights, evaluation, "evaluation", evaluate, "Images of every model, a row each. "
@@ -160,13 +160,17 @@ def _training(run: Path, found: dict[str, dict]) -> list[str]:
     return parts + ([_missing(f"not trained in this run, or left out: {', '.join(untrained)}")] if untrained else [])
 
 
-def _reconstructions(run: Path) -> str:
-    """The picture of the last epoch, by its number."""
-    last = max(run.glob("reconstructions/epoch_*.png"), key=lambda path: (len(path.name), path.name),
-               default=run / "reconstructions" / "epoch_001.png")
-    return _picture(last, f"Validation images, below each its reconstruction after epoch {last.stem[6:].lstrip('0')} "
-                    "of the VQ-VAE. Good: no pair can be told apart. What is lost here no prior can bring back.",
-                    "`train_vqvae.py` writes it")
+def _reconstructions(run: Path, finished: bool) -> list[str]:
+    """The picture of the last epoch, by its number, of the VQ-VAE and of its finished decoder, if there is one."""
+    parts = []
+    for folder, script, of in (("reconstructions", "train_vqvae.py", "the VQ-VAE"),
+                               ("decoder_reconstructions", "train_decoder.py", "the finished decoder"))[:1 + finished]:
+        last = max(run.glob(f"{folder}/epoch_*.png"), key=lambda path: (len(path.name), path.name),
+                   default=run / folder / "epoch_001.png")
+        parts.append(_picture(last, f"Validation images, below each its reconstruction after epoch "
+                              f"{last.stem[6:].lstrip('0')} of {of}. Good: no pair can be told apart. What is lost "
+                              "here no prior can bring back.", f"`{script}` writes it"))
+    return parts
 
 
 def _measures(run: Path, weights: str, content: dict[str, Any] | None, stem: str, by: str, seen: str) -> list[str]:
@@ -208,7 +212,7 @@ def _missing(line: str) -> str:
 
 def _picture(path: Path, caption: str, where: str) -> str:
     """A picture with its caption; or, if it is not there, a line that says so, and where it comes from."""
-    name = "/".join(path.parts[-2:]) if path.parent.name == "reconstructions" else path.name
+    name = "/".join(path.parts[-2:]) if path.parent.name.endswith("reconstructions") else path.name
     if not path.is_file():
         return _missing(f"no {name}: {where}")
     try:

@@ -31,12 +31,14 @@ COLUMNS = {
     "mse": Column("MSE", ".5f", "lower", "mean squared error of pixels clipped to [0, 1], over the test split"),
     "psnr": Column("PSNR", ".2f", "higher", "of the mean MSE, in dB"),
     "ssim": Column("SSIM", ".4f", "higher", "structural similarity, mean over the first 1,000 test images"),
-    "kid": Column("KID", ".2f", "lower", "kernel distance to the test images in the features of FEATURES, times 1,000; "
+    "kid": Column("KID", ".2f", "lower", "kernel distance to the test images, times 1,000, in features of "
+                  "EfficientNet-Lite1, trained on ImageNet (FEATURES imagenet), or of a classifier of these classes: "
                   "about 0 for images of the same distribution, however few they are; no KID of a paper, which is of "
                   "another network"),
     "kid_error": Column("+-", ".2f", "", "standard error of the kernel distance"),
     "frechet": Column("Frechet", ".2f", "lower", "distance of Gaussians fitted to the same features: the fewer the "
-                      "images, the larger, so only rows of as many images compare; no FID of a paper"),
+                      "images, the larger, so that of the real images, half as many, is about twice too large; no FID "
+                      "of a paper"),
     "precision": Column("precision", ".3f", "higher", "share of the images on the manifold of the test images, in the "
                         "same features"),
     "recall": Column("recall", ".3f", "higher", "share of the test images on the manifold of these images: low where "
@@ -73,21 +75,22 @@ def make_rows(plan: dict[str, Callable[[], Row]]) -> dict[str, Row]:
 def find_doubts(rows: dict[str, dict[str, float]], without_prior: Iterable[str]) -> list[str]:
     """Why a distance of these rows is not to be read, a sentence each.
 
-    rows: the real images, one half against the other, then reconstructions, then samples. without_prior: the names of
-    those that no prior made.
+    rows: the real images, one half against the other, then the VQ-VAE's reconstructions, then others. without_prior:
+    the names of those that no prior made.
     """
-    (_, floor), (copies, near), *samples = rows.items()
+    (_, floor), (copies, near), *others = rows.items()
+    samples = [name for name, row in others if "mse" not in row]
     doubts = []
-    for key in ("kid", "frechet"):
-        head, form = COLUMNS[key].head, COLUMNS[key].form
-        nearest = min((name for name, _ in samples), key=lambda name: rows[name][key])
+    for key, least, why in (("kid", 2 * max(floor["kid"], 2 * floor["kid_error"]), f" +- {floor['kid_error']:.2f}"),
+                            ("frechet", floor["frechet"], ", as it grows where images are few")):
+        head, form, nearest = COLUMNS[key].head, COLUMNS[key].form, min(samples, key=lambda name: rows[name][key])
         if before := [name for name in without_prior if rows[name][key] < near[key]]:
             doubts.append(f"{head} puts {before[0]}, which no prior made ({rows[before[0]][key]:{form}}), before "
                           f"{copies} ({near[key]:{form}}): do not read it; the features do not see these images, or "
                           f"the reconstructions are poor")
-        elif max(floor[key], 2 * floor["kid_error"] if key == "kid" else 0) > rows[nearest][key] / 2:
-            doubts.append(f"{head} of one half of the real images against the other is {floor[key]:{form}}, and of "
-                          f"{nearest} {rows[nearest][key]:{form}}: too near to rank rows; take more images")
+        elif rows[nearest][key] < least:
+            doubts.append(f"{head} of one half of the real images against the other is {floor[key]:{form}}{why}, and "
+                          f"of {nearest} {rows[nearest][key]:{form}}: too near to rank rows")
     return doubts
 
 

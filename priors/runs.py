@@ -40,33 +40,39 @@ def build(stored: dict[str, Any]) -> nn.Module:
     return checkpoint.build(stored, *(NETWORKS.get(stage) or PRIORS[stage.removesuffix("_coarse")][:2]))
 
 
-def load_vqvae(output_dir: str, for_training: bool = False) -> tuple[dict[str, Any], VQVAE]:
+def load_vqvae(output_dir: str, for_training: bool = False, finished: bool = True) -> tuple[dict[str, Any], VQVAE]:
     """The checkpoint of a run's VQ-VAE, and the network in eval mode, on the CPU. UserError: see `checkpoint.load`.
 
-    Where decoder.pt lies beside it, of this vqvae.pt, the network has that decoder. for_training: a stage is about to
-    learn its codes; a line says so if the VQ-VAE's own training has not finished.
+    finished: where decoder.pt lies beside it, of this vqvae.pt, the network has that decoder. for_training: a stage is
+    about to learn its codes; a line says so if the VQ-VAE's own training has not finished.
     """
     stored = checkpoint.load(output_dir, "vqvae")
     if for_training and devices.is_main() and checkpoint.unfinished(stored):
         print("vqvae.pt is of a training that was stopped: if it continues, what is trained now no longer fits",
               file=sys.stderr)
     vqvae = build(stored)
-    if checkpoint.path_of(output_dir, "decoder").exists():
+    if finished and checkpoint.path_of(output_dir, "decoder").exists():
         try:
-            vqvae.decoder = load_decoder(output_dir, stored).layers
+            vqvae.decoder = load_decoder(output_dir, stored)[1].layers
         except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            if devices.is_main():
+                print(f"left out: {error}", file=sys.stderr)
     return stored, vqvae
 
 
-def load_decoder(output_dir: str, vqvae: dict[str, Any]) -> Decoder:
-    """The finished decoder of a run. vqvae: the checkpoint that it must belong to. UserError if it does not."""
+def load_decoder(output_dir: str, vqvae: dict[str, Any]) -> tuple[dict[str, Any], Decoder]:
+    """The checkpoint of a run's decoder, and the network. vqvae: the checkpoint that it must belong to. UserError if it
+    does not, or if its training has not finished.
+    """
     stored = checkpoint.load(output_dir, "decoder")
     decoder = build(stored)
+    if checkpoint.unfinished(stored):
+        raise UserError(f"decoder.pt is of a training that has not finished: continue it by the command that began it, "
+                        f"{checkpoint.command(output_dir, 'decoder')}, or move that file away")
     if stored.get("vqvae") != checkpoint.fingerprint(vqvae["model"]) or stored["config"] != vqvae["config"]:
         raise UserError(f"decoder.pt decodes the codes of another vqvae.pt than the one beside it: train it again by "
                         f"{checkpoint.command(output_dir, 'decoder', '--resume', 'never', '--overwrite')}")
-    return decoder
+    return stored, decoder
 
 
 def open_run(args: argparse.Namespace, device: torch.device) -> tuple[argparse.Namespace, dict[str, Any], VQVAE]:

