@@ -194,7 +194,7 @@ def shared(content: dict) -> None:
     content["shared"] = True
 
 
-V, P, A, G, C, R, S, E, B, L = SCRIPTS
+V, P, D, A, G, C, R, S, E, B, L = SCRIPTS
 H = "share"
 AGAIN = ["--limit", "300", "--batch-size", "50", "--hidden", "16", "--residual-hidden", "8", "--num-codes", "16",
          "--code-dim", "8", "--epochs", "2"]
@@ -223,7 +223,7 @@ TABLE = [
     (V, ["--learning-rate", "nan"], None, 2, "LEARNING_RATE (--learning-rate) must be finite"),
     (P, ["--save-every", "inf"], None, 2, "SAVE_EVERY (--save-every) must be finite"),
     (V, ["--learning-rate", "0"], None, 2, "must be above 0"),
-    ("train_decoder", ["--perceptual", "lpips"], None, 2, "PERCEPTUAL (--perceptual) must be a number, not 'lpips'"),
+    (D, ["--perceptual", "lpips"], None, 2, "PERCEPTUAL (--perceptual) must be a number, not 'lpips'"),
     (V, ["--num-codes", "99999999999999999999"], None, 2, "must be at most 32768"),
     (V, ["--downsample", "3"], None, 2, "DOWNSAMPLE (--downsample) must be one of 2, 4, 8, 16, not 3"),
     (V, ["--channels", "2"], None, 2, "CHANNELS (--channels) must be one of 1, 3, auto, not 2"),

@@ -315,4 +315,4 @@ def test_the_samples_file_names_the_weights(done, shared, trained, tmp_path):
         done("generate", "--pretrained", weights, "--output-dir", tmp_path, "--num-samples", 2)
         stored = checkpoint.load(str(weights), "pixelcnn")
         settings = json.loads((tmp_path / "samples.json").read_text())
-        assert settings["weights"] == checkpoint.fingerprint(stored["model"])
+        assert settings["weights"].split()[1] == checkpoint.fingerprint(stored["model"])
