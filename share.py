@@ -1,9 +1,8 @@
 """Share a run: its weights alone, in a directory for others to draw from.
 
 Reads `vqvae.pt`, every prior over its codes, such as `transformer.pt`, and `decoder.pt` and `vae.pt`, where they are
-there, from OUTPUT_DIR.
-Writes the same files into SHARED_DIR, without what only continuing a training needs: optimiser, last weights, random
-generators. They hold no path of this machine.
+there, from OUTPUT_DIR. Writes the same files into SHARED_DIR, without what only continuing a training needs: optimiser,
+last weights, random generators. They hold no path of this machine.
 
 With HALF, weights are rounded to float16 where that changes them by less than a thousandth; they are read as float32. A
 prior that can score images also gets what score.py compares with, such as the bits of the validation images, for which

@@ -20,11 +20,9 @@ from loading.reading import Reading
 from modules import VQVAE
 from priors import runs
 from priors.codes import encode, psnr
-from priors.runs import Decoder
 from running import devices
 from running.cli import run as run_script
 from training import checkpoint, imagenet
-from training.imagenet import perceptual_loss
 from training.loop import Run, begin, filled, images_a_step, means, over_processes, save_reconstructions, sum_over
 from training.optimizers import Muon
 from training.settings import *  # noqa: F403
@@ -45,23 +43,23 @@ PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["
 LINE = "MSE {mse:.5f}, PSNR {psnr:.2f} dB, perceptual loss {perceptual:.4f}"
 
 
-def terms(vqvae: VQVAE, network: nn.Module, decoder: nn.Module, images: Tensor, *codes: Tensor) -> dict[str, Tensor]:
-    """What a batch of uint8 images and their codes adds to the losses: MSE over pixels in [0, 1], and the perceptual
-    loss in features of `network`.
+def terms(vqvae: VQVAE, network: nn.Module, variance: float, weight: float, decoder: nn.Module, images: Tensor,
+          *codes: Tensor) -> dict[str, Tensor]:
+    """What a batch of uint8 images and their codes adds to the losses: MSE over pixels in [0, 1], the perceptual loss
+    in features of `network`, and their sum. variance: of the pixels, over which the MSE is taken; weight: PERCEPTUAL.
     """
     images = dataset.to_float(images)
     with torch.no_grad():
         z_q = vqvae.look_up([level.long() for level in codes])
     copies = decoder(z_q)[:, :, :images.shape[2], :images.shape[3]].float()
-    return {"mse": F.mse_loss(copies, images), "perceptual": perceptual_loss(network, images, copies)}
+    mse, perceptual = F.mse_loss(copies, images), imagenet.perceptual_loss(network, images, copies)
+    return {"mse": mse, "perceptual": perceptual, "loss": mse / variance + weight * perceptual}
 
 
-def summarise(variance: float, weight: float, totals: dict[str, Tensor]) -> dict[str, float]:
-    """A split's metrics from its sums: means of the terms, PSNR in dB of the mean MSE, and the loss. variance: of the
-    pixels, over which the MSE is taken; weight: PERCEPTUAL.
-    """
+def summarise(totals: dict[str, Tensor]) -> dict[str, float]:
+    """A split's metrics from its sums: means of the terms, and PSNR in dB of the mean MSE."""
     result = means(totals)
-    return result | {"psnr": psnr(result["mse"]), "loss": result["mse"] / variance + weight * result["perceptual"]}
+    return result | {"psnr": psnr(result["mse"])}
 
 
 def fit_to(args: argparse.Namespace, count: int, pixels: int) -> argparse.Namespace:
@@ -81,29 +79,28 @@ def main(args: argparse.Namespace) -> None:
     train, validation, test = ([dataset.place(part, device) for part in (split.images, *encode(vqvae, split.images))]
                                for split in data[:3])
     args = fit_to(args, len(train[0]), train[0][0, 0].numel())
-    decoder = Decoder(vqvae.config)
+    decoder = runs.Decoder(vqvae.config)
     decoder.layers.load_state_dict(vqvae.decoder.state_dict())
     vqvae.decoder = decoder.to(device, memory_format=torch.channels_last).layers
-    measured = partial(terms, vqvae, network)
+    variance = max(dataset.pixel_variance(data.train.images), 1e-6)  # as in the training of the VQ-VAE
+    terms_of = partial(terms, vqvae, network, variance, args.PERCEPTUAL)
     run = Run(args, "decoder", decoder, Muon(list(decoder.parameters()), args.LEARNING_RATE), len(train[0]),
               "validation_loss", PANELS, line=LINE, data=stored["data"] | {"dataset": args.DATASET},
               vqvae=checkpoint.fingerprint(stored["model"]), images=dataset.digest(data.train))
-    variance = max(dataset.pixel_variance(data.train.images), 1e-6)  # as in the training of the VQ-VAE
-    summarised = partial(summarise, variance, args.PERCEPTUAL)
     stepped = run.prepare()
 
     while run.epoch < args.EPOCHS:
         for images, *codes in run.batches(*train):
             with run.autocast():
-                batch = measured(stepped, images, *codes)
-            run.step(batch["mse"] / variance + args.PERCEPTUAL * batch["perceptual"], len(images), batch)
+                batch = terms_of(stepped, images, *codes)
+            run.step(batch["loss"], len(images), batch)
         path = Path(args.OUTPUT_DIR) / "decoder_reconstructions" / f"epoch_{run.epoch + 1:03d}.png"
-        run.end_epoch(summarised(over_processes(run.totals)),
-                      summarised(sum_over(measured, decoder, args.BATCH_SIZE, *validation)),
+        run.end_epoch(summarise(over_processes(run.totals)),
+                      summarise(sum_over(terms_of, decoder, args.BATCH_SIZE, *validation)),
                       draw=lambda: save_reconstructions(vqvae.eval(), validation[0], args.BATCH_SIZE, path))
 
     decoder.load_state_dict(run.best)
-    run.finish(summarised(sum_over(measured, decoder, args.BATCH_SIZE, *test)))
+    run.finish(summarise(sum_over(terms_of, decoder, args.BATCH_SIZE, *test)))
     lock.release()
 
 

@@ -193,15 +193,14 @@ class Judge:
 
 def load_judge(subject: Subject, inception: Inception | None) -> Judge:
     """A judge of a run's images. Where there are classes it trains the classifier, if the run has none, and prints its
-    accuracy. UserError if the package of FEATURES "imagenet" is missing.
+    accuracy.
     """
     args, test, count, half = subject.args, subject.data.test, subject.count, subject.count // 2
     model = right = None
-    if args.FEATURES == "imagenet":
-        network = partial(imagenet.pooled, imagenet.load(imagenet.MEASURES, "FEATURES (--features)", subject.device))
     if classes := len(subject.data.class_names) > 1:
         model = load_classifier(args.OUTPUT_DIR, subject.stored, subject.data, args.CLASSIFIER_EPOCHS, subject.device)
-        network = network if args.FEATURES == "imagenet" else model.features
+    network = model.features if args.FEATURES == "classes" else partial(
+        imagenet.pooled, imagenet.load(imagenet.MEASURES, "FEATURES (--features)", subject.device))
     real = extract(network, subject.originals, subject.spans(count))
     baseline = compare(real[:half], real[half:])
     if classes:

@@ -65,7 +65,9 @@ def write_page(output_dir: str, pretrained: str = "") -> Path:
     sections = {
         "Settings": [*map(_missing, left_out), *_settings(found, facts)],
         "Training": _training(run, found),
-        "Reconstructions": _reconstructions(run, "decoder" in found),
+        "Reconstructions": [_reconstructions(run, "reconstructions", "train_vqvae.py", "the VQ-VAE"), *(
+            [_reconstructions(run, "decoder_reconstructions", "train_decoder.py", "the finished decoder")]
+            if "decoder" in found else [])],
         "Samples": [_picture(run / "samples_by_class.png", f"New images of {best}, below the class that was asked for "
                              "if the run has classes. Good: each shows its class, and no two are the same.", evaluate)],
         "Measures": _measures(run, weights, evaluation, "evaluation", evaluate, "Images of every model, a row each. "
@@ -160,17 +162,13 @@ def _training(run: Path, found: dict[str, dict]) -> list[str]:
     return parts + ([_missing(f"not trained in this run, or left out: {', '.join(untrained)}")] if untrained else [])
 
 
-def _reconstructions(run: Path, finished: bool) -> list[str]:
-    """The picture of the last epoch, by its number, of the VQ-VAE and of its finished decoder, if there is one."""
-    parts = []
-    for folder, script, of in (("reconstructions", "train_vqvae.py", "the VQ-VAE"),
-                               ("decoder_reconstructions", "train_decoder.py", "the finished decoder"))[:1 + finished]:
-        last = max(run.glob(f"{folder}/epoch_*.png"), key=lambda path: (len(path.name), path.name),
-                   default=run / folder / "epoch_001.png")
-        parts.append(_picture(last, f"Validation images, below each its reconstruction after epoch "
-                              f"{last.stem[6:].lstrip('0')} of {of}. Good: no pair can be told apart. What is lost "
-                              "here no prior can bring back.", f"`{script}` writes it"))
-    return parts
+def _reconstructions(run: Path, folder: str, script: str, of: str) -> str:
+    """The picture of the last epoch, by its number, that a script wrote into a folder of the run."""
+    last = max(run.glob(f"{folder}/epoch_*.png"), key=lambda path: (len(path.name), path.name),
+               default=run / folder / "epoch_001.png")
+    return _picture(last, f"Validation images, below each its reconstruction after epoch {last.stem[6:].lstrip('0')} "
+                    f"of {of}. Good: no pair can be told apart. What is lost here no prior can bring back.",
+                    f"`{script}` writes it")
 
 
 def _measures(run: Path, weights: str, content: dict[str, Any] | None, stem: str, by: str, seen: str) -> list[str]:
@@ -186,7 +184,7 @@ def _measures(run: Path, weights: str, content: dict[str, Any] | None, stem: str
             *(f"{name} {constants[name]}" for name in MEASURED_WITH if name in constants),
             *([f"samples of {content['sampling']}"] if content.get("sampling") else [])]
     notes = "".join(f"<dt>{heads[name]}</dt><dd>{column.note}</dd>" for name, column in columns.items())
-    parts = [f'<p class="soft">{_text(", ".join(told))}.</p>', *map(_missing, content.get("doubts", [])),
+    parts = [f'<p class="soft">{_text(", ".join(told))}.</p>', *map(_missing, content["doubts"]),
              _table("", cells, list(heads.values())),
              f'<p class="soft">An arrow says whether lower or higher is better.</p><dl>{notes}</dl>']
     checkpoints = [checkpoint.path_of(weights, stage) for stage in STAGES]

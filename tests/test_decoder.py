@@ -8,7 +8,6 @@ from conftest import SMALL
 from torch import nn
 from torch.nn import functional as F
 
-import train_decoder
 from priors import runs
 from running import figures
 from training import checkpoint, imagenet
@@ -21,7 +20,7 @@ def features(monkeypatch):
         torch.manual_seed(0)
         return nn.Conv2d(1, 4, 3, stride=2).requires_grad_(False).to(device)
     monkeypatch.setattr(imagenet, "load", load)
-    monkeypatch.setattr(train_decoder, "perceptual_loss", lambda network, images, copies: F.mse_loss(
+    monkeypatch.setattr(imagenet, "perceptual_loss", lambda network, images, copies: F.mse_loss(
         network(copies.mean(1, keepdim=True)), network(images.mean(1, keepdim=True))))
     monkeypatch.setattr(figures, "save_curves", lambda *_: None)  # a second each
 

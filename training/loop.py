@@ -132,9 +132,9 @@ class Run:
         run.finish(metrics of the test split)
 
     network, optimizer: what is trained; both continue where an earlier start left off. count: training images.
-    monitor: the column of the history, lower is better, that chooses the best weights.
-    panels: the curves to plot. line: what is said of a split's metrics, a format string. content: what the checkpoint
-    shall hold for the later stages; a run is not continued if it differs.
+    monitor: the column of the history, lower is better, that chooses the best weights. panels: the curves to plot.
+    line: what is said of a split's metrics, a format string. content: what the checkpoint shall hold for the later
+    stages; a run is not continued if it differs.
     """
 
     def __init__(self, args: argparse.Namespace, stage: str, network: nn.Module, optimizer: torch.optim.Optimizer,
@@ -277,7 +277,7 @@ class Run:
     # ---- parts of it
 
     def _set_learning_rate(self) -> None:
-        """To its place on the schedule; each optimiser was made with its highest."""
+        """To its place on the schedule; the optimiser was made with its highest."""
         share = min(self.progress / WARMUP, 1.0, max(0.0, 1 - self.progress) / COOLDOWN)
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimizer.defaults["lr"] * share
