@@ -54,6 +54,8 @@ def test_the_perceptual_loss_is_its_formula_and_moves_only_the_copies(network):
         a, b = (x / x.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12) for x in (a, b))
         expected.append((a - b).square().sum(1).mean().item())
     assert len(expected) == 5 and loss.item() == pytest.approx(sum(expected) / 5, rel=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert imagenet.perceptual_loss(network, images, copies).dtype == torch.float32
     whole = network.extract_features(imagenet.prepare(images))  # the same network, to its last layer
     last = network._swish(network._bn1(network._conv_head(imagenet._depths(network, images)[-1])))
     torch.testing.assert_close(last, whole)

@@ -72,7 +72,8 @@ def perceptual_loss(network: nn.Module, images: Tensor, copies: Tensor) -> Tenso
     with torch.no_grad():
         originals = _depths(network, images)
     pairs = zip(originals, _depths(network, copies))
-    return sum((F.normalize(a) - F.normalize(b)).square().sum(1).mean() for a, b in pairs) / 5
+    loss = sum((F.normalize(a) - F.normalize(b)).square().sum(1).mean() for a, b in pairs) / 5
+    return loss.float()  # of bfloat16 under autocast, in which a sum over an epoch would stop growing
 
 
 def _depths(network: nn.Module, images: Tensor) -> list[Tensor]:
