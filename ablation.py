@@ -58,38 +58,37 @@ def main(args: argparse.Namespace) -> None:
     inception = Inception(device) if args.INCEPTION else None  # first, as it may fail
     subject = load_subject(args, device)
     judge = load_judge(subject, inception)
-    [(prior, models)] = subject.priors.items()
-    num_classes = models[-1].num_classes
+    [(prior, model)] = subject.priors.items()
     temperatures = {f"{prior}, T = {t:g}" if t else f"{prior}, argmax": Draw(t, steps=args.STEPS)
                     for t in (*map(float, args.TEMPERATURES.split()), 0.0)}
 
-    def decoded(codes: list[Tensor], asked: bool) -> Row:
+    def decoded(codes: Tensor, asked: bool) -> Row:
         images = subject.decoded(codes)
         return Row(images, judge.measure(images, asked) | {"distinct": distinct(codes)})
 
     def drawn(how: Draw) -> Row:
-        return decoded(subject.draw(prior, how), asked=num_classes > 0)
+        return decoded(subject.draw(prior, how), asked=model.num_classes > 0)
 
     def timed(how: Draw) -> Row:
         began = time.perf_counter()
         codes = subject.draw(prior, how)
         seconds = {"seconds": time.perf_counter() - began}
-        row = decoded(codes, asked=num_classes > 0)
+        row = decoded(codes, asked=model.num_classes > 0)
         return row._replace(measures=row.measures | seconds)
 
-    def independent(probabilities: list[Tensor]) -> Row:
+    def independent(probabilities: Tensor) -> Row:
         return decoded(draw_independent(probabilities, subject.count, args.SEED), asked=False)
 
     lacks = runs.lacks_for_guidance(subject.checkpoints[prior])
     guided = {f"{prior}, top p {args.TOP_P:g}, s = {s:g}": Draw(1.0, 0, args.TOP_P, s, args.STEPS)
-              for s in map(float, args.GUIDANCES.split()) if num_classes and (s == 1 or not lacks)}
-    if lacks and num_classes:
+              for s in map(float, args.GUIDANCES.split()) if model.num_classes and (s == 1 or not lacks)}
+    if lacks and model.num_classes:
         print(f"no rows with guidance, it needs {lacks}")
     rounds = {f"{prior}, {steps or 'all'} rounds": Draw(top_p="auto", guidance="auto", steps=steps)
               for steps in map(int, args.STEP_COUNTS.split()) if prior == "masked"}
     plan = {
         "real images": lambda: Row(subject.originals, judge.baseline),
-        "the encoder's codes": lambda: decoded([codes[subject.chosen] for codes in subject.test_codes], asked=True),
+        "the encoder's codes": lambda: decoded(subject.test_codes[subject.chosen], asked=True),
         **{name: partial(drawn, how) for name, how in (temperatures | guided).items()},
         **{name: partial(timed, how) for name, how in rounds.items()},
         **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}}

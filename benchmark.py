@@ -26,7 +26,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from modules import VQVAE, PixelCNN, PixelCNNConfig, VQVAEConfig, sample
 from priors.codes import cross_entropy
 from priors.draws import uniforms
-from priors.levels import TwoLevelVQVAE
 from priors.sampler import make_sampler
 from priors.table import PRIORS
 from running import devices
@@ -90,32 +89,28 @@ def sampling(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
     """Every sampler, compared with one forward pass over the same grids and with the plain loop."""
     sizes, batches = ([int(number) for number in text.split()] for text in (args.GRIDS, args.BATCHES))
     races = [(name, large, batch, size) for name, large in LARGE_PRIORS.items() for size in sizes for batch in batches]
-    for name, small in MNIST_PRIORS.items():
-        races += [(name, small, 64, 7), (name, small | {"coarse_codes": 128}, 64, 8)]
+    races += [(name, small, 64, 7) for name, small in MNIST_PRIORS.items()]
     return [race(PRIORS[name].network(PRIORS[name].config(**network)), name, batch, size, device, args)
             for name, network, batch, size in races]
 
 
 def race(model: nn.Module, name: str, batch: int, size: int, device: torch.device,
          args: argparse.Namespace) -> dict[str, Any]:
-    """A row of the table of samplers, for `batch` square grids of `size` codes a side, given a coarse grid if the model
-    is conditioned on one. name: of the prior.
-    """
-    what = f"{name}, {batch} x {size}x{size}{', given half of it' if model.coarse else ''}"
+    """A row of the table of samplers, for `batch` square grids of `size` codes a side. name: of the prior."""
+    what = f"{name}, {batch} x {size}x{size}"
     model.to(device, memory_format=torch.channels_last).eval()
     uniform = uniforms(args.SEED, 0, batch, size, size).to(device)
     labels = torch.arange(batch, device=device) % model.num_classes
-    coarse = torch.randint(model.config.num_codes, (batch, size // 2, size // 2)).to(device) if model.coarse else None
-    draw = partial(make_sampler(model, batch, size), labels, uniform, coarse=coarse)
-    codes, given = draw(), [] if coarse is None else [coarse]
+    draw = partial(make_sampler(model, batch, size), labels, uniform)
+    codes = draw()
 
     @torch.inference_mode()
     def forward() -> None:
-        model(codes, labels, *given)
+        model(codes, labels)
 
     def whole(first: Tensor, labels: Tensor) -> Tensor:  # the network sees whole grids
         codes[:, :1, :args.PLAIN_CODES] = first
-        return model(codes, labels, *given)
+        return model(codes, labels)
 
     @torch.inference_mode()
     def plain() -> None:
@@ -153,15 +148,13 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
 
     def vqvae_loss(network: VQVAE) -> Tensor:
         output = network(images)
-        return F.mse_loss(output.images, images) + 0.25 * sum(level.commitment_loss for level in output.quantized)
+        return F.mse_loss(output.images, images) + 0.25 * output.quantized.commitment_loss
 
     def pixelcnn_loss(network: PixelCNN) -> Tensor:
         return cross_entropy(network(codes, labels), codes)
 
     rows = []
     for stage, network, loss_of, count in (("vqvae", VQVAE(VQVAEConfig(**STANDARD)), vqvae_loss, len(images)),
-                                           ("vqvae, two levels", TwoLevelVQVAE(VQVAEConfig(**STANDARD, levels=2)),
-                                            vqvae_loss, len(images)),
                                            ("pixelcnn", PixelCNN(PixelCNNConfig(**SIZES)), pixelcnn_loss, len(codes))):
         network.to(device, memory_format=torch.channels_last).train()
         steps = {"step, eager": training_step(network, partial(loss_of, network), device, args.PRECISION)}

@@ -4,9 +4,9 @@ Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR or PRETR
 `completion_<i>_<j>.png`, the j-th completion of image i, and the grid `completions.png`, a row for each image: the
 original, its given part, and the completions.
 
-MASK says which codes of the grid are given ("border": all but the center), of two levels which codes of the coarse grid
-with the fine codes below them. Hidden pixels are filled in before encoding, so that none leaks through the encoder's
-receptive field. The whole grid of codes is decoded, so the given part of a completion is a reconstruction.
+MASK says which codes of the grid are given ("border": all but the center). Hidden pixels are filled in before encoding,
+so that none leaks through the encoder's receptive field. The whole grid of codes is decoded, so the given part of a
+completion is a reconstruction.
 
 A masked prior, `masked.pt`, conditions every code on all given codes. The other priors draw in raster order, without
 the given codes that come after the code to draw. So masked.pt is the default if given codes come after hidden ones.
@@ -123,23 +123,21 @@ def find_images(args: argparse.Namespace, stored: dict) -> tuple[Tensor, Tensor,
 
 
 @torch.no_grad()
-def encode_given(vqvae: VQVAE, models: nn.ModuleList, images: Tensor, labels: Tensor, given: Tensor,
-                 args: argparse.Namespace) -> tuple[list[Tensor], float]:
-    """For every level the codes (N, height, width) of the given part of images (N, C, H, W), -1 where a code is hidden,
-    and the mean bits of the hidden codes of the originals. given: which codes (height, width) of the first level are.
+def encode_given(vqvae: VQVAE, model: nn.Module, images: Tensor, labels: Tensor, given: Tensor,
+                 args: argparse.Namespace) -> tuple[Tensor, float]:
+    """The codes (N, height, width) of the given part of images (N, C, H, W), -1 where a code is hidden, and the mean
+    bits of the hidden codes of the originals. given: which codes (height, width) are.
     """
     device, (height, width) = next(vqvae.parameters()).device, images.shape[2:]
-    masks = [enlarge(given, 2**level).to(device) for level in range(len(models))]
-    pixels = enlarge(masks[-1], vqvae.config.downsample)[:height, :width]
+    pixels, given = enlarge(given, vqvae.config.downsample)[:height, :width].to(device), given.to(device)
     known, bits = [], []
     for part, label in zip(images.split(args.BATCH_SIZE), labels.split(args.BATCH_SIZE)):
         originals = dataset.to_float(part).to(device)
         seen, true = vqvae.encode(paint_over(originals, pixels)), vqvae.encode(originals)
-        codes = [torch.where(*three) for three in zip(masks, seen, true)]
-        bits.append(sum(completion_bits(model, codes[level], label.to(device), masks[level], args.STEPS,
-                                        *codes[max(0, level - 1):level]).cpu() for level, model in enumerate(models)))
-        known.append([level.masked_fill(~mask, -1).cpu() for level, mask in zip(seen, masks)])
-    return [torch.cat(parts) for parts in zip(*known)], torch.cat(bits).mean().item()
+        codes = torch.where(given, seen, true)
+        bits.append(completion_bits(model, codes, label.to(device), given, args.STEPS).cpu())
+        known.append(seen.masked_fill(~given, -1).cpu())
+    return torch.cat(known), torch.cat(bits).mean().item()
 
 
 @torch.no_grad()
@@ -149,32 +147,30 @@ def main(args: argparse.Namespace) -> None:
         return
     args, stored, vqvae = runs.open_run(args, device)
     size = stored["data"]["height"], stored["data"]["width"]
-    grids, output = vqvae.grids(*size), Path(args.OUTPUT_DIR)
-    side = vqvae.config.downsample * 2**(len(grids) - 1)  # pixels a coarse code stands for
+    grid, side, output = vqvae.grid(*size), vqvae.config.downsample, Path(args.OUTPUT_DIR)
     given = read_mask(args.MASK, *size, side)
     both_sides = bool((given.flatten().int().diff() > 0).any())  # a given code comes after a hidden one
-    priors, models = runs.load_prior(checkpoint.weights_dir(args), stored, args.PRIOR, both_sides)
-    models.to(device)
-    prior, num_classes = priors[-1], models[-1].num_classes
+    prior, model = runs.load_prior(checkpoint.weights_dir(args), stored, args.PRIOR, both_sides)
+    model.to(device)
     images, labels, class_names = find_images(args, stored)
     if args.CLASS_GIVEN and class_names != prior["data"]["class_names"]:
         raise UserError("CLASS_GIVEN (--class-given): the classes of DATASET are not those that the prior learnt")
-    guidance, top_p = runs.choose_guidance(args.GUIDANCE, args.TOP_P, priors, args.CLASS_GIVEN,
+    guidance, top_p = runs.choose_guidance(args.GUIDANCE, args.TOP_P, prior, args.CLASS_GIVEN,
                                            "give it by CLASS_GIVEN (--class-given)")
     how = Draw(args.TEMPERATURE, args.TOP_K, top_p, guidance, args.STEPS)
     if not args.CLASS_GIVEN:
-        labels = torch.full_like(labels, num_classes)
-    known, bits = encode_given(vqvae, models, images, labels, given, args)
+        labels = torch.full_like(labels, model.num_classes)
+    known, bits = encode_given(vqvae, model, images, labels, given, args)
     image = torch.arange(len(images)).repeat_interleave(args.NUM_COMPLETIONS)  # of every completion
     files.remove(output, "completion_*_*.png")  # of an earlier call
     rows = min(len(images), max(1, figures.room(*size) // (2 + args.NUM_COMPLETIONS)))
     originals = dataset.to_float(images[:rows])
     parts = torch.where(enlarge(given, side)[:size[0], :size[1]], originals, figures.GREY)
     shown = [[*pair] for pair in zip(originals, parts)]  # the rows of the grid
-    total = math.ceil(len(image) / args.BATCH_SIZE) * sum(height for height, _ in grids)
+    total = math.ceil(len(image) / args.BATCH_SIZE) * grid[0]
     with Bar(desc="completing", total=total, unit="row") as bar:
-        drawn = draw_grids(models, labels[image], grids, args.SEED, args.BATCH_SIZE, how,
-                           known=[level[image] for level in known], on_row=bar.update)
+        drawn = draw_grids(model, labels[image], grid, args.SEED, args.BATCH_SIZE, how,
+                           known=known[image], on_row=bar.update)
         completions = (completion.cpu() for codes in drawn for completion in vqvae.decode(codes, *size))
         for number, completion in enumerate(completions):
             i, j = divmod(number, args.NUM_COMPLETIONS)
@@ -182,7 +178,7 @@ def main(args: argparse.Namespace) -> None:
             if i < rows:
                 shown[i].append(completion)
     figures.save_grid(torch.stack(sum(shown, [])), output / "completions.png", len(shown[0]))
-    hidden = sum(int((level[0] < 0).sum()) for level in known)  # codes of an image
+    hidden = int((known[0] < 0).sum())  # codes of an image
     drawn = f"in {min(args.STEPS or hidden, hidden)} rounds, each from the codes that are given or of earlier rounds" \
         if prior["stage"] == "masked" else "in raster order, each from the codes before it"
     print(f"the {hidden} hidden codes of an original take {bits:.1f} bits by {prior['stage']}.pt, drawn {drawn}")

@@ -99,14 +99,12 @@ def use_vae(vae: VAE, subject: Subject) -> tuple[Images, Images, float]:
 
 def measure_prior(subject: Subject, name: str) -> dict[str, float]:
     """The bits of the test split's codes under a prior, by the name of their column."""
-    models, labels, nats, given = subject.priors[name], subject.data.test.labels, 0.0, []
+    model, codes, labels = subject.priors[name], subject.test_codes, subject.data.test.labels
     spans = subject.spans(len(labels))
     if name == "masked":
-        sums = masked.summarise(hidden_sums(models[0], subject.test_codes[0], labels, spans))
-        return {"bits_per_hidden_code": sums["bits_per_hidden_code"]}
-    for model, codes in zip(models, subject.test_codes):
-        nats += nll_sums(model, codes, labels, spans, *given)["nll"].item() / len(codes) * codes[0].numel()
-        given = [codes]
+        found = masked.summarise(hidden_sums(model, codes, labels, spans))
+        return {"bits_per_hidden_code": found["bits_per_hidden_code"]}
+    nats = nll_sums(model, codes, labels, spans)["nll"].item() / len(codes) * codes[0].numel()
     return {"bits_per_image": nats / math.log(2)}
 
 
@@ -126,9 +124,9 @@ def plan(subject: Subject, judge: Judge, vae: VAE | None) -> dict[str, Callable[
     def drawn(name: str) -> Row:
         how = Draw(args.TEMPERATURE, args.TOP_K, args.TOP_P, args.GUIDANCE, args.STEPS)
         images = subject.decoded(subject.draw(name, how))
-        return sampled(images, measure_prior(subject, name), asked=subject.priors[name][-1].num_classes > 0)
+        return sampled(images, measure_prior(subject, name), asked=subject.priors[name].num_classes > 0)
 
-    def independent(probabilities: list[Tensor]) -> Row:
+    def independent(probabilities: Tensor) -> Row:
         images = subject.decoded(draw_independent(probabilities, subject.count, args.SEED))
         return sampled(images, {"bits_per_image": bits_per_image(probabilities, subject.test_codes)})
 
@@ -169,14 +167,10 @@ def main(args: argparse.Namespace) -> None:
             if name != "masked"}
     best = min(bits, key=bits.get)
     drawn = "masked" if list(subject.priors) == ["masked"] else best  # whose samples the pictures show
-    numbers = {name: runs.choose_guidance(args.GUIDANCE, args.TOP_P, levels)
-               for name, levels in subject.checkpoints.items()}
-    counts = [torch.bincount(codes.flatten().long(), minlength=subject.vqvae.config.num_codes)
-              for codes in reversed(subject.test_codes)]
-    use = {}
-    for prefix, level in zip(("", "coarse_"), counts):
-        use |= {f"{prefix}codes": len(level), f"{prefix}codes_used": int((level > 0).sum()),
-                f"{prefix}perplexity": perplexity(level)}
+    numbers = {name: runs.choose_guidance(args.GUIDANCE, args.TOP_P, prior)
+               for name, prior in subject.checkpoints.items()}
+    counts = torch.bincount(subject.test_codes.flatten().long(), minlength=subject.vqvae.config.num_codes)
+    use = {"codes": len(counts), "codes_used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
     write_report(rows, subject.shown, subject.args, "evaluation",
                  "Real images, their reconstructions, and samples of every model", subject.independent,
                  images_per_row=subject.count,
@@ -188,10 +182,8 @@ def main(args: argparse.Namespace) -> None:
     figures.save_strips({f"samples of {drawn}": rows[drawn].images(shown), "nearest training images": copied},
                         "Samples over the training images nearest to them (by pixels, L2)", output / "nearest.png")
     save_classes(subject, rows[drawn].images, output / "samples_by_class.png")
-    figures.save_shares(counts[0], output / "codebook.png")
-    for prefix, what in list({"": "", "coarse_": " of the coarse level"}.items())[:len(counts)]:
-        used, codes, even = (use[f"{prefix}{key}"] for key in ("codes_used", "codes", "perplexity"))
-        print(f"codebook{what}: {used} of {codes} codes in use on the test split, perplexity {even:.1f}")
+    figures.save_shares(counts, output / "codebook.png")
+    print("codebook: {codes_used} of {codes} codes in use on the test split, perplexity {perplexity:.1f}".format(**use))
     print(f"fewest bits per image: {best}; nearest training images, on average {nearest[drawn].distances.mean():.2f} "
           f"away from samples of {drawn}: {output / 'nearest.png'}")
     print(f"wrote {write_page(args.OUTPUT_DIR, args.PRETRAINED)}: all of this on one page")

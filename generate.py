@@ -43,30 +43,27 @@ def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     weights = checkpoint.weights_dir(args)
     stored, vqvae = runs.load_vqvae(weights)
-    priors, models = runs.load_prior(weights, stored, args.PRIOR)
-    vqvae.to(device), models.to(device)
-    prior, num_classes = priors[-1], models[-1].num_classes
+    prior, model = runs.load_prior(weights, stored, args.PRIOR)
+    vqvae.to(device), model.to(device)
     classes, told = runs.choose_classes(args.CLASS_LABEL, prior)
-    guidance, top_p = runs.choose_guidance(args.GUIDANCE, args.TOP_P, priors, classes != [num_classes],
+    guidance, top_p = runs.choose_guidance(args.GUIDANCE, args.TOP_P, prior, classes != [model.num_classes],
                                            "choose one by CLASS_LABEL (--class-label)")
     how = Draw(args.TEMPERATURE, args.TOP_K, top_p, guidance, args.STEPS if prior["stage"] == "masked" else 0)
     labels = torch.tensor(classes)[torch.arange(args.NUM_SAMPLES) % len(classes)]
     output = Path(args.SAMPLES_DIR or args.OUTPUT_DIR)
     settings = {name.upper(): value for name, value in how._asdict().items()}
     settings |= {"CLASS_LABEL": args.CLASS_LABEL, "SEED": args.SEED, "prior": prior["stage"],
-                 "weights": " ".join(map(checkpoint.fingerprint, (vqvae.decoder.state_dict(),
-                                                                  *(level["model"] for level in priors))))}
+                 "weights": " ".join(map(checkpoint.fingerprint, (vqvae.decoder.state_dict(), prior["model"])))}
     if devices.is_main():
         keep_samples_of(settings, output, args.NUM_SAMPLES)
     devices.wait()
     parts = torch.arange(args.NUM_SAMPLES).split(args.BATCH_SIZE)[devices.rank()::devices.world()]
     parts = [part for part in parts if not all((output / f"sample_{i}.png").exists() for i in part)]
     size = stored["data"]["height"], stored["data"]["width"]
-    grids = vqvae.grids(*size)
+    grid = vqvae.grid(*size)
     try:
-        with Bar(desc="sampling", total=len(parts) * sum(rows for rows, _ in grids), unit="row",
-                 disable=not devices.is_main()) as bar:
-            drawn = draw_grids(models, labels, grids, args.SEED, args.BATCH_SIZE, how, parts=parts, on_row=bar.update)
+        with Bar(desc="sampling", total=len(parts) * grid[0], unit="row", disable=not devices.is_main()) as bar:
+            drawn = draw_grids(model, labels, grid, args.SEED, args.BATCH_SIZE, how, parts=parts, on_row=bar.update)
             for part, codes in zip(parts, drawn):
                 for i, image in zip(part, to_images(vqvae, codes, *size)):
                     figures.save_image(image, output / f"sample_{i}.png")

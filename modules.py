@@ -3,7 +3,6 @@
 The encoder halves the image a few times. Every vector of its output `z_e` is replaced by the nearest row of a codebook
 (`z_q`; the row's index is the code), and the decoder makes the image from `z_q`. The gated PixelCNN then learns
 p(codes) = prod_i p(code_i | codes before it in raster order, class), and `sample` draws new grids from it.
-The codes of a batch are a list of grids, one for each level; here there is one, in priors/levels.py there are two [7].
 
 Papers, cited by number in the code:
 [1] van den Oord et al., Neural Discrete Representation Learning, 2017, arXiv:1711.00937
@@ -12,10 +11,8 @@ Papers, cited by number in the code:
 [4] Zeghidour et al., SoundStream, 2021, arXiv:2107.03312 (dead codes replaced by current encoder outputs)
 [5] Yu et al., Vector-Quantized Image Modeling with Improved VQGAN, 2021, arXiv:2110.04627 (normalised z_e)
 [6] Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598 (labels hidden in training)
-[7] Razavi et al., Generating Diverse High-Fidelity Images with VQ-VAE-2, 2019, arXiv:1906.00446
 """
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -214,16 +211,16 @@ def make_encoder(config: "VQVAEConfig") -> nn.Sequential:
     return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Conv2d(hidden, config.code_dim, 1))
 
 
-def make_decoder(config: "VQVAEConfig", inputs: int) -> nn.Sequential:
-    """The way back from `make_encoder` of the same sizes; inputs: channels of what it takes."""
+def make_decoder(config: "VQVAEConfig") -> nn.Sequential:
+    """The way back from `make_encoder` of the same sizes."""
     hidden, side = config.hidden, config.downsample
     if config.architecture == "space-to-depth":
         return nn.Sequential(
-            nn.Conv2d(inputs, hidden, 3, padding=1),
+            nn.Conv2d(config.code_dim, hidden, 3, padding=1),
             *(NormedBlock(hidden) for _ in range(config.residual_blocks)),
             group_norm(hidden), nn.ReLU(inplace=True),
             nn.Conv2d(hidden, config.channels * side**2, 3, padding=1), nn.PixelShuffle(side))
-    layers, wide = [nn.Conv2d(inputs, hidden, 3, padding=1)], hidden
+    layers, wide = [nn.Conv2d(config.code_dim, hidden, 3, padding=1)], hidden
     layers += [ResidualBlock(hidden, config.residual_hidden) for _ in range(config.residual_blocks)]
     for narrow in [hidden // 2] * DOWNSAMPLES.index(side) + [config.channels]:
         layers += [nn.ReLU(inplace=True), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
@@ -245,8 +242,8 @@ def pad(images: Tensor, multiple: int) -> Tensor:
 
 class Reconstruction(NamedTuple):
     """A batch through the whole VQ-VAE."""
-    images: Tensor              # (B, C, H, W), the size of the input; not clipped to [0, 1]
-    quantized: list[Quantized]  # of every level, coarse first
+    images: Tensor  # (B, C, H, W), the size of the input; not clipped to [0, 1]
+    quantized: Quantized
 
 
 @dataclass
@@ -257,14 +254,13 @@ class VQVAEConfig:
     hidden: int = 64             # channels of encoder and decoder
     residual_blocks: int = 2     # in the encoder, and as many in the decoder
     residual_hidden: int = 32    # channels inside a residual block of the paper
-    downsample: int = 4          # pixels that a code (of the last level) stands for along each side
+    downsample: int = 4          # pixels that a code stands for along each side
     num_codes: int = 512         # K
     code_dim: int = 32           # D
     codebook: str = "ema"        # how the codebook learns
     ema_decay: float = 0.97      # of the moving averages, per step
     revive_below: float = 0.02   # share of an even usage below which a code is revived; 0: never
     architecture: str = "paper"  # of encoder and decoder
-    levels: int = 1              # grids of codes of an image; 2: see priors/levels.py
 
     def __post_init__(self) -> None:
         for name, values in (("architecture", ARCHITECTURES), ("downsample", DOWNSAMPLES), ("codebook", CODEBOOKS)):
@@ -276,54 +272,36 @@ class VQVAE(nn.Module):
     """The VQ-VAE of [1] for images (B, C, H, W) with pixels in [0, 1], of any height and width.
 
     Images are padded at the right and bottom to a multiple of `downsample` and the output is cropped. The decoder's
-    output is linear: a sigmoid saturates on black backgrounds. given: channels that the decoder takes beside z_q.
+    output is linear: a sigmoid saturates on black backgrounds.
     """
 
-    def __init__(self, config: VQVAEConfig, quantizer: type[VectorQuantizer] = VectorQuantizer, given: int = 0):
+    def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
         self.encoder = make_encoder(config)
-        self.quantizer = quantizer(config.num_codes, config.code_dim, config.codebook, config.ema_decay,
-                                   config.revive_below)
-        self.decoder = make_decoder(config, config.code_dim + given)
+        self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.codebook, config.ema_decay,
+                                         config.revive_below)
+        self.decoder = make_decoder(config)
 
-    @property
-    def quantizers(self) -> list[VectorQuantizer]:
-        """Those of every level."""
-        return [self.quantizer]
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the grid of codes of images of this height and width."""
+        return grid_size(height, width, self.config.downsample)
 
-    def grids(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width of every level's grid of codes for images of this height and width."""
-        return [grid_size(height, width, self.config.downsample)]
+    def latents(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to what the quantizer takes: (B, D, grid height, grid width)."""
+        return self.encoder(pad(images, self.config.downsample))
 
-    def quantize(self, images: Tensor, how: Callable[[VectorQuantizer, Tensor], Quantized] = VectorQuantizer.quantize
-                 ) -> tuple[list[Quantized], Tensor]:
-        """Quantize images (B, C, H, W) in [0, 1]: every level, and what the decoder takes. how: the quantizer's
-        method that is called with z_e: `forward`, `quantize` or `start`.
-        """
-        quantized = how(self.quantizer, self.encoder(pad(images, self.config.downsample)))
-        return [quantized], quantized.z_q
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to codes (B, grid height, grid width) int64."""
+        return self.quantizer.quantize(self.latents(images)).codes
 
-    @torch.no_grad()
-    def start_codebooks(self, images: Tensor) -> None:
-        """Put the codebook of every level onto the latents of images (B, C, H, W) in [0, 1]."""
-        self.quantize(images, VectorQuantizer.start)
-
-    def look_up(self, codes: list[Tensor]) -> Tensor:
-        """What the decoder takes for the codes of every level."""
-        return self.quantizer.look_up(codes[0])
-
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """Images (B, C, H, W) in [0, 1] to codes: a grid (B, grid height, grid width) int64 a level."""
-        return [level.codes for level in self.quantize(images)[0]]
-
-    def decode(self, codes: list[Tensor], height: int, width: int) -> Tensor:
+    def decode(self, codes: Tensor, height: int, width: int) -> Tensor:
         """Codes as `encode` gives them to images (B, C, height, width) clipped to [0, 1]."""
-        return self.decoder(self.look_up(codes))[:, :, :height, :width].clamp(0, 1)
+        return self.decoder(self.quantizer.look_up(codes))[:, :, :height, :width].clamp(0, 1)
 
     def forward(self, images: Tensor) -> Reconstruction:
-        levels, z_q = self.quantize(images, VectorQuantizer.forward)
-        return Reconstruction(self.decoder(z_q)[:, :, :images.shape[2], :images.shape[3]], levels)
+        quantized = self.quantizer(self.latents(images))
+        return Reconstruction(self.decoder(quantized.z_q)[:, :, :images.shape[2], :images.shape[3]], quantized)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -380,7 +358,7 @@ class GatedBlock(nn.Module):
         self.out = nn.Conv2d(hidden, hidden, 1, bias=False)
 
     def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """v, h: (B, C, H, W), the stacks; condition: (B, 4C, 1 or H, 1 or W), added before the gates. Returns v, h."""
+        """v, h: (B, C, H, W), the stacks; condition: (B, 4C, 1, 1), added before the gates. Returns v, h."""
         v_condition, h_condition = condition.chunk(2, 1)
         v_features = self.vertical(v).to(condition.dtype).add_(v_condition)
         h_features = self.horizontal(h).to(condition.dtype).add_(self.across(v_features)).add_(h_condition)
@@ -404,8 +382,7 @@ class PixelCNNConfig:
     hidden: int        # channels of either stack
     layers: int
     kernel_size: int   # of the masked convolutions, odd
-    dropout: float = 0.0   # share of the gates' outputs that a training step sets to 0
-    coarse_codes: int = 0  # K of a coarse grid that is given, see priors/levels.py; 0: there is none
+    dropout: float = 0.0  # share of the gates' outputs that a training step sets to 0
 
     def __post_init__(self) -> None:
         check_kernel_size(self.kernel_size)
@@ -422,7 +399,7 @@ class PixelCNN(nn.Module):
         super().__init__()
         self.config = config
         hidden, layers = config.hidden, config.layers
-        self.num_classes, self.coarse = config.num_classes, None
+        self.num_classes = config.num_classes
         self.embedding = nn.Embedding(config.num_codes, hidden)
         self.blocks = nn.ModuleList(GatedBlock(hidden, config.kernel_size, "B" if i else "A", config.dropout)
                                     for i in range(layers))
@@ -431,18 +408,15 @@ class PixelCNN(nn.Module):
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(hidden, 2 * hidden, 1), nn.ReLU(),
                                   nn.Conv2d(2 * hidden, config.num_codes, 1))
 
-    def forward(self, codes: Tensor, labels: Tensor, *given: Tensor) -> Tensor:
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Logits of every code given the codes before it: codes (B, H, W) int64, labels (B,) int64 in
         [0, num_classes]. Returns (B, K, H, W); the logits at a position depend on earlier codes only.
         """
         v = h = self.embedding(codes).permute(0, 3, 1, 2)
-        for block, condition in zip(self.blocks, self.conditions(labels, *given).chunk(len(self.blocks), 1)):
+        conditions = self.condition(labels)[:, :, None, None].chunk(len(self.blocks), 1)
+        for block, condition in zip(self.blocks, conditions):
             v, h = block(v, h, condition)
         return self.head(h)
-
-    def conditions(self, labels: Tensor) -> Tensor:
-        """What is added before the gates of all layers, as `GatedBlock` takes it for each: (B, layers * 4C, 1, 1)."""
-        return self.condition(labels)[:, :, None, None]
 
 
 # ---------------------------------------------------------------------------------------------------------

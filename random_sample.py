@@ -25,20 +25,14 @@ BATCH_SIZE = 64           # grids decoded at once
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
 
-def draw_codes(vqvae: VQVAE, count: int, grids: list[tuple[int, int]], source: str,
-               generator: torch.Generator) -> list[Tensor]:
-    """Codes (count, height, width) of every level drawn uniformly, or as the nearest to standard Gaussian latents."""
+def draw_codes(vqvae: VQVAE, count: int, grid: tuple[int, int], source: str, generator: torch.Generator) -> Tensor:
+    """Codes (count, height, width) drawn uniformly, or as the nearest to standard Gaussian latents."""
     if source == "uniform":
-        sizes = [height * width for height, width in grids]
-        drawn = torch.randint(vqvae.config.num_codes, (count, sum(sizes)), generator=generator).split(sizes, 1)
-        return [codes.unflatten(1, grid) for codes, grid in zip(drawn, grids)]
+        return torch.randint(vqvae.config.num_codes, (count, *grid), generator=generator)
     # one by one: torch.randn gives a batch other numbers than its parts, unless these are multiples of 16 numbers
-    latents = [[torch.randn(vqvae.config.code_dim, *grid, generator=generator) for grid in grids] for _ in range(count)]
-    codes = []
-    for quantizer, z_e in zip(vqvae.quantizers, map(torch.stack, zip(*latents))):
-        z_e = quantizer.normalise(z_e)
-        codes.append(nearest_codes(z_e.flatten(0, 2), quantizer.codebook.cpu())[0].view(z_e.shape[:3]))
-    return codes
+    latents = [torch.randn(vqvae.config.code_dim, *grid, generator=generator) for _ in range(count)]
+    z_e = vqvae.quantizer.normalise(torch.stack(latents))
+    return nearest_codes(z_e.flatten(0, 2), vqvae.quantizer.codebook.cpu())[0].view(z_e.shape[:3])
 
 
 @torch.no_grad()
@@ -48,14 +42,14 @@ def main(args: argparse.Namespace) -> None:
         return
     args, stored, vqvae = runs.open_run(args, device)
     height, width = stored["data"]["height"], stored["data"]["width"]
-    grids = vqvae.grids(height, width)
+    grid = vqvae.grid(height, width)
     generator = torch.Generator().manual_seed(args.SEED)
     output = Path(args.OUTPUT_DIR)
     files.remove(output, "random_sample_*.png")  # of an earlier call
     shown = []
     for part in torch.arange(args.NUM_SAMPLES).split(args.BATCH_SIZE):
-        codes = draw_codes(vqvae, len(part), grids, args.SOURCE, generator)
-        images = vqvae.decode([level.to(device) for level in codes], height, width)
+        codes = draw_codes(vqvae, len(part), grid, args.SOURCE, generator)
+        images = vqvae.decode(codes.to(device), height, width)
         for number, image in zip(part.tolist(), images):
             figures.save_image(image, output / f"random_sample_{number}.png")
         shown += images[:figures.room(height, width) - len(shown)]

@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     originals, copies = (torch.stack(part) for part in zip(*shown))
     figures.save_pairs(originals, copies, output / "reconstructions.png", columns=10)
     originals, copies = originals[:4], copies[:4]  # rows of latents.png
-    figures.save_latents(originals, copies, vqvae.quantize(originals.to(device))[0], args.LATENT_CHANNEL,
+    figures.save_latents(originals, copies, vqvae(originals.to(device)).quantized, args.LATENT_CHANNEL,
                          vqvae.config.num_codes, output / "latents.png")
     first = f" of the first {len(shown)}" if len(shown) < len(chosen) else ""
     print(f"wrote {output / 'reconstructed_image_0.png'} ..., the grid {output / 'reconstructions.png'}{first}, "

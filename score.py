@@ -124,7 +124,7 @@ def find_restorer(weights: str, stored: dict, networks: Networks) -> nn.Module:
     """
     if not checkpoint.path_of(weights, "masked").exists():
         return networks.prior
-    [found], [masked] = runs.load_prior(weights, stored, "masked")
+    found, masked = runs.load_prior(weights, stored, "masked")
     if found["data"]["class_names"] and networks.classes is None and runs.class_dropout(found) == 0:
         return networks.prior
     return masked.to(networks.device)
@@ -137,9 +137,8 @@ def restore(prior: nn.Module, codes: Tensor, labels: Tensor, unlikely: Tensor, s
     """
     parts = math.ceil(len(codes) / batch_size)
     with Bar(desc="restoring", total=parts * codes.shape[1], unit="row") as bar:
-        drawn = draw_grids([prior], labels, [codes.shape[1:]], seed, batch_size, how,
-                           known=[codes.masked_fill(unlikely, -1)], on_row=bar.update)
-        return torch.cat([grids for [grids] in drawn])
+        return torch.cat(list(draw_grids(prior, labels, codes.shape[1:], seed, batch_size, how,
+                                         known=codes.masked_fill(unlikely, -1), on_row=bar.update)))
 
 
 def find(args: argparse.Namespace, name: str, stored: dict) -> Found:
@@ -180,7 +179,7 @@ def draw_pictures(args: argparse.Namespace, vqvae: VQVAE, restorer: nn.Module, i
     restored = restore(restorer, codes, coded.labels[chosen], (surprises > threshold).to(codes.device), args.SEED,
                        args.BATCH_SIZE, Draw(args.TEMPERATURE, args.TOP_K, args.TOP_P))
     for i, number in enumerate(chosen.tolist()):
-        copy, restoration = (vqvae.decode([grids[i:i + 1]], *images.shape[2:])[0].cpu() for grids in (codes, restored))
+        copy, restoration = (vqvae.decode(grids[i:i + 1], *images.shape[2:])[0].cpu() for grids in (codes, restored))
         figures.save_score(dataset.to_float(images[i]), copy, restoration, surprises[i], threshold,
                            vqvae.config.downsample, Path(args.OUTPUT_DIR) / f"score_{first + number}.png")
 
@@ -210,10 +209,8 @@ def main(args: argparse.Namespace) -> None:
     if not devices.is_main():
         return
     args, stored, vqvae = runs.open_run(args, device)
-    if vqvae.config.levels > 1:
-        raise UserError("score.py takes one level of codes, and vqvae.pt has two: train one with LEVELS = 1")
     weights, output = checkpoint.weights_dir(args), Path(args.OUTPUT_DIR)
-    [prior], [model] = runs.load_prior(weights, stored, args.PRIOR)
+    prior, model = runs.load_prior(weights, stored, args.PRIOR)
     if lacks := expected.lacks_for_scores(prior):
         again = checkpoint.command(weights, "transformer") if prior["stage"] == "masked" else \
             checkpoint.command(weights, prior["stage"], "--resume", "never", "--overwrite")

@@ -49,9 +49,8 @@ def read_run(output_dir: str) -> dict[str, dict[str, Any]]:
     found = {"vqvae": runs.load_vqvae(output_dir, finished=False)[0]}
     if checkpoint.path_of(output_dir, "decoder").exists():
         found["decoder"] = runs.load_decoder(output_dir, found["vqvae"])[0]
-    for name in runs.priors_there(output_dir, found["vqvae"]):
-        levels, _ = runs.load_prior(output_dir, found["vqvae"], name)
-        found |= {level["stage"]: level for level in levels}
+    for name in runs.priors_there(output_dir):
+        found[name] = runs.load_prior(output_dir, found["vqvae"], name)[0]
     if checkpoint.path_of(output_dir, "vae").exists():
         found["vae"] = checkpoint.load(output_dir, "vae")
         checkpoint.build(found["vae"], VAE, VAEConfig)
@@ -104,7 +103,7 @@ def add_expected(contents: dict[str, dict[str, Any]], run: dict[str, Any], args:
                if stage in PRIORS and not is_kept(stored) and not lacks_for_scores(stored)]
     for stored in scoring:
         stored.pop("expected", None)  # of an earlier version
-    if not scoring or run["config"]["levels"] > 1:
+    if not scoring:
         return
     try:
         images = validation_images(checkpoint.fill(args, run), run)

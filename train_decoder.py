@@ -44,13 +44,13 @@ LINE = "MSE {mse:.5f}, PSNR {psnr:.2f} dB, perceptual loss {perceptual:.4f}"
 
 
 def terms(vqvae: VQVAE, network: nn.Module, variance: float, weight: float, decoder: nn.Module, images: Tensor,
-          *codes: Tensor) -> dict[str, Tensor]:
+          codes: Tensor) -> dict[str, Tensor]:
     """What a batch of uint8 images and their codes adds to the losses: MSE over pixels in [0, 1], the perceptual loss
     in features of `network`, and their sum. variance: of the pixels, over which the MSE is taken; weight: PERCEPTUAL.
     """
     images = dataset.to_float(images)
     with torch.no_grad():
-        z_q = vqvae.look_up([level.long() for level in codes])
+        z_q = vqvae.quantizer.look_up(codes.long())
     copies = decoder(z_q)[:, :, :images.shape[2], :images.shape[3]].float()
     mse, perceptual = F.mse_loss(copies, images), imagenet.perceptual_loss(network, images, copies)
     return {"mse": mse, "perceptual": perceptual, "loss": mse / variance + weight * perceptual}
@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     args = checkpoint.fill(args, stored)
     lock, data = begin(args, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
-    train, validation, test = ([dataset.place(part, device) for part in (split.images, *encode(vqvae, split.images))]
+    train, validation, test = ([dataset.place(part, device) for part in (split.images, encode(vqvae, split.images))]
                                for split in data[:3])
     args = fit_to(args, len(train[0]), train[0][0, 0].numel())
     decoder = runs.Decoder(vqvae.config)
@@ -90,9 +90,9 @@ def main(args: argparse.Namespace) -> None:
     stepped = run.prepare()
 
     while run.epoch < args.EPOCHS:
-        for images, *codes in run.batches(*train):
+        for images, codes in run.batches(*train):
             with run.autocast():
-                batch = terms_of(stepped, images, *codes)
+                batch = terms_of(stepped, images, codes)
             run.step(batch["loss"], len(images), batch)
         path = Path(args.OUTPUT_DIR) / "decoder_reconstructions" / f"epoch_{run.epoch + 1:03d}.png"
         run.end_epoch(summarise(over_processes(run.totals)),

@@ -3,8 +3,6 @@
 The images are encoded once, or with AUGMENT anew for every epoch; training sees codes alone. After every epoch
 OUTPUT_DIR holds a checkpoint to continue from, with the weights that did best on the validation split, the history as a
 table, and its curves.
-
-Of two levels of codes, the prior of the coarse ones comes first (`transformer_coarse.pt`): see priors/levels.py.
 """
 import running.start  # noqa: F401
 
@@ -14,12 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import dataset
 from loading.reading import Reading
-from modules import VQVAE
-from priors import levels, runs
+from priors import runs
 from priors.codes import augmented_codes, encode
 from priors.samples import save_samples
 from priors.table import PRIORS, make_optimizer, start_from_codebook
@@ -39,7 +35,6 @@ LEARNING_RATE = 3e-3      # the highest, of AdamW; it rises briefly, and at the 
 WEIGHT_DECAY = 0.01       # of AdamW: how strongly weights are drawn towards 0
 SEED = 0                  # of the weights and the order of the grids
 PRIOR = "transformer"     # "transformer", "pixelcnn" or "masked", which sees the codes on both sides
-LEVEL = "all"             # of a VQ-VAE of two levels: only the prior of the "coarse" or the "fine" codes; "all": both
 OPTIMIZER = "auto"        # "muon": matrices by Muon, the rest by Adam; "adam"; "auto": Muon for transformers
 HIDDEN = "auto"           # channels (of either stack, where there are two); "auto": 64; transformer, large grids: 96
 LAYERS = "auto"           # blocks of a transformer, or gated layers of a PixelCNN; "auto": 4 or 6
@@ -69,73 +64,51 @@ def main(args: argparse.Namespace) -> None:
     stored, vqvae = runs.load_vqvae(args.OUTPUT_DIR, for_training=True)
     vqvae.to(device, memory_format=torch.channels_last)
     args = checkpoint.fill(args, stored)
-    todo = levels.to_train(stored, args)
     lock, data = begin(args, Reading(**stored["data"]["reading"]))
     checkpoint.check_images(stored, data.train.images)
-    splits = ["validation", "test"] if args.AUGMENT != "none" else ["train", "validation", "test"]
-    encoded = {split: encode(vqvae, getattr(data, split).images) for split in splits}
-    for level in todo:
-        train_level(args, level, data, encoded, vqvae, stored)
-    lock.release()
-
-
-def train_level(args: argparse.Namespace, level: int, data: dataset.Data, encoded: dict[str, list[Tensor]],
-                vqvae: VQVAE, stored: dict) -> None:
-    """Train the prior of a level of codes, 0 where there is one. stored: the checkpoint of the VQ-VAE; encoded: the
-    codes of each split by name, without that of the training split under AUGMENT.
-    """
-    device, prior = next(vqvae.parameters()).device, PRIORS[args.PRIOR]
+    prior = PRIORS[args.PRIOR]
     objective = prior.objective
-    torch.manual_seed(args.SEED)  # as if this level alone was trained
-
-    def on_device(codes: list[Tensor]) -> list[Tensor]:
-        """The level's codes, and those that it is given, on the device if that has room."""
-        return [dataset.place(grids, device) for grids in levels.with_given(codes, level)]
-
-    train = on_device(encoded["train"]) if args.AUGMENT == "none" else []
-    (validation, *given), (test, *test_given) = (on_device(encoded[split]) for split in ("validation", "test"))
-    train_labels, validation_labels, test_labels = (dataset.place(split.labels, device) for split in data[:3])
+    train, validation, test = ([encode(vqvae, split.images), split.labels] for split in data[:3])
+    for rows in (validation, test):
+        rows += objective.hidden(*rows[0].shape, fixed=True)
+    train, validation, test = ([dataset.place(part, device) for part in rows] for rows in (train, validation, test))
     num_codes, num_classes = vqvae.config.num_codes, len(data.class_names)
-    count, positions, grid = len(data.train.images), validation[0].numel(), validation.shape[1:]
-    hidden, test_hidden = (objective.hidden(len(codes), *grid, fixed=True) for codes in (validation, test))
-    args = fit_to(args, count, positions)
-    model = prior.network(configure(prior.config, args, num_codes=num_codes, num_classes=num_classes,
-                                    coarse_codes=num_codes if level else 0))
-    start_from_codebook(model, vqvae.quantizers[level].codebook)
+    count, *grid = train[0].shape
+    args = fit_to(args, count, positions := math.prod(grid))
+    model = prior.network(configure(prior.config, args, num_codes=num_codes, num_classes=num_classes))
+    start_from_codebook(model, vqvae.quantizer.codebook)
     model.to(device, memory_format=torch.channels_last)
-    stage = runs.prior_stages(args.PRIOR, vqvae.config.levels)[level]
-    run = Run(args, stage, model, make_optimizer(model, args), count, f"validation_{objective.loss}", objective.panels,
-              line=objective.line,
+    run = Run(args, args.PRIOR, model, make_optimizer(model, args), count, f"validation_{objective.loss}",
+              objective.panels, line=objective.line,
               data=stored["data"] | {"dataset": args.DATASET, "class_names": data.class_names,
                                      "class_counts": data.train.labels.bincount(minlength=num_classes).tolist()},
-              grid=list(grid), vqvae=checkpoint.fingerprint(stored["model"]),
-              images=dataset.digest(data.train))
+              grid=grid, vqvae=checkpoint.fingerprint(stored["model"]), images=dataset.digest(data.train))
     stepped = run.prepare()
     if args.DROPOUT:
         devices.own_chance(args.SEED * 1_000_003 + run.epoch * run.steps + run.done)
 
     while run.epoch < args.EPOCHS:
         if args.AUGMENT != "none":
-            train = on_device(augmented_codes(vqvae, data.train.images, args.AUGMENT, args.SEED, run.epoch))
+            codes = augmented_codes(vqvae, data.train.images, args.AUGMENT, args.SEED, run.epoch)
+            train[0] = dataset.place(codes, device)
             devices.wait()  # another process may take longer to encode
-        for labels, codes, *more in run.batches(train_labels, *train):
+        for codes, labels in run.batches(*train):
             no_class = devices.share(torch.rand(run.batch) < args.CLASS_DROPOUT).to(device)
-            more += [devices.share(masks).to(device) for masks in objective.hidden(run.batch, *grid)]
+            hidden = [devices.share(masks).to(device) for masks in objective.hidden(run.batch, *grid)]
             with run.autocast():
-                batch = objective.terms(stepped, codes, labels.masked_fill(no_class, num_classes), *more)
+                batch = objective.terms(stepped, codes, labels.masked_fill(no_class, num_classes), *hidden)
             run.step(batch[objective.loss], len(codes), batch)
-        last = level == vqvae.config.levels - 1  # coarse codes alone make no image
-        pictured = last and args.SAMPLE_EVERY and (run.epoch + 1) % args.SAMPLE_EVERY == 0
+        pictured = args.SAMPLE_EVERY and (run.epoch + 1) % args.SAMPLE_EVERY == 0
         path = Path(args.OUTPUT_DIR) / "samples" / f"{args.PRIOR}_epoch_{run.epoch + 1:03d}.png"
-        sums = sum_over(objective.terms, model, args.BATCH_SIZE, validation, validation_labels, *given, *hidden)
-        draw = partial(save_samples, model, vqvae, stored, args, path, validation_labels, *given) if pictured else None
-        run.end_epoch(objective.summarise(over_processes(run.totals), positions), objective.summarise(sums, positions),
-                      draw)
+        run.end_epoch(objective.summarise(over_processes(run.totals), positions),
+                      objective.summarise(sum_over(objective.terms, model, args.BATCH_SIZE, *validation), positions),
+                      draw=partial(save_samples, model, vqvae, stored, args, path) if pictured else None)
 
     model.load_state_dict(run.best)
-    sums = sum_over(objective.terms, model, args.BATCH_SIZE, test, test_labels, *test_given, *test_hidden)
+    sums = sum_over(objective.terms, model, args.BATCH_SIZE, *test)
     uniform = math.log2(num_codes) * (positions if objective.by_image else 1)
     run.finish(objective.summarise(sums, positions), f"; uniform codes: {uniform:.1f}")
+    lock.release()
 
 
 if __name__ == "__main__":

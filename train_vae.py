@@ -141,10 +141,10 @@ def save_comparison(model: VAE, vqvae: VQVAE, stored: dict, images: Tensor, args
             "reconstructed by the VAE": model(originals).images,
             "samples of the VAE": model.decode(latents(model, len(images), args.SEED))}
     try:
-        priors, networks = runs.load_prior(args.OUTPUT_DIR, stored)
-        labels = torch.arange(len(images)) % max(1, networks[-1].num_classes)
-        [codes] = draw_grids(networks.to(images.device), labels, vqvae.grids(*size), args.SEED, len(images))
-        rows[f"samples of the VQ-VAE and its {priors[-1]['stage']}"] = to_images(vqvae, codes, *size)
+        prior, network = runs.load_prior(args.OUTPUT_DIR, stored)
+        labels = torch.arange(len(images)) % max(1, network.num_classes)
+        [codes] = draw_grids(network.to(images.device), labels, vqvae.grid(*size), args.SEED, len(images))
+        rows[f"samples of the VQ-VAE and its {prior['stage']}"] = to_images(vqvae, codes, *size)
     except UserError as error:
         print(f"no samples of the VQ-VAE in vae_comparison.png: {error}")
     figures.save_strips(rows, "The VAE and the VQ-VAE", Path(args.OUTPUT_DIR) / "vae_comparison.png")

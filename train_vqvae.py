@@ -20,8 +20,7 @@ import dataset
 from loading import summary
 from loading.reading import Reading
 from loading.settings import *  # noqa: F403
-from modules import Reconstruction, VQVAEConfig
-from priors import levels
+from modules import VQVAE, Reconstruction, VQVAEConfig
 from priors.codes import PIXELS, perplexity, psnr, warn_if_unused
 from running import devices
 from running.cli import run as run_script
@@ -52,12 +51,11 @@ OPTIMIZER = "muon"        # "muon": kernels by Muon, the rest by Adam; or "adam"
 LEARNING_RATE = 2e-3      # the highest; it rises briefly, and at the end falls to 0
 SEED = 0                  # of the weights, the order of the images and the revival of codes
 DOWNSAMPLE = 4            # pixels a code stands for along each side: 2, 4, 8 or 16
-LEVELS = 1                # grids of codes of an image: 1, or 2: also a coarse one, of half the size along each side
 ARCHITECTURE = "auto"     # "paper", as in [1], or "space-to-depth"; "auto": "paper" for images of up to 48x48 pixels
 HIDDEN = 64               # channels of encoder and decoder
 RESIDUAL_BLOCKS = 2       # in the encoder, and as many in the decoder
 RESIDUAL_HIDDEN = 32      # channels inside a residual block of the "paper"
-NUM_CODES = "auto"        # K, entries in a level's codebook; "auto": 128 for images of up to 48x48 pixels, 512 above
+NUM_CODES = "auto"        # K, entries in the codebook; "auto": 128 for images of up to 48x48 pixels, 512 above
 CODE_DIM = 32             # D, size of a codebook entry
 CODEBOOK = "ema"          # how it learns: "ema" (moving averages) or "gradient" (the codebook loss)
 EMA_DECAY = 0.97          # of the moving averages, per step; nearer to 1 is slower and smoother
@@ -76,26 +74,21 @@ def terms(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 def compare(images: Tensor, output: Reconstruction) -> dict[str, Tensor]:
-    """The terms of images and what the model makes of them: MSE over pixels in [0, 1], the two latent losses, summed
-    over the levels, and how often each code of a level was chosen: "counts", and "coarse_counts" of a coarse one.
+    """The terms of images and what the model makes of them: MSE over pixels in [0, 1], the two latent losses, and how
+    often each code was chosen.
     """
     quantized = output.quantized
-    return {"mse": F.mse_loss(output.images.float(), images),
-            "codebook_loss": sum(level.codebook_loss for level in quantized),
-            "commitment_loss": sum(level.commitment_loss for level in quantized),
-            **{f"{prefix}counts": level.counts for prefix, level in zip(levels.prefixes(len(quantized)), quantized)}}
+    return {"mse": F.mse_loss(output.images.float(), images), "codebook_loss": quantized.codebook_loss,
+            "commitment_loss": quantized.commitment_loss, "counts": quantized.counts}
 
 
 def summarise(totals: dict[str, Tensor]) -> dict[str, float]:
-    """A split's metrics from its sums: means of the terms, PSNR in dB of the mean MSE, and for each level the
-    perplexity of the codes and the share of the codebook in use.
+    """A split's metrics from its sums: means of the terms, PSNR in dB of the mean MSE, the perplexity of the codes and
+    the share of the codebook in use.
     """
-    result = {"mse": (mse := means(totals)["mse"]), "psnr": psnr(mse), **means(totals)}
-    for prefix in ("", "coarse_") if "coarse_counts" in totals else ("",):
-        counts = totals[f"{prefix}counts"]
-        result |= {f"{prefix}perplexity": perplexity(counts),
-                   f"{prefix}codes_used": (counts > 0).float().mean().item()}
-    return result
+    counts = totals["counts"]
+    return {"mse": (mse := means(totals)["mse"]), "psnr": psnr(mse), **means(totals), "perplexity": perplexity(counts),
+            "codes_used": (counts > 0).float().mean().item()}
 
 
 def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> argparse.Namespace:
@@ -115,14 +108,13 @@ def main(args: argparse.Namespace) -> None:
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
     args = fit_to(args, len(train.images), height, width)
-    model = levels.make_vqvae(configure(VQVAEConfig, args, channels=channels))
+    model = VQVAE(configure(VQVAEConfig, args, channels=channels))
     model.to(device, memory_format=torch.channels_last)
     devices.join(model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = AdamW(weights, args.LEARNING_RATE) if args.OPTIMIZER == "adam" \
-        else Muon(weights, args.LEARNING_RATE, adam=[quantizer.codebook for quantizer in model.quantizers])
-    panels, line = (PANELS, LINE) if args.LEVELS == 1 else (PANELS | levels.PANELS, LINE + levels.LINE)
-    run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", panels, line=line,
+        else Muon(weights, args.LEARNING_RATE, adam=[model.quantizer.codebook])
+    run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS, line=LINE,
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT,
                     "class_names": data.class_names, "reading": reading._asdict(), "value_range": data.value_range,
                     "channels": channels, "height": height, "width": width},
@@ -131,7 +123,8 @@ def main(args: argparse.Namespace) -> None:
     if not run.resumed:
         some = torch.randperm(len(train.images))[:max(args.BATCH_SIZE, min(256, PIXELS // (height * width)))]
         some = dataset.gather(train.images, devices.share(some)).to(device)
-        model.start_codebooks(dataset.to_float(some))
+        with torch.no_grad():
+            model.quantizer.start(model.latents(dataset.to_float(some)))
     stepped = run.prepare()
 
     while run.epoch < args.EPOCHS:

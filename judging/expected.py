@@ -57,8 +57,8 @@ def code(networks: Networks, images: Tensor, description: str, turn: int = 0) ->
     bar = Bar(dataset.batches(indices, networks.device, images), desc=description, total=len(indices))
     for [part] in bar:
         originals = dataset.to_float(part).rot90(turn, (2, 3))
-        [codes] = levels = networks.vqvae.encode(originals)
-        copies = networks.vqvae.decode(levels, *originals.shape[2:])
+        codes = networks.vqvae.encode(originals)
+        copies = networks.vqvae.decode(codes, *originals.shape[2:])
         errors = (copies - originals).square().mean((1, 2, 3))
         found.append((codes.cpu(), *classless_surprise(networks.prior, networks.classes, codes), errors.cpu()))
     return Coded(*map(torch.cat, zip(*found)))
@@ -95,7 +95,7 @@ def class_shares(prior: dict[str, Any]) -> Tensor | None:
 
 
 def lacks_for_scores(prior: dict[str, Any]) -> str:
-    """Why a prior over one level of codes, of which this is the checkpoint, cannot score an image; "" if it can."""
+    """Why a prior, of which this is the checkpoint, cannot score an image; "" if it can."""
     if prior["stage"] == "masked":
         return "masked.pt has no likelihood to score by"
     if prior["data"]["class_names"] and class_shares(prior) is None and runs.class_dropout(prior) == 0:
@@ -118,8 +118,7 @@ def validation_images(args: argparse.Namespace, stored: dict[str, Any]) -> Tenso
 
 def code_bits(codes: Tensor, num_codes: int) -> Tensor:
     """Bits (K,) of each code if codes are independent and as frequent as in these (N, H, W)."""
-    [probabilities] = marginals([codes], num_codes)["marginal"]
-    return -probabilities[0, 0].log2().float()
+    return -marginals(codes, num_codes)["marginal"][0, 0].log2().float()
 
 
 def expect(coded: Coded, num_codes: int, quantile: float) -> Expected:

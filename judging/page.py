@@ -158,7 +158,7 @@ def _training(run: Path, found: dict[str, dict]) -> list[str]:
                 run / f"{stage}_curves.png", f"Curves of the training of {TITLES[stage]}: left all epochs, right the "
                 "later half on a scale of its own. Good: both fall, and the validation split stays near the training. "
                 "If its curve turns upwards, the network overfits.", "the training writes it"))
-    untrained = [TITLES[stage] for stage in STAGES if stage not in found and not stage.endswith("_coarse")]
+    untrained = [TITLES[stage] for stage in STAGES if stage not in found]
     return parts + ([_missing(f"not trained in this run, or left out: {', '.join(untrained)}")] if untrained else [])
 
 

@@ -56,7 +56,7 @@ class VAE(nn.Module):
         self.encoder = make_encoder(config)
         self.to_latent = nn.Linear(math.prod(self.map), 2 * config.latent_dim)
         self.from_latent = nn.Linear(config.latent_dim, math.prod(self.map))
-        self.decoder = make_decoder(config, config.code_dim)
+        self.decoder = make_decoder(config)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, latent_dim) of q(z | image)."""

@@ -43,13 +43,10 @@ class MaskedConfig:
     kernel_size: int   # of the convolution at its start, odd
     heads: int         # they share the `hidden` channels
     dropout: float = 0.0  # share of the inputs and of every residual that a training step sets to 0
-    coarse_codes: int = 0  # as of other priors; but this one takes no coarse grid
 
     def __post_init__(self) -> None:
         check_kernel_size(self.kernel_size)
         check_heads(self.hidden, self.heads)
-        if self.coarse_codes:
-            raise ValueError("a masked prior takes no coarse codes")
 
 
 class Masked(nn.Module):
@@ -63,7 +60,7 @@ class Masked(nn.Module):
         super().__init__()
         self.config = config
         hidden, layers, heads, kernel_size = config.hidden, config.layers, config.heads, config.kernel_size
-        self.num_classes, self.coarse = config.num_classes, None
+        self.num_classes = config.num_classes
         self.embedding = nn.Embedding(config.num_codes + 1, hidden)  # the last row is that of a hidden code
         self.near = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2)
         self.condition = nn.Embedding(config.num_classes + 1, hidden)

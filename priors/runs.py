@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules import VQVAE, VQVAEConfig
-from priors.levels import grid_sizes, make_vqvae
+from modules import VQVAE, VQVAEConfig, grid_size, make_decoder
 from priors.table import PRIORS
 from running import devices
 from running.cli import UserError
@@ -16,7 +15,7 @@ from training import checkpoint
 
 GUIDED = 1.25          # what GUIDANCE of "auto" is where a draw is given a class
 UNGUIDED_TOP_P = 0.9   # what TOP_P of "auto" is without guidance
-STAGES = ["vqvae", "decoder", *PRIORS, *(f"{name}_coarse" for name in PRIORS)]  # checkpoints, by their file's name
+STAGES = ["vqvae", "decoder", *PRIORS]  # checkpoints, by their file's name
 
 
 class Decoder(nn.Module):
@@ -24,20 +23,20 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
-        self.config, self.layers = config, make_vqvae(config).decoder
+        self.config, self.layers = config, make_decoder(config)
 
     def forward(self, z_q: Tensor) -> Tensor:
-        """What `VQVAE.look_up` gives (B, D, h, w) to images (B, C, H, W), not cropped."""
+        """What `VectorQuantizer.look_up` gives (B, D, h, w) to images (B, C, H, W), not cropped."""
         return self.layers(z_q)
 
 
-NETWORKS = {"vqvae": (make_vqvae, VQVAEConfig), "decoder": (Decoder, VQVAEConfig)}
+NETWORKS = {"vqvae": (VQVAE, VQVAEConfig), "decoder": (Decoder, VQVAEConfig)}
 
 
 def build(stored: dict[str, Any]) -> nn.Module:
     """The network of the checkpoint of a VQ-VAE, its finished decoder or a prior: see `checkpoint.build`."""
     stage = stored["stage"]
-    return checkpoint.build(stored, *(NETWORKS.get(stage) or PRIORS[stage.removesuffix("_coarse")][:2]))
+    return checkpoint.build(stored, *(NETWORKS.get(stage) or PRIORS[stage][:2]))
 
 
 def load_vqvae(output_dir: str, for_training: bool = False, finished: bool = True) -> tuple[dict[str, Any], VQVAE]:
@@ -83,17 +82,12 @@ def open_run(args: argparse.Namespace, device: torch.device) -> tuple[argparse.N
     return checkpoint.fill(args, stored), stored, vqvae.to(device)
 
 
-def prior_stages(prior: str, levels: int) -> list[str]:
-    """The stages of a prior by name, one for each level of the VQ-VAE, coarse first."""
-    return [f"{prior}_coarse", prior][-levels:]
-
-
-def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[tuple[list[dict[str, Any]], nn.ModuleList]]:
-    """Read the priors of a run's directory, each as `load_prior` does. Any that is damaged, lacks a level or learnt
-    the codes of another VQ-VAE than the checkpoint `vqvae`, already built, is left out with a line that says so.
+def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[tuple[dict[str, Any], nn.Module]]:
+    """Read the priors of a run's directory, each as `load_prior` does. Any that is damaged or learnt the codes of
+    another VQ-VAE than the checkpoint `vqvae`, already built, is left out with a line that says so.
     """
     found = []
-    for name in priors_there(output_dir, vqvae):
+    for name in priors_there(output_dir):
         try:
             found.append(load_prior(output_dir, vqvae, name))
         except UserError as error:
@@ -102,50 +96,39 @@ def load_priors(output_dir: str, vqvae: dict[str, Any]) -> list[tuple[list[dict[
 
 
 def load_prior(output_dir: str, vqvae: dict[str, Any], name: str | None = None, both_sides: bool = False
-               ) -> tuple[list[dict[str, Any]], nn.ModuleList]:
+               ) -> tuple[dict[str, Any], nn.Module]:
     """Read the prior `name` of a run's directory, or the one there: of several, that of the best validation loss.
 
     A masked prior has no likelihood to be compared by: of several priors it is taken where none else is left, or where
     codes are given on both sides of those to draw (both_sides), of which it alone makes full use.
 
     vqvae: the checkpoint, already built, whose codes it must have learnt: those of another one mean nothing to it.
-    Returns checkpoints and networks, as `build` makes them, one for each level, coarse first. UserError if there is
-    none that learnt these codes.
+    Returns the checkpoint and the network, as `build` makes it. UserError if there is none that learnt these codes.
     """
     def again(stage: str) -> str:
         return checkpoint.command(output_dir, stage, "--resume", "never", "--overwrite")
 
-    there = priors_there(output_dir, vqvae)
+    there = priors_there(output_dir)
     if name is None and len(there) > 1:
         priors = load_priors(output_dir, vqvae)
         if not priors:
             raise UserError(f"no prior in {output_dir} is left: train one with {again(checkpoint.DEFAULT_PRIOR)}")
-        return min(priors, key=lambda prior: ((prior[0][-1]["stage"] == "masked") != both_sides,
-                                              sum(validation_nll(level) * math.prod(level["grid"])
-                                                  for level in prior[0])))
-    data, config = vqvae["data"], vqvae["config"]
-    stages = prior_stages(name or (there or [checkpoint.DEFAULT_PRIOR])[0], config["levels"])
-    grids = grid_sizes(data["height"], data["width"], config["downsample"], config["levels"])
-    priors, networks = [], nn.ModuleList()
-    for stage, grid in zip(stages, grids):
-        prior = checkpoint.load(output_dir, stage)
-        networks.append(build(prior))
-        sizes = prior["config"]
-        learnt = prior.get("vqvae"), prior.get("grid"), sizes["num_codes"], sizes["coarse_codes"], sizes["num_classes"]
-        if learnt != (checkpoint.fingerprint(vqvae["model"]), list(grid), config["num_codes"],
-                      config["num_codes"] if priors else 0, len(prior["data"]["class_names"])):
-            raise UserError(f"{stage}.pt learnt the codes of another vqvae.pt than the one beside it: train it again "
-                            f"with {again(stage)}, or put its own vqvae.pt back")
-        if priors and priors[0]["data"]["class_names"] != prior["data"]["class_names"]:
-            raise UserError(f"{stages[0]}.pt and {stage}.pt learnt different classes: train one of them again")
-        priors.append(prior)
-    return priors, networks
+        return min(priors, key=lambda prior: ((prior[0]["stage"] == "masked") != both_sides, validation_nll(prior[0])))
+    stage = name or (there or [checkpoint.DEFAULT_PRIOR])[0]
+    prior = checkpoint.load(output_dir, stage)
+    network = build(prior)
+    data, config, sizes = vqvae["data"], vqvae["config"], prior["config"]
+    grid = list(grid_size(data["height"], data["width"], config["downsample"]))
+    learnt = prior.get("vqvae"), prior.get("grid"), sizes["num_codes"], sizes["num_classes"]
+    if learnt != (checkpoint.fingerprint(vqvae["model"]), grid, config["num_codes"], len(prior["data"]["class_names"])):
+        raise UserError(f"{stage}.pt learnt the codes of another vqvae.pt than the one beside it: train it again "
+                        f"with {again(stage)}, or put its own vqvae.pt back")
+    return prior, network
 
 
-def priors_there(output_dir: str, vqvae: dict[str, Any]) -> list[str]:
-    """The names of the priors of which a run's directory holds a level."""
-    return [name for name in PRIORS if any(checkpoint.path_of(output_dir, stage).exists()
-                                           for stage in prior_stages(name, vqvae["config"]["levels"]))]
+def priors_there(output_dir: str) -> list[str]:
+    """The names of the priors in a run's directory."""
+    return [name for name in PRIORS if checkpoint.path_of(output_dir, name).exists()]
 
 
 def validation_nll(prior: dict[str, Any]) -> float:
@@ -189,27 +172,26 @@ def class_dropout(prior: dict[str, Any]) -> float | None:
         return None
 
 
-def lacks_for_guidance(priors: list[dict[str, Any]]) -> str:
-    """What a prior, of whose levels these are the checkpoints, lacks to be drawn from with guidance, which compares
-    logits given a class with logits given none; "" if it has learnt both.
+def lacks_for_guidance(prior: dict[str, Any]) -> str:
+    """What a prior, of which this is the checkpoint, lacks to be drawn from with guidance, which compares logits given
+    a class with logits given none; "" if it has learnt both.
     """
-    for prior in priors:
-        dropout = class_dropout(prior)
-        if not prior["data"]["class_names"]:
-            return f"classes, and {prior['stage']}.pt learnt none: leave it at 1"
-        if dropout is not None and not 0 < dropout < 1:
-            return f"a prior trained with CLASS_DROPOUT above 0 and below 1, and {prior['stage']}.pt had {dropout:g}"
+    dropout = class_dropout(prior)
+    if not prior["data"]["class_names"]:
+        return f"classes, and {prior['stage']}.pt learnt none: leave it at 1"
+    if dropout is not None and not 0 < dropout < 1:
+        return f"a prior trained with CLASS_DROPOUT above 0 and below 1, and {prior['stage']}.pt had {dropout:g}"
     return ""
 
 
-def choose_guidance(guidance: float | str, top_p: float | str, priors: list[dict[str, Any]], given: bool = True,
+def choose_guidance(guidance: float | str, top_p: float | str, prior: dict[str, Any], given: bool = True,
                     remedy: str = "") -> tuple[float, float]:
     """GUIDANCE and TOP_P as numbers. What "auto" means was chosen by the tables in docs/RESULTS.md: "New digits".
 
-    priors: the checkpoints of its levels. given: whether the draws are given a class; remedy: how to give one.
+    prior: its checkpoint. given: whether the draws are given a class; remedy: how to give one.
     UserError if GUIDANCE is a number other than 1, and cannot be done.
     """
-    needs = lacks_for_guidance(priors) or ("" if given else f"a class: {remedy}")
+    needs = lacks_for_guidance(prior) or ("" if given else f"a class: {remedy}")
     if guidance == "auto":
         guidance = 1.0 if needs else GUIDED
     elif guidance != 1 and needs:

@@ -15,9 +15,6 @@ A masked prior draws many codes at once, in any order: see masked.py, whose roun
 Guidance needs the logits of the same grids without a class. The network then sees the batch twice, the second time
 without a class, and the codes drawn from both halves' logits go into both.
 
-The prior of a fine grid is conditioned on a coarse one, which is drawn first. What it sees of that is computed once a
-grid, before the first code.
-
 [1] Ramachandran et al., Fast Generation for Convolutional Autoregressive Models, 2017, arXiv:1704.06001
 """
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +26,6 @@ from torch.nn import functional as F
 from modules import PixelCNN
 from priors.attention import TransformerBlock, fourier
 from priors.draws import Draw, draw, guide, uniforms
-from priors.levels import FinePixelCNN
 from priors.masked import Masked, draw_in_rounds
 from priors.transformer import Transformer
 
@@ -52,30 +48,21 @@ class Sampler:
         self.keep = torch.zeros(batch_size, width, dtype=torch.bool, device=device)
         self.columns = list(zip(*(row.unbind(1) for row in (self.uniform, self.keep, self.known, self.codes))))
         self.logits = torch.zeros(self.inputs, model.config.num_codes, device=device)  # of the codes drawn last
-        self.coarse: Tensor | None = None  # features (inputs, hidden, height, width) of the coarse codes
 
     @torch.inference_mode()
     def __call__(self, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
-                 on_row: Callable[[], None] = lambda: None, coarse: Tensor | None = None) -> Tensor:
+                 on_row: Callable[[], None] = lambda: None) -> Tensor:
         """Draw a grid for each label: (B, height, width) int64 codes on the model's device.
 
         labels: (B,) int64 classes, `num_classes` for none, B at most `batch_size`. uniform: (B, height, width)
         in [0, 1), the chance. known: (B, height, width) codes to keep, -1 where one is to be drawn.
-        on_row: called after every row. coarse: (B, height / 2, width / 2) codes that the model is conditioned on, if it
-        is.
+        on_row: called after every row.
         """
         count, height, width = self._check(uniform)
-        if (coarse is None) != (self.model.coarse is None):
-            raise ValueError("coarse codes must be given to a model that is conditioned on them, and to no other")
         grids = torch.empty(count, height, width, dtype=torch.int64, device=self.codes.device)
         uniform = uniform.to(self.codes.device)
         self.labels[:count] = labels.to(self.codes.device)
         self.known.fill_(-1)
-        if coarse is not None:
-            given = torch.zeros(self.batch_size, height // 2, width // 2, dtype=torch.int64, device=self.codes.device)
-            given[:count] = coarse
-            features = self.model.coarse(given)
-            self.coarse = features if self.how.guidance == 1 else features.repeat(2, 1, 1, 1)
         self._start(height)
         for row in range(height):
             self.uniform[:count] = uniform[:, row]
@@ -95,7 +82,7 @@ class Sampler:
         return count, height, width
 
     def _start(self, height: int) -> None:
-        """Prepare for grids of this height, the classes in `labels` and the features in `coarse`."""
+        """Prepare for grids of this height and the classes in `labels`."""
         raise NotImplementedError
 
     def _row(self, row: int, height: int) -> None:
@@ -139,10 +126,6 @@ class PixelCNNSampler(Sampler):
         self.out = [block.out.weight[:, :, 0, 0].T * 2 for block in model.blocks]
         self.head = [(conv.bias.repeat(self.inputs, 1), conv.weight[:, :, 0, 0].T.contiguous())
                      for conv in (model.head[1], model.head[3])]
-        if model.coarse:  # what the features of the coarse codes add to the vertical and the horizontal stack
-            weight = (model.from_coarse.weight[:, :, 0, 0].T * double.repeat(2 * len(model.blocks))).contiguous()
-            self.coarse_taps = [part.chunk(2, 1) for part in weight.chunk(len(model.blocks), 1)]
-            self.coarse_row = torch.zeros(self.inputs * width, self.hidden, device=device)  # those of the row
 
         def zeros(*shape: int) -> list[Tensor]:
             return [torch.zeros(self.inputs, *shape, device=device) for _ in model.blocks]
@@ -193,8 +176,6 @@ class PixelCNNSampler(Sampler):
         self.h[0].zero_()
 
     def _row(self, row: int, height: int) -> None:
-        if self.coarse is not None:
-            self.coarse_row.copy_(self.coarse[:, :, row].transpose(1, 2).flatten(0, 1))
         if self.graph:
             self.graph.replay()
         else:
@@ -211,11 +192,7 @@ class PixelCNNSampler(Sampler):
                 features = torch.addmm(self.v_features[i][0], window, self.vertical_taps[i][0])
                 self._carry(i, window, rows_below)
             h_features = self.h_features[i].view_as(features)
-            if self.model.coarse:
-                features.addmm_(self.coarse_row, self.coarse_taps[i][0])
             torch.addmm(self.h_bias[i], features, self.across[i], out=h_features)
-            if self.model.coarse:
-                h_features.addmm_(self.coarse_row, self.coarse_taps[i][1])
             if i + 1 < len(self.model.blocks):
                 gated = self._gate(features, *features.chunk(2, 1)).view(self.inputs, self.width, -1)
                 before = self.v[i][:, inside] if i else torch.zeros_like(gated)
@@ -386,8 +363,6 @@ class TransformerSampler(Sampler):
         above, inside = self.model.above, slice(self.reach, self.reach + self.width)
         known = F.conv2d(self.rows[:, :, :-1], above.weight, above.bias)[:, :, 0].permute(2, 0, 1) + self.condition
         known += self.from_place[row][:, None]
-        if self.coarse is not None:
-            known += self.coarse[:, :, row].permute(2, 0, 1)
         self.input[:self.reach] = self.input[self.width:].clone()  # raster order runs on from row to row
         self.input[self.reach:] = 0
         self.input[:self.width] += known
@@ -420,8 +395,8 @@ class MaskedSampler(Sampler):
 
     @torch.inference_mode()
     def __call__(self, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
-                 on_row: Callable[[], None] = lambda: None, coarse: None = None) -> Tensor:
-        """As the other samplers do, without coarse codes; on_row is called `height` times in all, as rounds go on."""
+                 on_row: Callable[[], None] = lambda: None) -> Tensor:
+        """As the other samplers do; on_row is called `height` times in all, as rounds go on."""
         _, height, _ = self._check(uniform)
         device, rows = self.codes.device, 0
         known = torch.full(uniform.shape, -1) if known is None else known
@@ -434,8 +409,7 @@ class MaskedSampler(Sampler):
         return grids
 
 
-SAMPLERS = {PixelCNN: PixelCNNSampler, FinePixelCNN: PixelCNNSampler, Transformer: TransformerSampler,
-            Masked: MaskedSampler}
+SAMPLERS = {PixelCNN: PixelCNNSampler, Transformer: TransformerSampler, Masked: MaskedSampler}
 
 
 def make_sampler(model: nn.Module, batch_size: int, width: int, how: Draw = Draw()) -> Sampler:
@@ -445,26 +419,16 @@ def make_sampler(model: nn.Module, batch_size: int, width: int, how: Draw = Draw
     return SAMPLERS[type(model)](model, batch_size, width, how)
 
 
-def draw_grids(models: Sequence[nn.Module], labels: Tensor, grids: Sequence[tuple[int, int]], seed: int,
-               batch_size: int, how: Draw = Draw(), known: Sequence[Tensor] | None = None, coarse: Tensor | None = None,
-               parts: Sequence[Tensor] | None = None, on_row: Callable[[], None] = lambda: None
-               ) -> Iterator[list[Tensor]]:
-    """Batches of codes, a grid (B, height, width) a level, coarse first: sample i has class labels[i], and its chance
-    depends on seed and i.
+def draw_grids(model: nn.Module, labels: Tensor, grid: tuple[int, int], seed: int, batch_size: int,
+               how: Draw = Draw(), known: Tensor | None = None, parts: Sequence[Tensor] | None = None,
+               on_row: Callable[[], None] = lambda: None) -> Iterator[Tensor]:
+    """Batches of codes (B, height, width) drawn from a prior: sample i has class labels[i], and its chance depends on
+    seed and i.
 
-    models, grids: the prior of every level and the height and width of its grid. known: for every level
-    (N, height, width) codes to keep, -1 where one is to be drawn. coarse: (N, height, width) codes that the first of
-    the models is conditioned on, if it is. parts: the numbers of the samples of every batch, neighbours and at most
-    `batch_size`; None: all samples.
+    grid: height and width. known: (N, height, width) codes to keep, -1 where one is to be drawn. parts: the numbers of
+    the samples of every batch, neighbours and at most `batch_size`; None: all samples.
     """
-    samplers = [make_sampler(model, min(batch_size, len(labels)), width, how)
-                for model, (_, width) in zip(models, grids)]
-    sizes = [height * width for height, width in grids]
+    sampler = make_sampler(model, min(batch_size, len(labels)), grid[1], how)
     for part in torch.arange(len(labels)).split(batch_size) if parts is None else parts:
-        chances = uniforms(seed, int(part[0]), len(part), 1, sum(sizes))[:, 0].split(sizes, 1)
-        codes, given = [], None if coarse is None else coarse[part]
-        for level, (sampler, chance) in enumerate(zip(samplers, chances)):
-            kept = None if known is None else known[level][part]
-            given = sampler(labels[part], chance.unflatten(1, tuple(grids[level])), kept, on_row, given)
-            codes.append(given)
-        yield codes
+        chance = uniforms(seed, int(part[0]), len(part), *grid)
+        yield sampler(labels[part], chance, None if known is None else known[part], on_row)

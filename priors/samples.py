@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from loading.decode import read
 from loading.reading import Reading
@@ -22,22 +22,14 @@ MOST_COLUMNS = 20  # of a grid with a column for each class
 
 
 @torch.no_grad()
-def save_samples(model: nn.Module, vqvae: VQVAE, stored: dict, args: argparse.Namespace, path: Path, labels: Tensor,
-                 *coarse: Tensor) -> None:
-    """Write a grid of samples of the classes in turn; of fine codes, given the coarse codes (N, H, W) of images whose
-    classes are `labels` (N,). stored: the checkpoint of the VQ-VAE.
-    """
-    size = stored["data"]["height"], stored["data"]["width"]
-    given = [grids[:PICTURED].cpu().long() for grids in coarse]
-    classes = range(model.num_classes)
-    names = column_names(stored, classes) if not given and len(stored["data"]["class_names"]) == len(classes) else []
+def save_samples(model: nn.Module, vqvae: VQVAE, stored: dict, args: argparse.Namespace, path: Path) -> None:
+    """Write a grid of samples of the classes in turn. stored: the checkpoint of the VQ-VAE."""
+    size, classes = (stored["data"]["height"], stored["data"]["width"]), range(model.num_classes)
+    names = column_names(stored, classes) if len(stored["data"]["class_names"]) == len(classes) else []
     count = PICTURED - PICTURED % max(1, len(names))  # rows that are full
-    labels = labels[:PICTURED].cpu() if given else torch.arange(count) % max(1, len(classes))
-    drawn = draw_grids([model.eval()], labels, vqvae.grids(*size)[-1:], args.SEED, args.BATCH_SIZE,
-                       coarse=given[0] if given else None)
-    codes = [*given, torch.cat([fine for (fine,) in drawn]).cpu()]
-    device = next(vqvae.parameters()).device
-    figures.save_grid(to_images(vqvae, [grids.to(device) for grids in codes], *size), path, names=names)
+    labels = torch.arange(count) % max(1, len(classes))
+    codes = torch.cat(list(draw_grids(model.eval(), labels, vqvae.grid(*size), args.SEED, args.BATCH_SIZE)))
+    figures.save_grid(to_images(vqvae, codes, *size), path, names=names)
 
 
 def column_names(stored: dict, classes: Sequence[int]) -> list[str]:

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules import PixelCNNConfig
+from modules import PixelCNN, PixelCNNConfig
 from priors import masked
 from priors.codes import cross_entropy
-from priors.levels import make_pixelcnn
 from priors.masked import Masked, MaskedConfig
 from priors.transformer import Transformer, TransformerConfig
 from training.loop import means
@@ -44,11 +43,9 @@ class Prior(NamedTuple):
     attention: bool = True               # then Muon trains it, and the default sizes are those of a transformer
 
 
-def nll_terms(model: nn.Module, codes: Tensor, labels: Tensor, *coarse: Tensor) -> dict[str, Tensor]:
-    """The negative log-likelihood of codes (B, H, W) in nats per code, given coarse (B, H / 2, W / 2) if there are any.
-    """
-    codes = codes.long()
-    return {"nll": cross_entropy(model(codes, labels, *(grid.long() for grid in coarse)).float(), codes)}
+def nll_terms(model: nn.Module, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The negative log-likelihood of codes (B, H, W) in nats per code."""
+    return {"nll": cross_entropy(model(codes.long(), labels).float(), codes.long())}
 
 
 def summarise_nll(totals: dict[str, Tensor], positions: int) -> dict[str, float]:
@@ -67,7 +64,7 @@ BOTH_SIDES = Objective(
     masked.terms, masked.summarise, masked.hidden, by_image=False)
 
 # by the name that PRIOR and the checkpoint's file give it
-PRIORS = {"pixelcnn": Prior(make_pixelcnn, PixelCNNConfig, LIKELIHOOD, attention=False),
+PRIORS = {"pixelcnn": Prior(PixelCNN, PixelCNNConfig, LIKELIHOOD, attention=False),
           "transformer": Prior(Transformer, TransformerConfig, LIKELIHOOD),
           "masked": Prior(Masked, MaskedConfig, BOTH_SIDES)}
 

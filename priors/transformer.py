@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from modules import CausalConv2d, check_kernel_size
 from priors.attention import FREQUENCIES, TransformerBlock, check_heads, fourier
-from priors.levels import CoarseCodes
 
 
 @dataclass
@@ -28,7 +27,6 @@ class TransformerConfig:
     kernel_size: int   # of the masked convolutions at its start, odd
     heads: int         # they share the `hidden` channels
     dropout: float = 0.0  # share of the inputs and of every residual that a training step sets to 0
-    coarse_codes: int = 0  # K of the coarse grid that is given; 0: there is none
 
     def __post_init__(self) -> None:
         check_kernel_size(self.kernel_size)
@@ -40,8 +38,7 @@ class Transformer(nn.Module):
 
     It starts from masked convolutions, as a PixelCNN does: the input at a position is made of the codes above it, of
     those just before it, of its row and column, and of the class. So the nearest codes are at hand from the first layer
-    on, and attention sees all earlier ones. Class `num_classes` means "no class", as in PixelCNN. With
-    `coarse_codes`, features of a coarse grid at the position are one more term of its input.
+    on, and attention sees all earlier ones. Class `num_classes` means "no class", as in PixelCNN.
     """
 
     def __init__(self, config: TransformerConfig):
@@ -61,9 +58,8 @@ class Transformer(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.5)
         for weight in (self.condition.weight, self.head.weight):
             nn.init.normal_(weight, std=0.02)
-        self.coarse = CoarseCodes(config.coarse_codes, hidden) if config.coarse_codes else None
 
-    def forward(self, codes: Tensor, labels: Tensor, coarse: Tensor | None = None) -> Tensor:
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Logits of every code given the codes before it, with inputs and outputs as those of PixelCNN."""
         height, width = codes.shape[1:]
         embedded = self.embedding(codes).permute(0, 3, 1, 2)
@@ -71,8 +67,6 @@ class Transformer(nn.Module):
         before = self.before(embedded.flatten(2).unsqueeze(2)).squeeze(2)
         near = (self.above(embedded).flatten(2) + before).transpose(1, 2)
         x = near + self.condition(labels)[:, None] + self.place(fourier(height, width, codes.device))
-        if self.coarse:
-            x = x + self.coarse(coarse).flatten(2).transpose(1, 2)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)

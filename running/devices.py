@@ -125,8 +125,8 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 def join(model: VQVAE) -> None:
     """Let the quantizers of all processes, each with its part of a batch, move as one does with the whole batch."""
-    for quantizer in model.quantizers if world() > 1 else []:
-        quantizer.all_sum, quantizer.draw_rows = all_sum, draw_rows
+    if world() > 1:
+        model.quantizer.all_sum, model.quantizer.draw_rows = all_sum, draw_rows
 
 
 def draw_rows(rows: Tensor, weights: Tensor, count: int) -> Tensor:

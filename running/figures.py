@@ -168,25 +168,20 @@ def save_strips(strips: dict[str, Tensor], title: str, path: Path) -> None:
     _save_figure(figure, path)
 
 
-def save_latents(images: Tensor, copies: Tensor, levels: list[Quantized], channel: int, num_codes: int,
+def save_latents(images: Tensor, copies: Tensor, quantized: Quantized, channel: int, num_codes: int,
                  path: Path) -> None:
-    """Plot a row for each image: the image and its copy (N, C, H, W), and for every level, coarse first, one channel of
-    z_e and of z_q, both on one scale, and the map of its codes in [0, num_codes).
+    """Plot a row for each image: the image and its copy (N, C, H, W), one channel of z_e and of z_q, both on one scale,
+    and the map of its codes in [0, num_codes).
     """
-    titles, scales = ["original", "reconstruction"], [{"cmap": "gray", "vmin": 0, "vmax": 1}] * 2
-    latents = []
-    for level, name in zip(levels, [""] if len(levels) == 1 else ["coarse ", "fine "]):
-        z_e, z_q = (part[:, channel].cpu().numpy() for part in (level.z_e, level.z_q))
-        lowest, highest = min(z_e.min().item(), z_q.min().item()), max(z_e.max().item(), z_q.max().item())
-        norm = "" if name else " (layer norm)"  # a longer title would not fit
-        titles += [f"{name}z_e{norm}, channel {channel}", f"{name}z_q, channel {channel}", f"{name}codes"]
-        scales += [{"cmap": "viridis", "vmin": lowest, "vmax": highest}] * 2 \
-            + [{"cmap": "nipy_spectral", "vmin": 0, "vmax": num_codes - 1}]
-        latents += [z_e, z_q, level.codes.cpu().numpy()]
+    latents = [part[:, channel].cpu().numpy() for part in (quantized.z_e, quantized.z_q)]
+    scale = {"cmap": "viridis", "vmin": min(map(np.min, latents)), "vmax": max(map(np.max, latents))}
+    codes = {"cmap": "nipy_spectral", "vmin": 0, "vmax": num_codes - 1}
+    titles = ["original", "reconstruction", f"z_e (layer norm), channel {channel}", f"z_q, channel {channel}", "codes"]
+    scales = [{"cmap": "gray", "vmin": 0, "vmax": 1}] * 2 + [scale] * 2 + [codes]
     figure = _figure(len(titles) * PICTURE_SIDE, HEADING_HEIGHT + PICTURE_SIDE * len(images), layout="constrained")
     for row, axes in enumerate(figure.subplots(len(images), len(titles), squeeze=False)):
         pictures = [image[row].permute(1, 2, 0).cpu().numpy() for image in (images, copies)]
-        pictures += [maps[row] for maps in latents]
+        pictures += [maps[row] for maps in (*latents, quantized.codes.cpu().numpy())]
         for axis, picture, title, scale in zip(axes, pictures, titles, scales):
             shown = axis.imshow(picture, interpolation="nearest", **scale)
             axis.set_axis_off()

@@ -88,9 +88,7 @@ GROUPS = {
     },
     "network": {
         "PRIOR": Rule(str, choices=("pixelcnn", "transformer", "masked")),
-        "LEVEL": Rule(str, choices=("all", "coarse", "fine")),
         "DOWNSAMPLE": Rule(int, choices=(2, 4, 8, 16)),
-        "LEVELS": Rule(int, choices=(1, 2)),
         "ARCHITECTURE": Rule(str, choices=("space-to-depth", "paper"), words=("auto",)),
         "HIDDEN": Rule(int, low=2, high=8192, words=("auto",)),
         "RESIDUAL_BLOCKS": Rule(int, low=0, high=100),
@@ -169,7 +167,6 @@ GROUPS = {
         "HEIGHT": Rule(int, low=1, high=16384),
         "WIDTH": Rule(int, low=1, high=16384),
         "NUM_CLASSES": Rule(int, low=0, high=1_000_000),
-        "COARSE_CODES": Rule(int, low=0, high=32768),
     },
 }
 RULES = {name: rule for rules in GROUPS.values() for name, rule in rules.items()}

@@ -95,18 +95,6 @@ def trained(tmp_path_factory, data_dir):
 
 
 @pytest.fixture(scope="session")
-def two_levels(tmp_path_factory, data_dir):
-    """The directory of a small finished run with two levels of codes: copy it before changing anything in it."""
-    import train_pixelcnn
-    import train_vqvae
-    output = tmp_path_factory.mktemp("two_levels")
-    where = ["--output-dir", str(output)]
-    train_vqvae.main(cli.parse(vars(train_vqvae), [*SMALL_VQVAE, *where, "--data-dir", str(data_dir), "--levels", "2"]))
-    train_pixelcnn.main(cli.parse(vars(train_pixelcnn), [*SMALL_PIXELCNN, *where, "--sample-every", "1"]))
-    return output
-
-
-@pytest.fixture(scope="session")
 def shared(tmp_path_factory, trained):
     """The directory of the small finished run's weights alone, as float16: copy it before changing anything in it."""
     import share
@@ -137,15 +125,12 @@ def continued(script, data_dir, output, *flags) -> Outcome:
 
 
 @pytest.fixture(scope="session")
-def cases(tmp_path_factory, trained, two_levels, data_dir):
+def cases(tmp_path_factory, trained, data_dir):
     """By name a training that has run undisturbed, and that can be run again and disturbed: see faults.Case."""
     from faults import Case
-    kinds = {"levels": ("vqvae", two_levels, ["--levels", "2"]),
-             "priors of two levels": ("pixelcnn", two_levels, [])}
 
     class Cases(dict):
-        def __missing__(self, name: str) -> Case:  # made when it is first asked for: each takes seconds
-            stage, run, flags = kinds.get(name, (name, trained, []))
-            self[name] = Case(stage, tmp_path_factory.mktemp("case"), run, data_dir, *flags)
-            return self[name]
+        def __missing__(self, stage: str) -> Case:  # made when it is first asked for: each takes seconds
+            self[stage] = Case(stage, tmp_path_factory.mktemp("case"), trained, data_dir)
+            return self[stage]
     return Cases()

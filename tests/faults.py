@@ -22,7 +22,7 @@ FORKS.set_forkserver_preload(["matplotlib.figure", "matplotlib.backends.backend_
                               "train_pixelcnn", "train_decoder", "train_vae", "generate"])
 # vae goes the same ways but for its draws of z: it is stopped, shared and continued
 STAGES = ["vqvae", "pixelcnn", "masked"]
-CASES = [*STAGES, "decoder", "levels"]  # the last: a vqvae of two levels
+CASES = [*STAGES, "decoder"]
 SIZES = {"vqvae": ["--hidden", "32", "--residual-hidden", "16", "--num-codes", "16", "--code-dim", "16",
                    "--revive-below", "0.4"],
          "pixelcnn": ["--prior", "pixelcnn", "--hidden", "16", "--layers", "2"],

@@ -237,7 +237,6 @@ TABLE = [
     (B, ["--guidances", "1 100"], None, 2, "GUIDANCES (--guidances) must match"),
     (A, ["--hidden", "64"], None, 2, "unrecognized arguments: --hidden 64"),
     # flags that do not fit the run, the images or each other
-    (P, ["--level", "coarse"], None, 1, "LEVEL (--level) is 'coarse', but vqvae.pt has one level of codes: leave it"),
     (P, ["--prior", "transformer", "--heads", "5"], None, 1,
      "HIDDEN (--hidden) and HEADS (--heads): heads must divide"),
     (V, ["--limit", "1"], None, 1, "LIMIT (--limit)"),
@@ -298,7 +297,6 @@ TABLE = [
     (P, [*PRIOR, "--resume", "never"], changed("pixelcnn.pt", shared), 1, "is a finished run: choose another"),
     # what a run cannot be continued with
     (V, [*AGAIN, "--num-codes", "32"], None, 1, "NUM_CODES (--num-codes) is 32, but the run in"),
-    (V, [*AGAIN, "--levels", "2"], None, 1, "LEVELS (--levels) is 2, but the run in"),
     (P, [*PRIOR, "--kernel-size", "5"], None, 1, "KERNEL_SIZE (--kernel-size) is 5, but the run in"),
     (V, [*AGAIN, "--resume", "never"], None, 1, "is a finished run: choose another --output-dir, or add --overwrite"),
     (V, AGAIN, changed("vqvae.pt", put("training", "optimizer", 0, "exp_avg", torch.zeros(3))), 1,
@@ -351,8 +349,7 @@ TABLE = [
     (S, [], changed("vqvae.pt", poisoned), 1, "weights that are not finite"),
     (S, [], changed("vqvae.pt", put("config", "hidden", 8192)), 1, "do not fit its sizes"),
     (S, [], changed("vqvae.pt", put("config", "hidden", 10**15)), 1, "must be at most 8192"),
-    (S, [], changed("vqvae.pt", put("config", "levels", 2)), 1, "do not fit its sizes"),
-    (G, [], changed("pixelcnn.pt", put("config", "coarse_codes", 16)), 1, "do not fit its sizes"),
+    (S, [], changed("vqvae.pt", put("config", "levels", 2)), 1, "has LEVELS 2, which this code has no longer since"),
     (S, [], changed("vqvae.pt", put("config", "depth", 3)), 1, "describes no network of this code"),
     (S, [], changed("vqvae.pt", put("config", [])), 1, "describes no network of this code"),
     (S, [], changed("vqvae.pt", put("data", "height", 10**9)), 1, "does not say what images it was trained on"),

@@ -9,39 +9,30 @@ from priors.codes import bits_per_image, distinct, draw_independent, marginals
 
 def test_marginals_by_hand():
     """Three grids of two places, K = 3: codes 0 2, 0 1, 0 2, and one more of every code."""
-    codes = [torch.tensor([[[0, 2]], [[0, 1]], [[0, 2]]], dtype=torch.uint8)]
+    codes = torch.tensor([[[0, 2]], [[0, 1]], [[0, 2]]], dtype=torch.uint8)
     found = marginals(codes, 3)
     assert list(found) == ["per-position marginal", "marginal", "uniform codes"]
-    assert all(len(levels) == 1 for levels in found.values())
-    torch.testing.assert_close(found["per-position marginal"][0][0].float(),
-                               torch.tensor([[4, 1, 1], [1, 2, 3]]) / 6)
-    torch.testing.assert_close(found["marginal"][0][0].float(), torch.tensor([[4, 2, 3], [4, 2, 3]]) / 9)
-    torch.testing.assert_close(found["uniform codes"][0][0].float(), torch.full((2, 3), 1 / 3))
-    test = [torch.tensor([[[0, 2]], [[1, 0]]], dtype=torch.uint8)]  # the second was never seen and has its chance
+    torch.testing.assert_close(found["per-position marginal"][0].float(), torch.tensor([[4, 1, 1], [1, 2, 3]]) / 6)
+    torch.testing.assert_close(found["marginal"][0].float(), torch.tensor([[4, 2, 3], [4, 2, 3]]) / 9)
+    torch.testing.assert_close(found["uniform codes"][0].float(), torch.full((2, 3), 1 / 3))
+    test = torch.tensor([[[0, 2]], [[1, 0]]], dtype=torch.uint8)  # the second was never seen and has its chance
     bits = [-math.log2(4 / 6 * 3 / 6), -math.log2(1 / 6 * 1 / 6)]
     assert bits_per_image(found["per-position marginal"], test) == pytest.approx(sum(bits) / 2)
     bits = [-math.log2(4 / 9 * 3 / 9), -math.log2(2 / 9 * 4 / 9)]
     assert bits_per_image(found["marginal"], test) == pytest.approx(sum(bits) / 2)
     assert bits_per_image(found["uniform codes"], test) == pytest.approx(2 * math.log2(3))
-    two = marginals([*codes, codes[0][:, :, :1]], 3)  # of two levels the bits add up
-    sums = [bits_per_image(two["marginal"], [*test, test[0][:, :, :1]]), *(bits_per_image([chances], [level]) for
-            chances, level in zip(two["marginal"], [*test, test[0][:, :, :1]]))]
-    assert sums[0] == pytest.approx(sums[1] + sums[2]) and min(sums) > 0
 
 
 def test_independent_codes_follow_their_probabilities_at_every_place():
     probabilities = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0))
     probabilities /= probabilities.sum(2, keepdim=True)
     count = 20_000
-    [codes] = draw_independent([probabilities], count, seed=1)
-    assert codes.shape == (count, 2, 3) and torch.equal(codes, draw_independent([probabilities], count, seed=1)[0])
-    first, second = draw_independent([probabilities] * 2, count, seed=1)
-    assert torch.equal(first, codes) and (first != second).float().mean() > 0.5  # a chance of its own for each level
+    codes = draw_independent(probabilities, count, seed=1)
+    assert codes.shape == (count, 2, 3) and torch.equal(codes, draw_independent(probabilities, count, seed=1))
     drawn = torch.nn.functional.one_hot(codes, 4).float().mean(0)
     assert ((drawn - probabilities).abs() < 5 * (probabilities * (1 - probabilities) / count).sqrt()).all()
 
 
 def test_distinct_is_the_share_of_different_grids():
     codes = torch.tensor([[[0, 1]], [[1, 0]], [[0, 1]], [[0, 1]]])
-    assert distinct([codes]) == 0.5 and distinct([codes[:2]]) == 1
-    assert distinct([codes, torch.tensor([[[0]], [[0]], [[1]], [[0]]])]) == 0.75
+    assert distinct(codes) == 0.5 and distinct(codes[:2]) == 1

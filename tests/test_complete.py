@@ -75,9 +75,9 @@ def test_the_given_codes_are_kept(done, run, monkeypatch):
     def recorded(*args):
         drawer = make_sampler(*args)
 
-        def draw(labels, chance, given, on_row, coarse):
+        def draw(labels, chance, given, on_row):
             known.append(given)
-            decoded.append(drawer(labels, chance, given, on_row=on_row, coarse=coarse))
+            decoded.append(drawer(labels, chance, given, on_row))
             return decoded[-1]
         return draw
     monkeypatch.setattr(sampler, "make_sampler", recorded)
@@ -88,7 +88,7 @@ def test_the_given_codes_are_kept(done, run, monkeypatch):
     assert torch.equal(given[0], given[1]) and not torch.equal(given[0], given[2])  # an image's two completions
     vqvae = runs.build(checkpoint.load(str(run), "vqvae"))
     with torch.no_grad():
-        figures.save_image(vqvae.decode([codes[3:4]], 28, 28)[0], run / "again.png")
+        figures.save_image(vqvae.decode(codes[3:4], 28, 28)[0], run / "again.png")
     assert (run / "again.png").read_bytes() == (run / "completion_1_1.png").read_bytes()
 
 

@@ -29,7 +29,6 @@ from priors import runs
 from priors import sampler as sampler_module
 from priors.attention import attend
 from priors.draws import Draw, uniforms
-from priors.levels import make_vqvae
 from priors.masked import nats_in_rounds
 from priors.sampler import draw_grids, make_sampler
 from priors.table import PRIORS
@@ -86,18 +85,6 @@ def run(device, data_dir, tmp_path_factory):
         for prior in PRIORS:
             train("train_pixelcnn", device, output, *SMALL, *FEW, "--prior", prior, "--epochs", 3, "--dropout", 0.1,
                   "--sample-every", 3)
-    return output
-
-
-@pytest.fixture(scope="module")
-def two(device, data_dir, tmp_path_factory):
-    """The directory of a run of two levels of codes on the device."""
-    output = tmp_path_factory.mktemp("cuda_levels")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "save_curves", lambda *_: None)
-        train("train_vqvae", device, output, *SMALL_VQVAE, "--data-dir", data_dir, "--levels", 2)
-        for prior in IN_RASTER_ORDER:
-            train("train_pixelcnn", device, output, *SMALL, *FEW, "--prior", prior, "--sample-every", 1)
     return output
 
 
@@ -190,12 +177,11 @@ def test_rows_that_stay_on_the_host_come_as_they_are(device, monkeypatch):
 
 
 @on_gpu
-@pytest.mark.parametrize("coarse_codes", [0, 5])
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
 @pytest.mark.parametrize("prior", IN_RASTER_ORDER)
-def test_samplers_draw_the_codes_of_the_plain_loop(device, exact, prior, guidance, coarse_codes, kept):  # noqa: F811
+def test_samplers_draw_the_codes_of_the_plain_loop(device, exact, prior, guidance, kept):  # noqa: F811
     """Codes are equal, logits to 1e-4. A PixelCNN's row is a CUDA graph: for its logits it runs without one as well."""
-    model = random_model(9, 3, 16, 3, 5, prior=prior, coarse_codes=coarse_codes).to(device)
+    model = random_model(9, 3, 16, 3, 5, prior=prior).to(device)
     options = {"temperature": 0.9, "top_k": 7, "top_p": 0.95, "guidance": guidance}
     sampler = make_sampler(model, 4, 6, Draw(**options))
     if device.type == "cuda":
@@ -204,14 +190,13 @@ def test_samplers_draw_the_codes_of_the_plain_loop(device, exact, prior, guidanc
         torch.manual_seed(seed)
         labels, uniform = torch.randint(4, (3,)), uniforms(seed, 0, 3, height, 6)
         known = torch.where(torch.rand(uniform.shape) < 0.3, torch.randint(9, uniform.shape), -1) if seed else None
-        coarse = torch.randint(coarse_codes, (3, height // 2, 3)) if coarse_codes else None
-        moved = [None if part is None else part.to(device) for part in (known, coarse)]
-        codes, logits = plain(model, labels.to(device), uniform.to(device), moved[0], coarse=moved[1], **options)
-        assert torch.equal(sampler(labels, uniform, known, coarse=coarse), codes)
+        moved = None if known is None else known.to(device)
+        codes, logits = plain(model, labels.to(device), uniform.to(device), moved, **options)
+        assert torch.equal(sampler(labels, uniform, known), codes)
         if prior == "pixelcnn":
             graph, sampler.graph = sampler.graph, None
         kept.clear()
-        assert torch.equal(sampler(labels, uniform, known, coarse=coarse), codes)
+        assert torch.equal(sampler(labels, uniform, known), codes)
         fast_logits = torch.stack([step[:3] for step in kept], 2).view_as(logits)
         torch.testing.assert_close(fast_logits, logits, atol=1e-4, rtol=1e-4)
         if prior == "pixelcnn":
@@ -236,11 +221,9 @@ def test_rounds_on_the_device_are_those_on_the_cpu(device, exact, steps, guidanc
 @on_gpu
 @pytest.mark.parametrize("prior", IN_RASTER_ORDER)
 def test_a_sample_depends_on_its_number_alone(device, exact, prior):
-    models = [random_model(9, 3, 8, 3, 3, seed, prior, coarse_codes=9 * seed).to(device) for seed in (0, 1)]
-    labels = torch.arange(7) % 3
-    drawn = [[torch.cat(level) for level in zip(*draw_grids(models, labels, [(4, 4), (8, 8)], 5, size))]
-             for size in (7, 3, 2)]
-    assert all(torch.equal(*pair) for other in drawn[1:] for pair in zip(other, drawn[0], strict=True))
+    model, labels = random_model(9, 3, 8, 3, 3, prior=prior).to(device), torch.arange(7) % 3
+    drawn = [torch.cat(list(draw_grids(model, labels, (4, 4), 5, size))) for size in (7, 3, 2)]
+    assert all(torch.equal(other, drawn[0]) for other in drawn[1:])
 
 
 # ---- trainings
@@ -256,13 +239,6 @@ def test_every_stage_learns_and_its_checkpoint_loads_on_the_cpu(device, run):
         assert {part.device.type for part in content["model"].values()} == {device.type}
         assert {part.dtype for part in content["model"].values()} == {torch.float32}
         assert {part.device.type for part in runs.build(checkpoint.load(str(run), stage)).parameters()} == {"cpu"}
-
-
-@on_gpu
-def test_two_levels_learn(two):
-    for stage in ("vqvae", *(name for prior in IN_RASTER_ORDER for name in runs.prior_stages(prior, 2))):
-        assert checkpoint.load(str(two), stage)["training"]["finished"]
-    assert (two / "samples" / "transformer_epoch_001.png").exists()
 
 
 @on_gpu
@@ -379,16 +355,6 @@ def test_the_scripts_end_to_end(script, device, run, tmp_path):
 
 
 @on_gpu
-@pytest.mark.parametrize("prior", IN_RASTER_ORDER)
-def test_the_scripts_with_two_levels(script, device, two, tmp_path, prior):
-    shutil.copytree(two, tmp_path, dirs_exist_ok=True)
-    here = ["--output-dir", tmp_path, "--device", device, "--prior", prior]
-    for call in (["generate", "--num-samples", 5], ["complete", "--num-images", 2, "--num-completions", 2]):
-        outcome = script(call[0], *here, *call[1:])
-        assert outcome.status == 0, outcome.err
-
-
-@on_gpu
 def test_one_process_under_torchrun(device, data_dir, run, tmp_path):
     """The group of processes, by NCCL on a GPU, is made and left; the process takes the GPU of its number."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
@@ -433,38 +399,32 @@ def fake():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("levels", [1, 2])
-def test_a_vqvae_keeps_to_its_device_and_its_quantizers_to_float32(fake, levels, architecture):
+def test_a_vqvae_keeps_to_its_device_and_its_quantizer_to_float32(fake, architecture):
     with fake:
-        network = make_vqvae(VQVAEConfig(3, 16, 1, 8, 4, 16, 8, levels=levels, architecture=architecture))
+        network = VQVAE(VQVAEConfig(3, 16, 1, 8, 4, 16, 8, architecture=architecture))
     images = torch.rand(2, 3, 30, 32, device=fake)
-    network.quantize(images, VectorQuantizer.start)
+    network.quantizer.start(network.latents(images))
     torch.set_autocast_enabled("cuda", True)
     output = network(images)  # moves and revives codes
     terms = train_vqvae.compare(images, output)
     assert output.images.dtype == torch.bfloat16
     assert {part.dtype for part in terms.values() if part.is_floating_point()} == {torch.float32}
-    assert all(part.dtype == torch.float32 for level in output.quantized for part in (level.z_e, level.z_q,
-                                                                                      level.distances))
+    quantized = output.quantized
+    assert all(part.dtype == torch.float32 for part in (quantized.z_e, quantized.z_q, quantized.distances))
     assert all(part.device == fake for part in (*network.state_dict().values(), *terms.values()))
 
 
-@pytest.mark.parametrize("coarse_codes", [0, 5])
 @pytest.mark.parametrize("prior", PRIORS)
-def test_a_prior_and_its_sampler_keep_to_their_device(fake, monkeypatch, prior, coarse_codes):
+def test_a_prior_and_its_sampler_keep_to_their_device(fake, monkeypatch, prior):
     """The row that a CUDA graph captures is run once here as it is there: a capture cannot read anything back."""
-    if prior == "masked" and coarse_codes:
-        pytest.skip("a masked prior takes no coarse codes")
     network, config = PRIORS[prior][:2]
-    sizes = {"num_codes": 16, "num_classes": 3, "hidden": 16, "layers": 2, "kernel_size": 5,
-             "coarse_codes": coarse_codes}
+    sizes = {"num_codes": 16, "num_classes": 3, "hidden": 16, "layers": 2, "kernel_size": 5}
     sizes |= {"transformer": {"heads": 2}, "masked": {"heads": 2}}.get(prior, {})
     with fake:
         model = network(config(**sizes))
     grids, labels = torch.zeros(2, 4, 6, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
-    coarse = [torch.zeros(2, 2, 3, dtype=torch.int64)] if coarse_codes else []
     torch.set_autocast_enabled("cuda", True)
-    logits = model(*(part.to(fake) for part in (grids, labels, *coarse)))
+    logits = model(grids.to(fake), labels.to(fake))
     assert logits.device == fake and logits.dtype == torch.bfloat16
     torch.set_autocast_enabled("cuda", False)
     if prior == "masked":  # its rounds read back how many codes they draw
@@ -477,7 +437,7 @@ def test_a_prior_and_its_sampler_keep_to_their_device(fake, monkeypatch, prior, 
     monkeypatch.setattr(sampler_module.PixelCNNSampler, "_capture", capture)
     sampler = make_sampler(model.eval(), 3, 6, Draw(0.9, 3, 0.9, 1.5))
     assert rows == ([fake] if prior == "pixelcnn" else [])
-    drawn = sampler(labels, torch.zeros(2, 4, 6), grids - 1, coarse=coarse[0] if coarse else None)  # from the host
+    drawn = sampler(labels, torch.zeros(2, 4, 6), grids - 1)  # from the host
     assert drawn.device == fake and drawn.shape == (2, 4, 6)
 
 

@@ -1,5 +1,4 @@
 """train_decoder.py: a decoder that is finished by itself, and what decodes by it."""
-import shutil
 import sys
 
 import pytest
@@ -67,12 +66,6 @@ def test_every_script_decodes_by_the_finished_decoder_and_the_prior_still_fits(s
         assert outcome.err.count("\n") == 1 and outcome.err.startswith("left out: ") and says in outcome.err
         outcome = script("share", "--output-dir", copied, "--shared-dir", copied / "again")
         assert outcome.status == 1 and outcome.err.count("\n") == 1 and says in outcome.err
-
-
-def test_two_levels_are_finished_too(script, two_levels, tmp_path):
-    shutil.copytree(two_levels, tmp_path, dirs_exist_ok=True)
-    assert finish(script, tmp_path, "--epochs", 1).status == 0
-    assert script("generate", "--output-dir", tmp_path, "--num-samples", 2).err == ""
 
 
 def test_without_its_package_a_line_names_it(script, copied, monkeypatch):

@@ -74,7 +74,7 @@ def test_every_row_and_column(done, run, monkeypatch):
     # what other scripts say of the same models on the same test split
     stored = checkpoint.load(str(run), "vqvae")
     vqvae, data = runs.build(stored), dataset.load("glyphs", stored["data"]["data_dir"], 300)
-    [codes] = train_pixelcnn.encode(vqvae, data.test.images)
+    codes = train_pixelcnn.encode(vqvae, data.test.images)
     for name in priors:
         model = runs.build(checkpoint.load(str(run), name))
         sums = loop.sum_over(nll_terms, model, 50, codes, data.test.labels)

@@ -85,25 +85,6 @@ def test_a_signal_saves_and_the_same_command_continues(cases, stage, number, sta
     assert "continuing" in log.read_text()
 
 
-@pytest.mark.parametrize("step", [14, 44])  # of 30 for each level, the coarse one first
-def test_priors_of_two_levels_go_on_where_they_were_killed(cases, step):
-    case = cases["priors of two levels"]
-    output, log = case.new()
-    assert faults.run(case.script, [*case.of(output), "--save-every", 1e-6], log, step=step) == -signal.SIGKILL
-    assert (output / "pixelcnn_coarse.pt").exists() and (output / "pixelcnn.pt").exists() == (step > 30)
-    case.check_continues(output, log)
-    assert faults.compare(case.whole, output, "pixelcnn_coarse") == []
-
-
-@pytest.mark.parametrize("alone", ["coarse", "fine"])
-def test_a_level_alone_is_trained_as_with_the_other(cases, alone):
-    case = cases["priors of two levels"]
-    output, log = case.new()
-    assert faults.run(case.script, [*case.of(output), "--level", alone], log) == 0, log.read_text()
-    made, other = ("pixelcnn_coarse", "pixelcnn") if alone == "coarse" else ("pixelcnn", "pixelcnn_coarse")
-    assert faults.compare(case.whole, output, made) == [] and not (output / f"{other}.pt").exists()
-
-
 def test_dropout_goes_on_as_it_was(cases):
     case = cases["pixelcnn"]
     (whole, log), (halted, halted_log) = case.new(), case.new()

@@ -157,7 +157,7 @@ def test_the_grid_shows_the_classes_in_columns(script, run):
 def test_codes_are_decoded_a_batch_at_a_time(script, run, monkeypatch):
     most = []
     monkeypatch.setattr(generate, "to_images", lambda vqvae, codes, *size: (
-        most.append(len(codes[0])), torch.zeros(len(codes[0]), 1, *size))[1])
+        most.append(len(codes)), torch.zeros(len(codes), 1, *size))[1])
     assert script("generate", "--output-dir", run, "--num-samples", 50, "--batch-size", 8).status == 0
     assert max(most) == 8 and len(most) == 7
 

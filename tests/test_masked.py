@@ -217,11 +217,10 @@ def test_a_sample_depends_on_its_number_alone(guidance):
     model, labels = random_model(9, 3), torch.arange(7) % 3
     known = torch.where(torch.rand(7, 4, 4) < torch.linspace(0, 0.9, 7)[:, None, None], 5, -1)
     for given in (None, known):
-        drawn = {size: torch.cat([codes for [codes] in draw_grids(
-            [model], labels, [(4, 4)], 5, size, Draw(guidance=guidance, steps=5),
-            known=None if given is None else [given])]) for size in (7, 2, 3)}
+        drawn = {size: torch.cat(list(draw_grids(model, labels, (4, 4), 5, size, Draw(guidance=guidance, steps=5),
+                                                 known=given))) for size in (7, 2, 3)}
         assert torch.equal(drawn[2], drawn[7]) and torch.equal(drawn[3], drawn[7])
-    [[other]] = draw_grids([model], labels, [(4, 4)], 6, 7, Draw(guidance=guidance, steps=5))
+    [other] = draw_grids(model, labels, (4, 4), 6, 7, Draw(guidance=guidance, steps=5))
     assert not torch.equal(other, drawn[7])
 
 

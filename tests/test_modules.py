@@ -21,7 +21,6 @@ from modules import (
 )
 from priors.codes import perplexity
 from priors.draws import guide
-from priors.levels import FinePixelCNN, make_vqvae
 
 
 def test_the_sizes_have_defaults():
@@ -32,7 +31,7 @@ def test_the_sizes_have_defaults():
 
 def small_vqvae(**changes):
     config = dict(channels=1, hidden=16, residual_blocks=1, residual_hidden=8, downsample=4, num_codes=12, code_dim=6)
-    return make_vqvae(VQVAEConfig(**(config | changes)))
+    return VQVAE(VQVAEConfig(**(config | changes)))
 
 
 # ---- quantizer
@@ -154,121 +153,66 @@ def test_dead_codes_are_revived_from_current_encoder_outputs(codebook):
     assert (counts > 0).all()
 
 
-@pytest.mark.parametrize("levels", [1, 2])
-def test_the_default_keeps_its_codebooks_alive(data_dir, levels):
-    """At a learning rate of 2e-3, at which a codebook without its cures collapses within these steps. Two levels take
-    longer to settle, at a learning rate that falls.
-    """
+def test_the_default_keeps_its_codebook_alive(data_dir):
+    """At a learning rate of 2e-3, at which a codebook without its cures collapses within these steps."""
     torch.manual_seed(0)
     images = dataset.load("glyphs", str(data_dir), limit=2000).train.images
-    model = make_vqvae(VQVAEConfig(1, 32, 1, 16, 4, 64, 32, levels=levels))
+    model = VQVAE(VQVAEConfig(1, 32, 1, 16, 4, 64, 32))
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=2e-3)
-    model.start_codebooks(dataset.to_float(images[:128]))
-    for step in range(150 * levels):
-        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - (levels - 1) * step / 300)
+    model.quantizer.start(model.latents(dataset.to_float(images[:128])))
+    for _ in range(150):
         batch = dataset.to_float(images[torch.randint(len(images), (64,))])
         output = model(batch)
-        commitment = sum(level.commitment_loss for level in output.quantized)
-        loss = F.mse_loss(output.images, batch) / 0.05 + 0.25 * commitment
+        loss = F.mse_loss(output.images, batch) / 0.05 + 0.25 * output.quantized.commitment_loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
         batch = dataset.to_float(images)
         output = model.eval()(batch)
-    assert len(output.quantized) == levels
-    for level in output.quantized:
-        assert (level.counts > 0).float().mean() >= 0.95
-        assert perplexity(level.counts) > 20
+    counts = output.quantized.counts
+    assert (counts > 0).float().mean() >= 0.95 and perplexity(counts) > 20
     assert F.mse_loss(output.images, batch) < 0.5 * batch.var()
 
 
 # ---- VQ-VAE
 
 
-@pytest.mark.parametrize("levels, architecture", [(1, "paper"), (2, "paper"), (2, "space-to-depth")])
+@pytest.mark.parametrize("architecture", modules.ARCHITECTURES)
 @pytest.mark.parametrize("downsample", [2, 4, 8])
 @pytest.mark.parametrize("channels, height, width", [(1, 28, 28), (3, 32, 32), (1, 1, 1), (3, 17, 31), (1, 5, 40)])
-def test_every_size_comes_back_as_it_went_in(downsample, channels, height, width, levels, architecture):
-    model = small_vqvae(channels=channels, downsample=downsample, levels=levels, architecture=architecture).eval()
+def test_every_size_comes_back_as_it_went_in(downsample, channels, height, width, architecture):
+    model = small_vqvae(channels=channels, downsample=downsample, architecture=architecture).eval()
     images = torch.rand(2, channels, height, width)
     output = model(images)
     assert output.images.shape == images.shape
     codes = model.encode(images)
-    assert len(codes) == levels
-    assert all(torch.equal(grid, level.codes) for grid, level in zip(codes, output.quantized))
-    coarsest = downsample * levels
-    grids = [modules.grid_size(height, width, coarsest), *([codes[-1].shape[1:]] if levels == 2 else [])]
-    assert grids[0] == (-(-height // coarsest), -(-width // coarsest))
-    assert [grid.shape[1:] for grid in codes] == grids == model.grids(height, width)
-    assert all(fine == 2 * coarse for coarse, fine in zip(codes[0].shape[1:], codes[-1].shape[1:])) or levels == 1
+    assert torch.equal(codes, output.quantized.codes)
+    assert codes.shape[1:] == model.grid(height, width) == (-(-height // downsample), -(-width // downsample))
     torch.testing.assert_close(model.decode(codes, height, width), output.images.clamp(0, 1))
 
 
 @pytest.mark.parametrize("architecture", modules.ARCHITECTURES)
-def test_one_level_is_encoder_quantizer_decoder(architecture):
-    """To the bit, and with nothing drawn or computed besides; of two levels the part that both have starts alike."""
+def test_it_is_encoder_quantizer_decoder(architecture):
     torch.manual_seed(0)
     model = small_vqvae(architecture=architecture)
-    drawn = torch.rand(1)
-    assert type(model) is VQVAE and model.quantizers == [model.quantizer]
     images = torch.rand(3, 1, 9, 13)
     expected = model.eval().quantizer(model.encoder(F.pad(images, (0, 3, 0, 3), mode="replicate")))
-    [level], z_q = model.quantize(images)
-    assert torch.equal(level.codes, expected.codes) and torch.equal(z_q, expected.z_q)
-    assert torch.equal(model(images).images, model.decoder(z_q)[:, :, :9, :13])
-    torch.manual_seed(0)
-    again = small_vqvae(architecture=architecture, levels=1)
-    assert torch.equal(drawn, torch.rand(1))
-    torch.manual_seed(0)
-    two = small_vqvae(architecture=architecture, levels=2).state_dict()
-    assert all(torch.equal(weight, two[name]) for name, weight in again.state_dict().items() if "decoder" not in name)
-
-
-def test_the_second_level_knows_the_first():
-    """A coarse code moves the fine z_e and the image; the fine level's gradient reaches the coarse encoder."""
-    torch.manual_seed(0)
-    model = small_vqvae(levels=2).eval()
-    images = torch.rand(1, 1, 16, 16)
-    [coarse, fine], z_q = model.quantize(images)
-    changed = [(coarse.codes + 1) % 12, fine.codes]
-    assert (model.look_up(changed) - model.look_up([coarse.codes, fine.codes])).abs().amax((1, 2, 3)) > 1e-3
-    z = F.layer_norm(model.encoder(images).permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2)
-    given = model.coarse.decoder(coarse.z_q)
-    torch.testing.assert_close(fine.z_e, z - given)
-    torch.testing.assert_close(z_q, torch.cat([fine.z_q, given], 1))
-    plain = model.coarse.quantizer.quantize(model.coarse.encoder(z))
-    torch.testing.assert_close(coarse.commitment_loss, plain.commitment_loss + (given - z).square().mean())
-    for loss in (fine.commitment_loss, z_q.sin().sum()):
-        gradients = torch.autograd.grad(loss, list(model.coarse.encoder.parameters()), retain_graph=True)
-        assert all(gradient.abs().sum() > 0 for gradient in gradients)
-
-
-def test_the_codebooks_of_both_levels_start_from_their_own_latents():
-    torch.manual_seed(0)
-    model = small_vqvae(levels=2, num_codes=8)
-    images = torch.rand(6, 1, 16, 16)
-    with torch.no_grad():
-        levels, _ = model.quantize(images, VectorQuantizer.start)
-        again, _ = model.quantize(images)
-    for quantizer, level, other in zip(model.quantizers, levels, again):
-        latents = level.z_e.permute(0, 2, 3, 1).flatten(0, 2)
-        assert (quantizer.codebook[:, None] == latents[None]).all(2).any(1).all()
-        assert torch.equal(level.z_e, other.z_e) and torch.equal(level.codes, other.codes)
+    assert torch.equal(model.encode(images), expected.codes)
+    assert torch.equal(model(images).images, model.decoder(expected.z_q)[:, :, :9, :13])
 
 
 def test_encoding_moves_no_codebook():
-    model = small_vqvae(levels=2).train()
+    model = small_vqvae().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.encode(torch.rand(2, 1, 16, 16))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model(torch.rand(2, 1, 16, 16))
-    assert not any(torch.equal(quantizer.usage, torch.ones(12)) for quantizer in model.quantizers)
+    assert not torch.equal(model.quantizer.usage, torch.ones(12))
 
 
 def test_networks_are_rebuilt_from_their_configuration():
-    for network in (small_vqvae(codebook="gradient"), small_vqvae(levels=2), PixelCNN(PixelCNNConfig(7, 3, 8, 2, 3)),
-                    FinePixelCNN(PixelCNNConfig(7, 3, 8, 2, 3, coarse_codes=5))):
+    for network in (small_vqvae(codebook="gradient"), PixelCNN(PixelCNNConfig(7, 3, 8, 2, 3))):
         again = type(network)(type(network.config)(**asdict(network.config)))
         again.load_state_dict(network.state_dict())
         assert again.config == network.config

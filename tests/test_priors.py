@@ -20,15 +20,9 @@ MAKE = {
 CAUSAL = [prior for prior in PRIORS if prior != "masked"]  # what that one sees is tested in test_masked.py
 
 
-def given(prior, coarse_codes=5):
-    """The prior over a fine grid, given a coarse one."""
-    network, config = PRIORS[prior][:2]
-    return network(config(**asdict(MAKE[prior]().config) | {"coarse_codes": coarse_codes}))
-
-
-def randomised(prior, make=lambda prior: MAKE[prior]()):
+def randomised(prior):
     torch.manual_seed(0)
-    model = make(prior).eval()
+    model = MAKE[prior]().eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.5)
     return model
@@ -60,37 +54,6 @@ def test_gradients_reach_earlier_codes_alone(prior):
         model(codes, torch.tensor([0])).flatten(2)[0, :, place].square().sum().backward()
         reached = model.embedding.weight.grad.abs().amax(1) > 0
         assert reached.tolist() == [earlier < place for earlier in range(7)]
-
-
-@pytest.mark.parametrize("prior", CAUSAL)
-@torch.no_grad()
-def test_the_fine_prior_is_causal_and_sees_every_coarse_code_from_every_position(prior):
-    """Another fine code moves all logits after it and none else; another coarse code moves all logits, also those of
-    positions that come before the ones it stands for.
-    """
-    model = randomised(prior, given)
-    codes, coarse, labels = torch.randint(7, (1, 4, 6)), torch.randint(5, (1, 2, 3)), torch.tensor([1])
-    before = model(codes, labels, coarse)
-
-    def moved(codes, coarse):
-        return (model(codes, labels, coarse) - before).abs().amax((0, 1)).flatten() > 0
-    for place in range(24):
-        changed = codes.clone().flatten(1)
-        changed[0, place] = (changed[0, place] + 1) % 7
-        found = moved(changed.view_as(codes), coarse)
-        assert not found[:place + 1].any() and found[place + 1:].all()
-    for place in range(6):
-        changed = coarse.clone().flatten(1)
-        changed[0, place] = (changed[0, place] + 1) % 5
-        assert moved(codes, changed.view_as(coarse)).all()
-
-
-@pytest.mark.parametrize("prior", CAUSAL)
-@torch.no_grad()
-def test_the_four_positions_of_a_coarse_code_are_told_apart(prior):
-    """With one and the same code everywhere, inside the grid."""
-    features = randomised(prior, given).coarse(torch.zeros(1, 7, 7, dtype=torch.int64))[0, :, 6:8, 6:8].flatten(1)
-    assert (torch.cdist(features.T, features.T) + torch.eye(4)).min() > 1e-3
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -154,20 +117,3 @@ def test_a_prior_learns_what_it_is_shown(prior):
         F.cross_entropy(model(codes, labels), codes).backward()
         optimizer.step()
     assert F.cross_entropy(model(codes, labels), codes) < 0.05
-
-
-@pytest.mark.parametrize("prior", CAUSAL)
-def test_a_fine_prior_learns_what_the_coarse_codes_tell(prior):
-    """The fine code is that of the coarse one, anew for every batch: nothing else tells it."""
-    torch.manual_seed(0)
-    model, labels = given(prior, 7), torch.zeros(8, dtype=torch.int64)
-    optimizer, losses = torch.optim.Adam(model.parameters(), 0.01), []
-    for _ in range(160):
-        coarse = torch.randint(7, (8, 2, 2))
-        codes = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
-        loss = F.cross_entropy(model(codes, labels, coarse)[:, :, :1, :1], codes[:, :1, :1])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert sum(losses[-20:]) / 20 < 0.2  # by guessing: ln 7

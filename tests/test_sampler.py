@@ -6,35 +6,33 @@ import torch
 from plain import sample
 
 import modules
-from modules import PixelCNNConfig
+from modules import PixelCNN, PixelCNNConfig
 from priors.draws import Draw, draw, guide, uniforms
-from priors.levels import make_pixelcnn
 from priors.sampler import Sampler, draw_grids, make_sampler
 from priors.transformer import Transformer, TransformerConfig
 
 PRIORS = ["pixelcnn", "transformer"]
 
 
-def random_model(num_codes, num_classes, hidden, layers, kernel_size, seed=0, prior="pixelcnn", coarse_codes=0):
+def random_model(num_codes, num_classes, hidden, layers, kernel_size, seed=0, prior="pixelcnn"):
     torch.manual_seed(seed)
     sizes = num_codes, num_classes, hidden, layers, kernel_size
-    model = {"pixelcnn": lambda: make_pixelcnn(PixelCNNConfig(*sizes, coarse_codes=coarse_codes)),
-             "transformer": lambda: Transformer(TransformerConfig(*sizes, 2, coarse_codes=coarse_codes))}
-    model = model[prior]().eval()
+    model = PixelCNN(PixelCNNConfig(*sizes)) if prior == "pixelcnn" else Transformer(TransformerConfig(*sizes, 2))
+    model.eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=1.0 if prior == "transformer" else 0.3)
     return model
 
 
 @torch.no_grad()
-def plain(model, labels, uniform, known=None, guidance=1.0, coarse=None, **options):
+def plain(model, labels, uniform, known=None, guidance=1.0, **options):
     """Codes of the plain loop, and the logits (B, K, H, W) that they were drawn from."""
     seen = []
 
     def record(logits, chance):
         seen.append(logits)
         return draw(logits, chance, **options)
-    codes = sample(model, labels, uniform, known, record, guidance, coarse)
+    codes = sample(model, labels, uniform, known, record, guidance)
     return codes, torch.stack(seen, 2).unflatten(2, uniform.shape[1:])
 
 
@@ -76,25 +74,6 @@ def test_same_codes_and_logits_as_the_plain_loop(seed, prior, kept):
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("seed", range(4))
-def test_same_codes_and_logits_as_the_plain_loop_given_a_coarse_grid(seed, prior, kept):
-    pick = random.Random(seed)
-    num_classes, coarse_codes, layers = pick.choice([0, 3]), pick.randint(2, 9), pick.randint(1, 4)
-    model = random_model(9, num_classes, 8, layers, pick.choice([3, 5]), seed, prior, coarse_codes)
-    count, height, width = pick.randint(1, 4), 2 * pick.randint(1, 4), 2 * pick.randint(1, 4)
-    labels, uniform = torch.randint(num_classes + 1, (count,)), uniforms(seed, 0, count, height, width)
-    guidance = [1.0, 2.0][seed % 2]
-    sampler = make_sampler(model, count + pick.randint(0, 2), width, Draw(guidance=guidance))
-    for _ in range(2):  # with another coarse grid each time: nothing of one call may be left for the next
-        coarse = torch.randint(coarse_codes, (count, height // 2, width // 2))
-        codes, logits = plain(model, labels, uniform, coarse=coarse, guidance=guidance)
-        kept.clear()
-        assert torch.equal(sampler(labels, uniform, coarse=coarse), codes)
-        fast = torch.stack([step[:count] for step in kept], 2).view_as(logits)
-        torch.testing.assert_close(fast, logits, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("prior", PRIORS)
 def test_known_codes_are_kept_and_the_rest_follows_them(prior):
     model = random_model(9, 0, 8, 3, 3, prior=prior)
     uniform, labels = uniforms(0, 0, 40, 4, 4), torch.zeros(40, dtype=torch.int64)
@@ -110,25 +89,12 @@ def test_known_codes_are_kept_and_the_rest_follows_them(prior):
 def test_a_sample_depends_on_its_number_alone(prior, guidance):
     model = random_model(9, 3, 8, 3, 3, prior=prior)
     labels = torch.arange(7) % 3
-    fine = random_model(9, 3, 8, 3, 3, 1, prior, coarse_codes=9)
 
-    def draw_two(seed, size):
-        parts = draw_grids([model, fine], labels, [(4, 4), (8, 8)], seed, size, Draw(guidance=guidance))
-        return [torch.cat(level) for level in zip(*parts)]
-    drawn = draw_two(5, 7)
-    for size in (2, 3):
-        assert all(torch.equal(*pair) for pair in zip(draw_two(5, size), drawn, strict=True))
-    assert not any(torch.equal(*pair) for pair in zip(draw_two(6, 7), drawn))
-    # the coarse grid is what one level alone would draw, and the fine one follows it in the same sequence of numbers
-    [[alone]] = draw_grids([model], labels, [(4, 4)], 5, 7, Draw(guidance=guidance))
-    assert torch.equal(alone, drawn[0])
-    chance = uniforms(5, 0, 7, 10, 8).flatten(1)
-    assert torch.equal(chance[:, :16].view(7, 4, 4), uniforms(5, 0, 7, 4, 4))
-    again = sample(fine, labels, chance[:, 16:].view(7, 8, 8), guidance=guidance, coarse=drawn[0])
-    assert torch.equal(again, drawn[1])
-    [[given]] = draw_grids([fine], labels, [(8, 8)], 5, 7, Draw(guidance=guidance), coarse=drawn[0])
-    expected = sample(fine, labels, uniforms(5, 0, 7, 8, 8), guidance=guidance, coarse=drawn[0])
-    assert torch.equal(given, expected)
+    def drawn(seed, size):
+        return torch.cat(list(draw_grids(model, labels, (4, 4), seed, size, Draw(guidance=guidance))))
+    expected = sample(model, labels, uniforms(5, 0, 7, 4, 4), guidance=guidance)
+    assert all(torch.equal(drawn(5, size), expected) for size in (7, 2, 3))
+    assert not torch.equal(drawn(6, 7), expected)
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -153,11 +119,6 @@ def test_wrong_sizes_are_refused(prior):
     for shape in [(3, 4, 4), (2, 4, 5), (0, 4, 4)]:
         with pytest.raises(ValueError):
             sampler(torch.zeros(shape[0], dtype=torch.int64), torch.zeros(shape))
-    fine = make_sampler(random_model(5, 0, 4, 1, 3, prior=prior, coarse_codes=3), 2, 4)
-    coarse = torch.zeros(2, 2, 2, dtype=torch.int64)
-    for drawer, given in ((sampler, coarse), (fine, None)):
-        with pytest.raises(ValueError, match="coarse"):
-            drawer(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4, 4), coarse=given)
 
 
 def test_samples_follow_the_exact_joint_distribution():
@@ -177,26 +138,6 @@ def test_samples_follow_the_exact_joint_distribution():
         degrees = int((expected >= 5).sum()) - 1
         assert degrees > 20
         assert chi_squared < degrees + 4 * (2 * degrees) ** 0.5  # four standard deviations
-
-
-def test_samples_of_two_levels_follow_the_exact_joint_distribution():
-    """A coarse grid of one code and a fine one of 2x2, of 3 codes each: 243 pairs, each with an exact probability."""
-    coarse_model, fine_model = random_model(3, 1, 6, 2, 3), random_model(3, 1, 6, 2, 3, 1, coarse_codes=3)
-    grids = torch.cartesian_prod(*[torch.arange(3)] * 5)
-    coarse, fine, labels = grids[:, :1].view(-1, 1, 1), grids[:, 1:].view(-1, 2, 2), torch.zeros(243, dtype=torch.int64)
-    with torch.no_grad():
-        logs = [model(codes, labels, *given).log_softmax(1).gather(1, codes[:, None]).sum((1, 2, 3))
-                for model, codes, given in ((coarse_model, coarse, []), (fine_model, fine, [coarse]))]
-    exact = sum(logs).exp()
-    assert exact.sum().item() == pytest.approx(1, abs=1e-5)
-    count = 20_000
-    [codes] = draw_grids([coarse_model, fine_model], torch.zeros(count, dtype=torch.int64), [(1, 1), (2, 2)], 0, count)
-    place = (torch.cat([level.flatten(1) for level in codes], 1) * torch.tensor([81, 27, 9, 3, 1])).sum(1)
-    expected = exact * count
-    chi_squared = ((torch.bincount(place, minlength=243) - expected) ** 2 / expected)[expected >= 5].sum()
-    degrees = int((expected >= 5).sum()) - 1
-    assert degrees > 40
-    assert chi_squared < degrees + 4 * (2 * degrees) ** 0.5  # four standard deviations
 
 
 # ---- draw

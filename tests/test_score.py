@@ -35,7 +35,7 @@ def networks(trained):
 
 def load(run):
     stored = checkpoint.load(str(run), "vqvae")
-    [prior], [model] = runs.load_prior(str(run), stored)
+    prior, model = runs.load_prior(str(run), stored)
     return score.Networks(runs.build(stored), model, expected.class_shares(prior), torch.device("cpu"), 7)
 
 

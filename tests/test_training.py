@@ -137,9 +137,8 @@ def test_resume_never_and_overwrite(script, copied, data_dir):
 
 def test_a_run_that_does_not_say_a_constant_is_continued_with_the_present_one(script, copied, data_dir):
     content = torch.load(copied / "vqvae.pt", weights_only=True)
-    for name in ("OPTIMIZER", "VALUE_RANGE", "LEVELS"):
+    for name in ("OPTIMIZER", "VALUE_RANGE"):
         content["training"]["constants"].pop(name)
-    content["config"].pop("levels")
     content["data"]["reading"].pop("value_range")
     torch.save(content, copied / "vqvae.pt")
     outcome = continued(script, data_dir, copied)

@@ -2,8 +2,7 @@
 
 A checkpoint is a dict of tensors, numbers, texts, lists and dicts, saved by `torch.save` and loaded with
 `weights_only=True`, so nothing in a file can run. One directory is one run: `vqvae.pt`, its finished decoder in
-`decoder.pt`, and a file for each prior over its codes, `transformer.pt`, `pixelcnn.pt` and `masked.pt`. With two levels
-of codes these are of the fine one, and beside each lies the prior of the coarse one, such as `transformer_coarse.pt`.
+`decoder.pt`, and a file for each prior over its codes, `transformer.pt`, `pixelcnn.pt` and `masked.pt`.
 """
 import argparse
 import hashlib
@@ -28,6 +27,8 @@ VERSION = 1
 IMAGES = ("dataset", "data_dir", "limit", "channels", "height", "width")  # what a checkpoint says of the images
 READING = Reading._fields
 DEFAULT_PRIOR = "transformer"  # PRIOR of train_pixelcnn.py
+# Sizes that checkpoints before 2026-11-29 state, by the only value that this code has
+GONE = {"normalise": "layer", "levels": 1, "coarse_codes": 0}
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
@@ -51,12 +52,9 @@ def path_of(output_dir: str, stage: str) -> Path:
 
 def command(output_dir: str, stage: str, *more: str) -> str:
     """What a user types to make a stage's checkpoint, in backticks; more: further words of it."""
-    prior = stage.removesuffix("_coarse")
     script = [f"train_{stage}.py"] if stage in ("vqvae", "vae", "decoder") else ["train_pixelcnn.py"]
-    if script == ["train_pixelcnn.py"] and prior != DEFAULT_PRIOR:
-        script += ["--prior", prior]
-    if prior != stage:
-        script += ["--level", "coarse"]
+    if script == ["train_pixelcnn.py"] and stage != DEFAULT_PRIOR:
+        script += ["--prior", stage]
     return f"`{shlex.join(['python', *script, '--output-dir', str(output_dir), *more])}`"
 
 
@@ -136,12 +134,13 @@ def build(content: dict[str, Any], network_class: Callable[..., nn.Module], conf
     """
     stage = content["stage"]
     try:
-        if content["config"].get("normalise", "layer") != "layer":
-            raise UserError(f"the {stage} checkpoint has NORMALISE {content['config']['normalise']!r}, which this code "
-                            f"has no longer since 2026-11-29: train again")
+        for name in GONE.keys() & content["config"].keys():
+            if content["config"][name] != GONE[name]:
+                raise UserError(f"the {stage} checkpoint has {name.upper()} {content['config'][name]!r}, which this "
+                                f"code has no longer since 2026-11-29: train again")
         kinds = {field.name: field.type for field in fields(config_class)}
         config = {name: RULES.get(name.upper(), Rule(kinds[name])).parse(value)
-                  for name, value in content["config"].items() if name != "normalise"}  # older ones say it
+                  for name, value in content["config"].items() if name not in GONE}
         with torch.device("meta"):
             network = network_class(config_class(**config))
         layout, state = network.state_dict(), content["model"]

@@ -32,9 +32,10 @@ from training import checkpoint
 
 # Constants that may change when a run resumes; any other one makes it another run
 FREE = {"DATASET", "DATA_DIR", "OUTPUT_DIR", "EPOCHS", "LEARNING_RATE", "DEVICE", "COMPILE", "PRECISION",
-        "TENSORBOARD", "SAVE_EVERY", "SAMPLE_EVERY", "LEVEL", "RESUME", "OVERWRITE"}
+        "TENSORBOARD", "SAVE_EVERY", "SAMPLE_EVERY", "RESUME", "OVERWRITE"}
 # What runs before 2026-11-29 could have and this code has not, by the value that means the same as now
-GONE = {"NORMALISE": "layer", "ORTHOGONAL": 0.0, "AVERAGE": 0.0, "ADVERSARIAL": 0.0, "PERCEPTUAL": 0.0}
+GONE = {"NORMALISE": "layer", "ORTHOGONAL": 0.0, "AVERAGE": 0.0, "ADVERSARIAL": 0.0, "PERCEPTUAL": 0.0,
+        "LEVELS": 1, "LEVEL": "all"}
 # What a message calls the content of a checkpoint that a run cannot do without
 CONTENT = {"vqvae": "vqvae.pt", "sizes": "the sizes of the encoder and decoder of vqvae.pt",
            "images": "DATASET (--dataset): the training images or their labels",
