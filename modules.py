@@ -11,6 +11,7 @@ Papers, cited by number in the code:
 [4] Zeghidour et al., SoundStream, 2021, arXiv:2107.03312 (dead codes replaced by current encoder outputs)
 [5] Yu et al., Vector-Quantized Image Modeling with Improved VQGAN, 2021, arXiv:2110.04627 (normalised z_e)
 [6] Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598 (labels hidden in training)
+[7] Fifty et al., Restructuring Vector Quantization with the Rotation Trick, 2024, arXiv:2410.06424
 """
 import math
 from dataclasses import dataclass
@@ -45,6 +46,18 @@ def nearest_codes(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return codes, distances.clamp_min(0)
 
 
+def rotate(z_e: Tensor, z_q: Tensor) -> Tensor:
+    """z_q (..., D), with a gradient for z_e (..., D) that is turned as z_q is turned against it ([7], section 4.2).
+
+    z_q = s R z_e, where the scale s and the rotation R are constants, R x = x - 2 w (w.x) + 2 q (u.x), with u, q and w
+    the directions of z_e, z_q and u + q.
+    """
+    u, q = (F.normalize(part.detach(), dim=-1) for part in (z_e, z_q))
+    w = F.normalize(u + q, dim=-1)
+    scale = z_q.detach().norm(dim=-1, keepdim=True) / z_e.detach().norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    return scale * (z_e - 2 * (z_e * w).sum(-1, keepdim=True) * w + 2 * (z_e * u).sum(-1, keepdim=True) * q)
+
+
 def draw_rows(rows: Tensor, weights: Tensor, count: int) -> Tensor:
     """(count, D) rows drawn with replacement in proportion to their weights (N,), by inverting the cumulative sum."""
     sums = (weights.to(torch.float32 if weights.device.type == "mps" else torch.float64) + 1e-12).cumsum(0)
@@ -55,7 +68,7 @@ def draw_rows(rows: Tensor, weights: Tensor, count: int) -> Tensor:
 class Quantized(NamedTuple):
     """What the quantizer makes of a batch; every loss is a mean over the elements of `z_e`."""
 
-    z_q: Tensor              # (B, D, H, W) the nearest codes, with the gradient passed straight to z_e
+    z_q: Tensor              # (B, D, H, W) the nearest codes, with a gradient that is passed on to z_e
     codes: Tensor            # (B, H, W) int64 indices into the codebook
     codebook_loss: Tensor    # ||sg[z_e] - e||^2; moves the codebook, and only where it is learnt by gradient
     commitment_loss: Tensor  # ||z_e - sg[e]||^2; moves the encoder, not yet multiplied by beta; see also `VQVAE`
@@ -75,13 +88,14 @@ class VectorQuantizer(nn.Module):
       usage, so that it is soon replaced again if it stays unused.
 
     num_codes: K. code_dim: D. codebook: "ema" moves each code to the moving average of the vectors that chose it ([1],
-    appendix A.1), "gradient" leaves it to the optimiser and the codebook loss.
+    appendix A.1), "gradient" leaves it to the optimiser and the codebook loss. gradient: "straight" or "rotation" [7].
     """
 
     def __init__(self, num_codes: int, code_dim: int, codebook: str = "ema", ema_decay: float = 0.97,
-                 revive_below: float = 0.02):
+                 revive_below: float = 0.02, gradient: str = "straight"):
         super().__init__()
         self.ema, self.ema_decay, self.revive_below = codebook == "ema", ema_decay, revive_below
+        self.gradient = gradient
         self.codebook = nn.Parameter(torch.randn(num_codes, code_dim), requires_grad=not self.ema)
         # N_i and m_i in [1], eq. 6 and 7: moving counts and sums of z_e, in units of an even share of the batch
         self.register_buffer("usage", torch.ones(num_codes))
@@ -110,14 +124,20 @@ class VectorQuantizer(nn.Module):
         z_e = self.normalise(z_e.float())
         flat = z_e.detach().flatten(0, 2)
         with torch.no_grad(), torch.autocast(z_e.device.type, enabled=False):  # distances need float32
-            codes, distances = nearest_codes(flat, self.codebook)
-            counts = torch.zeros_like(self.usage, dtype=torch.int64).index_add_(0, codes, torch.ones_like(codes))
+            codes, distances = self.nearest(flat)
+            counts = codes.new_zeros(len(self.codebook)).index_add_(0, codes, torch.ones_like(codes))
         z_q = F.embedding(codes.view(z_e.shape[:3]), self.codebook)
-        codebook_loss = F.mse_loss(z_q, z_e.detach())
-        commitment_loss = F.mse_loss(z_e, z_q.detach())
-        straight_through = z_e + (z_q - z_e).detach()
-        return Quantized(straight_through.permute(0, 3, 1, 2), codes.view(z_e.shape[:3]), codebook_loss,
-                         commitment_loss, counts, z_e.permute(0, 3, 1, 2), distances.view(z_e.shape[:3]))
+        passed = rotate(z_e, z_q) if self.gradient == "rotation" else z_e + (z_q - z_e).detach()
+        return Quantized(passed.permute(0, 3, 1, 2), codes.view(z_e.shape[:3]), *self.losses(z_e, z_q), counts,
+                         z_e.permute(0, 3, 1, 2), distances.view(z_e.shape[:3]))
+
+    def nearest(self, z_e: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (N,) of z_e (N, D), and the squared distances (N,) to them."""
+        return nearest_codes(z_e, self.codebook)
+
+    def losses(self, z_e: Tensor, z_q: Tensor) -> tuple[Tensor, Tensor]:
+        """The codebook loss and the commitment loss of z_e and its codes z_q, both (B, H, W, D)."""
+        return F.mse_loss(z_q, z_e.detach()), F.mse_loss(z_e, z_q.detach())
 
     @torch.no_grad()
     def start(self, z_e: Tensor) -> Quantized:
@@ -261,6 +281,8 @@ class VQVAEConfig:
     ema_decay: float = 0.97      # of the moving averages, per step
     revive_below: float = 0.02   # share of an even usage below which a code is revived; 0: never
     architecture: str = "paper"  # of encoder and decoder
+    quantizer: str = "vq"        # the one below; others: see training/quantizers.py
+    gradient: str = "straight"   # how the gradient of z_q is passed on to z_e
 
     def __post_init__(self) -> None:
         for name, values in (("architecture", ARCHITECTURES), ("downsample", DOWNSAMPLES), ("codebook", CODEBOOKS)):
@@ -272,15 +294,15 @@ class VQVAE(nn.Module):
     """The VQ-VAE of [1] for images (B, C, H, W) with pixels in [0, 1], of any height and width.
 
     Images are padded at the right and bottom to a multiple of `downsample` and the output is cropped. The decoder's
-    output is linear: a sigmoid saturates on black backgrounds.
+    output is linear: a sigmoid saturates on black backgrounds. quantizer: in the place of a `VectorQuantizer`.
     """
 
-    def __init__(self, config: VQVAEConfig):
+    def __init__(self, config: VQVAEConfig, quantizer: VectorQuantizer | None = None):
         super().__init__()
         self.config = config
         self.encoder = make_encoder(config)
-        self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.codebook, config.ema_decay,
-                                         config.revive_below)
+        self.quantizer = quantizer or VectorQuantizer(config.num_codes, config.code_dim, config.codebook,
+                                                      config.ema_decay, config.revive_below, config.gradient)
         self.decoder = make_decoder(config)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

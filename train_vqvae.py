@@ -20,7 +20,7 @@ import dataset
 from loading import summary
 from loading.reading import Reading
 from loading.settings import *  # noqa: F403
-from modules import VQVAE, Reconstruction, VQVAEConfig
+from modules import Reconstruction, VQVAEConfig
 from priors.codes import PIXELS, perplexity, psnr, warn_if_unused
 from running import devices
 from running.cli import run as run_script
@@ -36,6 +36,7 @@ from training.loop import (
     sum_over,
 )
 from training.optimizers import AdamW, Muon
+from training.quantizers import code_dim, make_vqvae
 from training.settings import *  # noqa: F403
 
 DATASET = "glyphs"        # "glyphs" (drawn here, no download), a torchvision name (mnist, cifar10, ...) or a folder
@@ -56,8 +57,10 @@ HIDDEN = 64               # channels of encoder and decoder
 RESIDUAL_BLOCKS = 2       # in the encoder, and as many in the decoder
 RESIDUAL_HIDDEN = 32      # channels inside a residual block of the "paper"
 NUM_CODES = "auto"        # K, entries in the codebook; "auto": 128 for images of up to 48x48 pixels, 512 above
-CODE_DIM = 32             # D, size of a codebook entry
-CODEBOOK = "ema"          # how it learns: "ema" (moving averages) or "gradient" (the codebook loss)
+CODE_DIM = "auto"         # D, size of a codebook entry; "auto": 32, or what "fsq" and "bsq" need for NUM_CODES
+QUANTIZER = "vq"          # "vq"; or "fsq", "bsq", "simvq", see training/quantizers.py
+GRADIENT = "straight"     # how that of z_q is passed on to z_e: "straight" (through), or by the "rotation" trick
+CODEBOOK = "ema"          # how that of "vq" learns: "ema" (moving averages) or "gradient" (the codebook loss)
 EMA_DECAY = 0.97          # of the moving averages, per step; nearer to 1 is slower and smoother
 REVIVE_BELOW = 0.02       # a code used less than this share of the average is put onto a current z_e; 0: never
 COMMITMENT_COST = 1.0     # beta in [1], eq. 3: how strongly z_e is held to its code
@@ -97,6 +100,7 @@ def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> arg
     small = pixels <= 48**2
     args = filled(args, BATCH_SIZE=min(count, images_a_step(pixels)),
                   NUM_CODES=128 if small else 512, ARCHITECTURE="paper" if small else "space-to-depth")
+    args = filled(args, CODE_DIM=code_dim(args.QUANTIZER, args.NUM_CODES))
     steps = math.ceil(count / args.BATCH_SIZE)
     return filled(args, EPOCHS=dataset.auto_epochs(3, min(2 * pixels, 10_000), steps))
 
@@ -108,12 +112,12 @@ def main(args: argparse.Namespace) -> None:
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
     args = fit_to(args, len(train.images), height, width)
-    model = VQVAE(configure(VQVAEConfig, args, channels=channels))
+    model = make_vqvae(configure(VQVAEConfig, args, channels=channels))
     model.to(device, memory_format=torch.channels_last)
     devices.join(model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = AdamW(weights, args.LEARNING_RATE) if args.OPTIMIZER == "adam" \
-        else Muon(weights, args.LEARNING_RATE, adam=[model.quantizer.codebook])
+        else Muon(weights, args.LEARNING_RATE, adam=list(model.quantizer.parameters()))
     run = Run(args, "vqvae", model, optimizer, len(train.images), "validation_mse", PANELS, line=LINE,
               data={"dataset": args.DATASET, "data_dir": args.DATA_DIR, "limit": args.LIMIT,
                     "class_names": data.class_names, "reading": reading._asdict(), "value_range": data.value_range,
@@ -133,7 +137,7 @@ def main(args: argparse.Namespace) -> None:
             with run.autocast():
                 batch = compare(images, stepped(images))
             loss = batch["mse"] / variance + args.COMMITMENT_COST * batch["commitment_loss"]
-            if args.CODEBOOK == "gradient":
+            if not model.quantizer.ema:
                 loss = loss + batch["codebook_loss"]
             run.step(loss, len(images), batch)
         path = Path(args.OUTPUT_DIR) / "reconstructions" / f"epoch_{run.epoch + 1:03d}.png"

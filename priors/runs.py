@@ -12,6 +12,7 @@ from priors.table import PRIORS
 from running import devices
 from running.cli import UserError
 from training import checkpoint
+from training.quantizers import make_vqvae
 
 GUIDED = 1.25          # what GUIDANCE of "auto" is where a draw is given a class
 UNGUIDED_TOP_P = 0.9   # what TOP_P of "auto" is without guidance
@@ -30,7 +31,7 @@ class Decoder(nn.Module):
         return self.layers(z_q)
 
 
-NETWORKS = {"vqvae": (VQVAE, VQVAEConfig), "decoder": (Decoder, VQVAEConfig)}
+NETWORKS = {"vqvae": (make_vqvae, VQVAEConfig), "decoder": (Decoder, VQVAEConfig)}
 
 
 def build(stored: dict[str, Any]) -> nn.Module:

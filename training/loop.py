@@ -4,6 +4,7 @@ A run's state is complete: weights, optimiser, epoch and step, running sums, his
 checkpoint, so a training that was killed and started again ends as if it had never stopped.
 """
 import argparse
+import copy
 import csv
 import io
 import math
@@ -394,7 +395,8 @@ class Run:
                     raise UserError(f"{CONTENT.get(name, name)} changed since the run in {self.args.OUTPUT_DIR} "
                                     f"started: {again}")
             for weights in (stored["model"], state["model"]):
-                checkpoint.build({**stored, "model": weights}, type(self.network), type(self.network.config))
+                checkpoint.build({**stored, "model": weights}, lambda _: copy.deepcopy(self.network),
+                                 type(self.network.config))
             self.network.load_state_dict(state["model"])
             continue_optimizer(self.optimizer, state["optimizer"])
             self.best = {name: tensor.to(self.device) for name, tensor in stored["model"].items()}
