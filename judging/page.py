@@ -3,29 +3,21 @@
 The page is made from the files that evaluate.py, ablation.py and the trainings left in the directory. Pictures are
 embedded, so the page needs no other file and no connection. Each part that a run lacks is named in one line.
 """
-import base64
-import html
-import io
 import json
-import re
 import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from judging.markup import anchor, missing, picture, table, text, write
 from judging.report import present
 from judging.vae import VAE, VAEConfig
 from loading.layout import PICTURE
 from priors import runs
 from running.cli import UserError
-from running.files import atomic
 from training import checkpoint
 
 NAME = "report.html"
-LARGEST = 2**21         # bytes of a picture that is embedded as it is; a larger one becomes a JPEG ...
-WIDEST = 1600           # ... of so many pixels across
 STAGES = [*runs.STAGES, "vae"]
 TITLES = dict(zip(STAGES, STAGES)) | {"vqvae": "VQ-VAE", "decoder": "finished decoder", "pixelcnn": "PixelCNN",
                                       "masked": "masked prior", "vae": "VAE (the baseline)"}
@@ -33,21 +25,6 @@ SHOWN_FIRST = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED")  # constants of 
 MEASURED_WITH = ("TEMPERATURE", "TOP_K", "TOP_P", "GUIDANCE", "FEATURES", "SEED")  # constants above a table of measures
 CODEBOOK = "<p>{codes_used} of {codes} codes occur in the test split. Their perplexity is {perplexity:.1f}.</p>"
 ARROWS = {"lower": " \N{DOWNWARDS ARROW}", "higher": " \N{UPWARDS ARROW}", "": ""}
-STYLE = """
-:root { color-scheme: light dark; --soft: #777; --line: #8885 }
-body { margin: auto; max-width: 80rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word }
-h2 { margin-top: 3rem; border-top: 1px solid var(--line) }
-p, dl, figcaption { max-width: 46rem }
-a { color: inherit } nav a { margin-right: 1rem }
-.soft, .missing, figcaption, dl { color: var(--soft); font-size: .9rem }
-.missing { border-left: 3px solid var(--line); padding-left: .7rem }
-figure { margin: 1rem 0 } img { max-width: 100%; height: auto; background: #fff }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
-th:first-child { text-align: left; position: sticky; left: 0; background: Canvas }
-dt { float: left; clear: left; margin-right: .5rem } dd { margin: 0 }
-"""
 
 
 def write_page(output_dir: str, pretrained: str = "") -> Path:
@@ -58,48 +35,45 @@ def write_page(output_dir: str, pretrained: str = "") -> Path:
     run, weights = Path(output_dir), pretrained or output_dir
     flags = ["--output-dir", output_dir, *(["--pretrained", pretrained] if pretrained else [])]
     evaluate, ablate = (f"run `{shlex.join(['python', f'{name}.py', *flags])}`" for name in ("evaluate", "ablation"))
-    found, left_out = _load(weights)
-    evaluation, ablation = (_read_rows(run / f"{stem}.json") for stem in ("evaluation", "ablation"))
+    found, left_out = load_stages(weights)
+    evaluation, ablation = (read_rows(run / f"{stem}.json") for stem in ("evaluation", "ablation"))
     facts = evaluation or {}
     best = facts.get("best") or "the best prior"
     sections = {
-        "Settings": [*map(_missing, left_out), *_settings(found, facts)],
+        "Settings": [*map(missing, left_out), *_settings(found, facts)],
         "Training": _training(run, found),
         "Reconstructions": [_reconstructions(run, "reconstructions", "train_vqvae.py", "the VQ-VAE"), *(
             [_reconstructions(run, "decoder_reconstructions", "train_decoder.py", "the finished decoder")]
             if "decoder" in found else [])],
-        "Samples": [_picture(run / "samples_by_class.png", f"New images of {best}, below the class that was asked for "
+        "Samples": [picture(run / "samples_by_class.png", f"New images of {best}, below the class that was asked for "
                              "if the run has classes. Good: each shows its class, and no two are the same.", evaluate)],
         "Measures": _measures(run, weights, evaluation, "evaluation", evaluate, "Images of every model, a row each. "
                               "Good: the rows of the priors look like the real images in the first row."),
         "Ablation": _measures(run, weights, ablation, "ablation", ablate, "Samples without the prior or a part of the "
                               "sampling. The encoder's own codes are the best that a prior can reach."),
-        "Nearest training images": [_picture(
+        "Nearest training images": [picture(
             run / "nearest.png", f"Samples of {best}, below each the training image nearest to it by pixels. Good: "
             "alike in kind and different in detail. Copies would mean that the prior has memorised.", evaluate)],
-        "Codebook": [CODEBOOK.format_map(facts) if "perplexity" in facts else "", _picture(
+        "Codebook": [CODEBOOK.format_map(facts) if "perplexity" in facts else "", picture(
             run / "codebook.png", "How often every code occurs in the test split, most frequent first. Good: most "
-            "codes are near the even share. In a collapse all but a few are at 0.", evaluate), _picture(
+            "codes are near the even share. In a collapse all but a few are at 0.", evaluate), picture(
             run / "latents.png", "Images, one channel of what the encoder makes of them and of the nearest codes, and "
             "the map of the codes. Good: the maps show the shapes of the images.", "`reconstruct.py` writes it")],
     }
     dataset = found["vqvae"]["data"]["dataset"] if "vqvae" in found else "unknown images"
-    title = _text(f"VQ-VAE on {Path(dataset).name or dataset}")
+    title = text(f"VQ-VAE on {Path(dataset).name or dataset}")
     body = [f"<h1>{title}</h1>",
-            f'<p class="soft">The run in {_text(run.resolve().name)}, page written on '
+            f'<p class="soft">The run in {text(run.resolve().name)}, page written on '
             f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. Every figure is of the test split, unless it says "
             f"otherwise; no image was selected.</p>", "<nav>",
-            *(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections), "</nav>"]
+            *(f'<a href="#{anchor(name)}">{name}</a>' for name in sections), "</nav>"]
     for name, parts in sections.items():
-        body.append(f'<section id="{_anchor(name)}"><h2>{name}</h2>{"".join(parts)}</section>')
-    page = (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-'
-            f'width"><title>{title}</title><style>{STYLE}</style></head><body>{" ".join(body)}</body></html>')
-    with atomic(run / NAME) as file:
-        file.write(page.encode(errors="replace"))  # a name may hold bytes that are no text
+        body.append(f'<section id="{anchor(name)}"><h2>{name}</h2>{"".join(parts)}</section>')
+    write(run / NAME, title, body)
     return run / NAME
 
 
-def _load(weights: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def load_stages(weights: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The checkpoints of a directory by stage, and a line for each that cannot be used."""
     found, left_out = {}, []
     for stage in STAGES:
@@ -113,7 +87,7 @@ def _load(weights: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     return found, left_out
 
 
-def _read_rows(path: Path) -> dict[str, Any] | None:
+def read_rows(path: Path) -> dict[str, Any] | None:
     """What a script reported as JSON: facts, and in "rows" measures by name. None if it is not there or not that."""
     try:
         content = json.loads(path.read_bytes())
@@ -133,7 +107,7 @@ def _settings(found: dict[str, dict], facts: dict[str, Any]) -> list[str]:
     parts, details, rows = [], [], {}
     if "vqvae" in found:
         data, config = found["vqvae"]["data"], found["vqvae"]["config"]
-        parts.append(f"<p>{_text(data['dataset'])}: images of {data['channels']}x{data['height']}x{data['width']}, "
+        parts.append(f"<p>{text(data['dataset'])}: images of {data['channels']}x{data['height']}x{data['width']}, "
                      f"{len(data['class_names'])} classes. A code stands for {config['downsample']}x"
                      f"{config['downsample']} pixels and is one of {config['num_codes']}.</p>")
     for stage, stored in found.items():
@@ -143,30 +117,30 @@ def _settings(found: dict[str, dict], facts: dict[str, Any]) -> list[str]:
                                "training": "not finished" if checkpoint.unfinished(stored) else "finished"}
         details.append(_constants(f"the training of {TITLES[stage]}", constants))
     if rows:
-        parts.append(_table("network", rows, ["weights", *SHOWN_FIRST, "training"]))
+        parts.append(table("network", rows, ["weights", *SHOWN_FIRST, "training"]))
     if "constants" in facts:
         details.append(_constants("evaluate.py", facts["constants"]))
     return parts + details
 
 
 def _training(run: Path, found: dict[str, dict]) -> list[str]:
-    parts = [_picture(run / PICTURE, "Training images of every class, as the training saw them.",
+    parts = [picture(run / PICTURE, "Training images of every class, as the training saw them.",
                       "`train_vqvae.py` and `dataset.py` write it")]
     for stage in STAGES:
         if stage in found or (run / f"{stage}_curves.png").exists():
-            parts.append(_picture(
+            parts.append(picture(
                 run / f"{stage}_curves.png", f"Curves of the training of {TITLES[stage]}: left all epochs, right the "
                 "later half on a scale of its own. Good: both fall, and the validation split stays near the training. "
                 "If its curve turns upwards, the network overfits.", "the training writes it"))
     untrained = [TITLES[stage] for stage in STAGES if stage not in found]
-    return parts + ([_missing(f"not trained in this run, or left out: {', '.join(untrained)}")] if untrained else [])
+    return parts + ([missing(f"not trained in this run, or left out: {', '.join(untrained)}")] if untrained else [])
 
 
 def _reconstructions(run: Path, folder: str, script: str, of: str) -> str:
     """The picture of the last epoch, by its number, that a script wrote into a folder of the run."""
     last = max(run.glob(f"{folder}/epoch_*.png"), key=lambda path: (len(path.name), path.name),
                default=run / folder / "epoch_001.png")
-    return _picture(last, f"Validation images, below each its reconstruction after epoch {last.stem[6:].lstrip('0')} "
+    return picture(last, f"Validation images, below each its reconstruction after epoch {last.stem[6:].lstrip('0')} "
                     f"of {of}. Good: no pair can be told apart. What is lost here no prior can bring back.",
                     f"`{script}` writes it")
 
@@ -175,7 +149,7 @@ def _measures(run: Path, weights: str, content: dict[str, Any] | None, stem: str
     """The table and the figure that a script wrote as `stem`.json and `stem`.png. weights: their directory."""
     path = run / f"{stem}.json"
     if content is None:
-        return [_missing(f"{path.name} cannot be read: {by} again" if path.exists() else f"no {path.name}: {by}")]
+        return [missing(f"{path.name} cannot be read: {by} again" if path.exists() else f"no {path.name}: {by}")]
     columns, constants = present(content["rows"]), content["constants"]
     heads = {name: column.head + ARROWS[column.better] for name, column in columns.items()}
     cells = {title: {heads[name]: format(row[name], column.form) for name, column in columns.items() if name in row}
@@ -184,67 +158,16 @@ def _measures(run: Path, weights: str, content: dict[str, Any] | None, stem: str
             *(f"{name} {constants[name]}" for name in MEASURED_WITH if name in constants),
             *([f"samples of {content['sampling']}"] if content.get("sampling") else [])]
     notes = "".join(f"<dt>{heads[name]}</dt><dd>{column.note}</dd>" for name, column in columns.items())
-    parts = [f'<p class="soft">{_text(", ".join(told))}.</p>', *map(_missing, content["doubts"]),
-             _table("", cells, list(heads.values())),
+    parts = [f'<p class="soft">{text(", ".join(told))}.</p>', *map(missing, content["doubts"]),
+             table("", cells, list(heads.values())),
              f'<p class="soft">An arrow says whether lower or higher is better.</p><dl>{notes}</dl>']
     checkpoints = [checkpoint.path_of(weights, stage) for stage in STAGES]
     if newer := [file.name for file in checkpoints if file.is_file() and file.stat().st_mtime > path.stat().st_mtime]:
-        parts.append(_missing(f"{path.name} was written before {', '.join(newer)}: {by} again to measure these"))
-    return parts + [_picture(run / f"{stem}.png", f"{seen} A column shows the same test image, or its class.", by)]
-
-
-def _text(value: object) -> str:
-    """A value as text that HTML does not take for markup."""
-    return html.escape(str(value))
-
-
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
-
-
-def _missing(line: str) -> str:
-    """A line that says what is not there; what stands in backticks is typed."""
-    marked = re.sub("`([^`]+)`", r"<code>\1</code>", _text(line))
-    return f'<p class="missing">{marked}</p>'
-
-
-def _picture(path: Path, caption: str, where: str) -> str:
-    """A picture with its caption; or, if it is not there, a line that says so, and where it comes from."""
-    name = "/".join(path.parts[-2:]) if path.parent.name.endswith("reconstructions") else path.name
-    if not path.is_file():
-        return _missing(f"no {name}: {where}")
-    try:
-        source, width, height = _embedded(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises for a damaged file
-        return _missing(f"{name} is damaged: {where}")
-    return (f'<figure><img width="{width}" height="{height}" alt="{_text(caption.split(".")[0])}" src="{source}">'
-            f"<figcaption>{_text(caption)}</figcaption></figure>")
-
-
-def _embedded(path: Path) -> tuple[str, int, int]:
-    """A picture as a data URI, with its width and height in pixels."""
-    content, kind = path.read_bytes(), "png"
-    with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-        picture.load()
-        if len(content) > LARGEST:
-            picture = picture.convert("RGB")
-            picture.thumbnail((WIDEST, picture.height))
-            buffer, kind = io.BytesIO(), "jpeg"
-            picture.save(buffer, "JPEG", quality=90)
-            content = buffer.getvalue()
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", *picture.size
-
-
-def _table(corner: str, rows: dict[str, dict[str, object]], columns: list[str]) -> str:
-    """Rows of cells by column; a row may lack some."""
-    head = "".join(f"<th>{_text(name)}</th>" for name in (corner, *columns))
-    lines = "".join(f"<tr><th>{_text(title)}</th>"
-                    + "".join(f"<td>{_text(row.get(name, ''))}</td>" for name in columns) + "</tr>"
-                    for title, row in rows.items())
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+        parts.append(missing(f"{path.name} was written before {', '.join(newer)}: {by} again to measure these"))
+    return parts + [picture(run / f"{stem}.png", f"{seen} A column shows the same test image, or its class.", by)]
 
 
 def _constants(of: str, constants: dict[str, Any]) -> str:
     """A table that a reader opens with a click."""
-    table = _table("constant", {name: {"value": value} for name, value in constants.items()}, ["value"])
-    return f"<details><summary>all constants of {of}</summary>{table}</details>"
+    rows = table("constant", {name: {"value": value} for name, value in constants.items()}, ["value"])
+    return f"<details><summary>all constants of {of}</summary>{rows}</details>"

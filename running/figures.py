@@ -252,6 +252,19 @@ def save_curves(history: list[dict[str, Any]], panels: dict[str, list[str]], pat
     _save_figure(figure, path)
 
 
+def save_lines(panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]], path: Path) -> None:
+    """Plot panels by title, two a row: lines (x, y) by label."""
+    figure = _figure(2 * PANEL_WIDTH, PANEL_HEIGHT * max(1, math.ceil(len(panels) / 2)), layout="constrained")
+    for number, (title, lines) in enumerate(panels.items()):
+        axis = figure.add_subplot(math.ceil(len(panels) / 2), 2, number + 1)
+        for label, (x, y) in lines.items():
+            axis.plot(x, y, ".-", label=label)
+        axis.set(title=title)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    _save_figure(figure, path)
+
+
 def save_shares(counts: Tensor, path: Path) -> None:
     """Plot the share of every code in counts (K,), most frequent first, beside the share in even use."""
     shares = counts.cpu().double().sort(descending=True).values / counts.sum().clamp_min(1).item()

@@ -150,6 +150,8 @@ GROUPS = {
         "COMPILED": Rule(bool),
     },
     "run": {
+        "RUNS": Rule(str, pattern=".+"),
+        "EVALUATE": Rule(bool),
         "OUTPUT_DIR": Rule(str, pattern=".+"),
         "PRETRAINED": Rule(str),
         "SHARED_DIR": Rule(str, pattern=".+"),

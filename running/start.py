@@ -1,6 +1,8 @@
 """The first import of every script: it answers --help, wrong flags and Ctrl-C before torch, in seconds, is loaded."""
 import ast
+import itertools
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -21,10 +23,13 @@ def begin(script: Path) -> None:
         pass
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    if script.stem == "dataset":  # it takes a data set before its flags, and has its constants elsewhere
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
+    if words and script.stem == "dataset":  # it takes a data set before its flags ...
+        sys.argv.insert(1, "--dataset")
+    if words and script.stem == "compare":  # ... and this one runs
+        sys.argv[1:1 + len(words)] = ["--runs", shlex.join(words)]
+    if script.stem == "dataset":  # it has its constants elsewhere
         script = script.parent / "loading" / "look.py"
-        if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-            sys.argv.insert(1, "--dataset")
     cli.parse({"__file__": str(script), "__doc__": ast.get_docstring(ast.parse(script.read_text("utf-8")))})
 
 

@@ -131,7 +131,7 @@ def differences(first, second, tolerance: float = 0.0, where: str = "") -> list[
     if isinstance(first, dict):
         if first.keys() != second.keys():
             return [f"{where}: {first.keys() ^ second.keys()}"]
-        return [line for name in first if name not in ("constants", "data_dir")
+        return [line for name in first if name not in ("constants", "data_dir", "minutes")
                 for line in differences(first[name], second[name], tolerance, f"{where}.{name}")]
     if isinstance(first, (list, tuple)) and len(first) == len(second):
         return [line for i, pair in enumerate(zip(first, second))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from judging import page
+from judging import markup, page
 
 PICTURES = ["dataset.png", "vqvae_curves.png", "pixelcnn_curves.png", "reconstructions/epoch_001.png",
             "samples_by_class.png", "evaluation.png", "ablation.png", "nearest.png", "codebook.png",
@@ -136,7 +136,7 @@ def test_what_is_damaged_is_named(full):
                     b'{"rows": {}, "perplexity": "x"}', b'{"rows": {}, "constants": 1}', b'{"rows": {}, "doubts": 1}',
                     b"\xff"):
         (full / "evaluation.json").write_bytes(content)
-        assert page._read_rows(full / "evaluation.json") is None, content
+        assert page.read_rows(full / "evaluation.json") is None, content
     assert "evaluation.json cannot be read: run python evaluate.py" in shown(full).text
 
 
@@ -150,7 +150,7 @@ def test_older_measures_are_marked(full):
 
 
 def test_a_large_picture_is_reduced(full, monkeypatch):
-    monkeypatch.setattr(page, "LARGEST", 10_000)
+    monkeypatch.setattr(markup, "LARGEST", 10_000)
     noise = np.random.default_rng(0).integers(0, 256, (100, 2 * page.WIDEST, 3), np.uint8)
     Image.fromarray(noise).save(full / "nearest.png")
     [image] = [attrs for tag, attrs in shown(full).elements if attrs.get("src", "").startswith("data:image/jpeg")]

@@ -156,7 +156,8 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.best = self._weights()
         self.stopped_by = 0                              # the number of the signal
-        self.saved_at = self.plotted_at = time.monotonic()
+        self.saved_at = self.plotted_at = self.began = time.monotonic()
+        self.minutes: list[float] = []                   # that the training had taken at the end of every epoch
         self.losses: list[Tensor] = []                   # since the last look at them
         self.handlers: dict[int, Any] = {}               # of signals, before the run took them
         self.respelt = False                             # whether the data set has another path than before
@@ -173,6 +174,10 @@ class Run:
     @property
     def path(self) -> Path:
         return checkpoint.path_of(self.args.OUTPUT_DIR, self.stage)
+
+    @property
+    def minutes_so_far(self) -> float:
+        return (time.monotonic() - self.began) / 60
 
     @property
     def progress(self) -> float:
@@ -247,6 +252,7 @@ class Run:
         row = {"epoch": self.epoch + 1, **{f"train_{name}": value for name, value in train.items()},
                **{f"validation_{name}": value for name, value in validation.items()}}
         self.history.append(row)
+        self.minutes.append(self.minutes_so_far)
         if row[self.monitor] <= min(past[self.monitor] for past in self.history):
             self.best = self._weights()
         self.epoch, self.done, self.totals = self.epoch + 1, 0, {}
@@ -352,6 +358,7 @@ class Run:
             random["cuda"] = torch.cuda.get_rng_state()
         state = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()["state"],
                  "epoch": self.epoch, "step": self.done, "totals": totals, "history": self.history, "random": random,
+                 "minutes": [*self.minutes, self.minutes_so_far],
                  "constants": vars(self.args), "count": self.count, "finished": self.epoch >= self.args.EPOCHS}
         best = self.best if self.history else self._weights()  # before an epoch has ended, the present ones
         checkpoint.save(self.args.OUTPUT_DIR, self.stage, asdict(self.network.config), best, training=state,
@@ -402,6 +409,8 @@ class Run:
             self.best = {name: tensor.to(self.device) for name, tensor in stored["model"].items()}
             self.respelt = any(stored["data"][name] != self.content["data"][name] for name in ("dataset", "data_dir"))
             self.epoch, self.done, self.history = state["epoch"], state["step"], state["history"]
+            *self.minutes, before = state.get("minutes", [0.0])
+            self.began -= 60 * before
             # the stored sums are over all processes: the main one alone keeps them, so that they count once
             self.totals = {name: total.to(self.device) * devices.is_main() for name, total in state["totals"].items()}
             torch.set_rng_state(state["random"]["cpu"])

@@ -1,0 +1,232 @@
+"""Compare runs: what was set differently, what came of it, their curves, reconstructions and samples.
+
+    python compare.py first second third
+    python compare.py folder_of_runs
+
+Reads what the trainings and evaluate.py left in every directory, and trains nothing. Runs that differ in SEED alone
+also get a row of their mean, with the lowest and the highest value. Runs of other images are compared apart. Writes to
+OUTPUT_DIR: compare.csv, the table; compare.png, the curves over steps and over minutes; compare_images.png,
+reconstructions of the same test images and samples of the same numbers; compare.html, all of it on one page.
+"""
+import running.start  # noqa: F401
+
+import argparse
+import csv
+import io
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import dataset
+from judging import testset
+from judging.markup import missing, picture, table, text, write
+from judging.page import load_stages, read_rows
+from judging.report import COLUMNS
+from priors import runs
+from priors.codes import to_images
+from priors.draws import Draw
+from priors.sampler import draw_grids
+from priors.table import PRIORS
+from running import devices, figures
+from running.cli import ROOT, UserError
+from running.cli import run as run_script
+from running.files import atomic
+from training import checkpoint
+from training.loop import FREE
+
+RUNS = "output"           # directories of runs, or of folders of runs; may stand without its flag, before all others
+OUTPUT_DIR = "output"     # where the comparison is written
+EVALUATE = False          # first call evaluate.py, with its defaults, for the runs that have no evaluation.json
+NUM_IMAGES = 10           # reconstructions and samples of a run in compare_images.png
+SEED = 0                  # of the samples there
+DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
+
+PANELS = {"PSNR (dB) of the validation split": "validation_psnr",
+          "bits per image of the validation split": "validation_bits_per_image"}
+UNTOLD = FREE - {"EPOCHS", "LEARNING_RATE", "PRECISION"}  # constants that change nothing of what comes out
+
+
+class Result(NamedTuple):
+    """A run, read."""
+
+    path: Path
+    stages: dict[str, dict[str, Any]]  # checkpoints
+    evaluation: dict[str, Any]         # of evaluate.py; empty if it has not run
+
+    @property
+    def images(self) -> tuple:
+        """What tells the images of two runs apart."""
+        data = self.stages["vqvae"]["data"]
+        return self.stages["vqvae"].get("images"), data["channels"], data["height"], data["width"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {f"{stage}: {name}": value for stage, stored in self.stages.items()
+                for name, value in checkpoint.constants(stored).items() if name not in UNTOLD}
+
+
+def find(words: Sequence[str]) -> list[Result]:
+    """The runs in these directories. UserError if there is none."""
+    paths = [path for word in words for path in ([Path(word)] if checkpoint.path_of(word, "vqvae").exists() else
+                                                 sorted(file.parent for file in Path(word).glob("*/vqvae.pt")))]
+    results = []
+    for path in dict.fromkeys(paths):
+        stages, left_out = load_stages(str(path))
+        for line in left_out:
+            print(f"{path}: {line}", file=sys.stderr)
+        if "vqvae" in stages:
+            results.append(Result(path, stages, read_rows(path / "evaluation.json") or {}))
+    if not results:
+        raise UserError(f"RUNS (--runs): there is no vqvae.pt in {', '.join(words)}, nor in a folder there")
+    return results
+
+
+def outcome(result: Result) -> dict[str, float]:
+    """What came of a run, by the head of its column."""
+    rows, found = result.evaluation.get("rows", {}), {}
+    copies, best = rows.get("VQ-VAE reconstructions", {}), rows.get(result.evaluation.get("best"), {})
+    for stage, stored in result.stages.items():
+        history = stored.get("training", {}).get("history", [])
+        for head, column in (("PSNR", "psnr"), ("perplexity", "perplexity"), ("bits/image", "bits_per_image")):
+            if stage in ("vqvae", *PRIORS) and history and f"validation_{column}" in history[0]:
+                loss = "validation_mse" if stage == "vqvae" else "validation_nll"
+                found[head] = min(history, key=lambda row: row[loss])[f"validation_{column}"]
+    for head, row, key in (("SSIM", copies, "ssim"), ("KID of reconstructions", copies, "kid"),
+                           ("KID of samples", best, "kid"), ("recall", best, "recall"),
+                           ("class", best, "class_accuracy")):
+        if key in row:
+            found[head] = row[key]
+    minutes = [stored.get("training", {}).get("minutes", [None])[-1] for stored in result.stages.values()]
+    if None not in minutes:  # an older checkpoint does not say
+        found["minutes"] = sum(minutes)
+    found["weights"] = sum(tensor.numel() for stored in result.stages.values() for tensor in stored["model"].values())
+    return found
+
+
+FORMS = {"PSNR": ".2f", "perplexity": ".1f", "bits/image": ".1f", "minutes": ".1f", "weights": ",.0f",
+         "SSIM": COLUMNS["ssim"].form, "KID of reconstructions": ".1f", "KID of samples": ".1f",
+         "recall": COLUMNS["recall"].form, "class": COLUMNS["class_accuracy"].form}
+
+
+def make_rows(results: list[Result]) -> dict[str, dict[str, str]]:
+    """A row for each run, and one for the mean of those that differ in SEED alone: settings that differ, outcomes."""
+    settings = [result.settings for result in results]
+    names = sorted({name for found in settings for name in found
+                    if len({repr(other.get(name)) for other in settings}) > 1})
+    rows, alike = {}, {}
+    for result, found in zip(results, settings):
+        told = {name: str(found.get(name, "-")) for name in names}
+        measured = outcome(result)
+        rows[str(result.path)] = told | {head: format(value, FORMS[head]) for head, value in measured.items()}
+        key = tuple(value for name, value in told.items() if not name.endswith(": SEED"))
+        alike.setdefault(key, []).append((result.path.name, told, measured))
+    for members in alike.values():
+        if len(members) > 1:
+            (_, told, first), *_ = members
+            values = {head: [found[head] for *_, found in members if head in found] for head in first}
+            rows[f"mean of {', '.join(name for name, *_ in members)}"] = told | {
+                name: "all" for name in told if name.endswith(": SEED")} | {
+                head: "{:{f}} ({:{f}} to {:{f}})".format(sum(part) / len(part), min(part), max(part), f=FORMS[head])
+                for head, part in values.items()}
+    return rows
+
+
+def curves(results: list[Result]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """Lines (x, y) by panel and run: over steps, and over minutes where the checkpoint has them."""
+    panels = {}
+    for title, column in PANELS.items():
+        for result in results:
+            for stage in ("vqvae", *PRIORS):
+                state = result.stages.get(stage, {}).get("training", {})
+                history = [row for row in state.get("history", []) if column in row]
+                if not history:
+                    continue
+                steps = -(-state.get("count", 0) // checkpoint.constants(result.stages[stage]).get("BATCH_SIZE", 1))
+                name = result.path.name if stage == "vqvae" else f"{result.path.name}, {stage}"
+                values = [row[column] for row in history]
+                panels.setdefault(f"{title}, over steps", {})[name] = [row["epoch"] * steps for row in history], values
+                if len(minutes := state.get("minutes", [])[:-1]) == len(values):
+                    panels.setdefault(f"{title}, over minutes", {})[name] = minutes, values
+    return panels
+
+
+@torch.no_grad()
+def draw_images(results: list[Result], args: argparse.Namespace, device: torch.device) -> dict[str, Tensor]:
+    """Strips of images by label: test images, their reconstructions by every run, and samples of every run. Without the
+    data set the first two are left out, with a line that says so.
+    """
+    strips, samples, originals = {}, {}, None
+    stored = results[0].stages["vqvae"]
+    constants = argparse.Namespace(DATASET=None, DATA_DIR=None, LIMIT=None)
+    try:
+        test = testset.load(checkpoint.fill(constants, stored), stored).test.images
+        originals = test[testset.choose(test, args.NUM_IMAGES, args.SEED)]
+        strips["test images"] = dataset.to_float(originals)
+    except UserError as error:
+        print(f"no reconstructions: {error}", file=sys.stderr)
+    for result in results:
+        stored, vqvae = runs.load_vqvae(str(result.path))
+        vqvae.to(device)
+        size = stored["data"]["height"], stored["data"]["width"]
+        if originals is not None:
+            codes = vqvae.encode(dataset.to_float(originals).to(device))
+            strips[f"reconstructions: {result.path.name}"] = to_images(vqvae, codes, *size)
+        if any(prior in result.stages for prior in PRIORS):
+            prior, model = runs.load_prior(str(result.path), stored)
+            guidance, top_p = runs.choose_guidance("auto", "auto", prior)
+            labels = torch.arange(args.NUM_IMAGES) % max(1, model.num_classes)
+            [codes] = draw_grids(model.to(device), labels, vqvae.grid(*size), args.SEED, args.NUM_IMAGES,
+                                 Draw(top_p=top_p, guidance=guidance))
+            samples[f"samples: {result.path.name}"] = to_images(vqvae, codes.to(device), *size)
+    return strips | samples
+
+
+def main(args: argparse.Namespace) -> None:
+    device = devices.pick(args.DEVICE)
+    results = find(shlex.split(args.RUNS))
+    if args.EVALUATE:
+        for result in results:
+            if not result.evaluation and any(prior in result.stages for prior in PRIORS):
+                subprocess.run([sys.executable, ROOT / "evaluate.py", "--output-dir", result.path], check=False)
+        results = [result._replace(evaluation=read_rows(result.path / "evaluation.json") or {}) for result in results]
+    kinds: dict[tuple, list[Result]] = {}
+    for result in results:
+        kinds.setdefault(result.images, []).append(result)
+    if len(kinds) > 1:
+        print(f"the runs are of {len(kinds)} sets of images, which are not compared with each other: "
+              + "; ".join(", ".join(str(result.path) for result in part) for part in kinds.values()))
+    output, body, lines = Path(args.OUTPUT_DIR), ["<h1>Runs</h1>"], []
+    for number, part in enumerate(kinds.values()):
+        suffix = f"_{number + 1}" if number else ""
+        rows, data = make_rows(part), part[0].stages["vqvae"]["data"]
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+        heads = [*(name for name in columns if name not in FORMS), *(name for name in FORMS if name in columns)]
+        lines += [["run", *heads], *([title, *(row.get(name, "") for name in heads)] for title, row in rows.items())]
+        figures.save_lines(curves(part), output / f"compare{suffix}.png")
+        figures.save_strips(draw_images(part, args, device), "The same test images and the same numbers of samples",
+                            output / f"compare_images{suffix}.png")
+        body += [f"<h2>{text(Path(data['dataset']).name)}: {len(part)} runs</h2>", table("", rows, heads),
+                 picture(output / f"compare{suffix}.png", "Curves of the validation split.", ""),
+                 picture(output / f"compare_images{suffix}.png", "Reconstructions of the same test images, and samples "
+                         "of the same numbers.", "")]
+        without = [result.path.name for result in part if not result.evaluation]
+        body += [missing(f"no evaluation.json in {', '.join(without)}: add `--evaluate`")] if without else []
+    written = io.StringIO(newline="")
+    csv.writer(written).writerows(lines)
+    with atomic(output / "compare.csv") as file:
+        file.write(written.getvalue().encode())
+    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(max(map(len, lines)))]
+    print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
+    write(output / "compare.html", "Runs", body)
+    print(f"wrote {output / 'compare.csv'}, {output / 'compare.png'}, {output / 'compare_images.png'} and "
+          f"{output / 'compare.html'}: all of it on one page")
+
+
+if __name__ == "__main__":
+    run_script(main, globals())
