@@ -211,7 +211,8 @@ def main(args: argparse.Namespace) -> None:
         figures.save_lines(curves(part), output / f"compare{suffix}.png")
         figures.save_strips(draw_images(part, args, device), "The same test images and the same numbers of samples",
                             output / f"compare_images{suffix}.png")
-        body += [f"<h2>{text(Path(data['dataset']).name)}: {len(part)} runs</h2>", table("", rows, heads),
+        body += [f"<h2>{text(Path(data['dataset']).name)}: {len(part)} run{'s' * (len(part) > 1)}</h2>",
+                 table("", rows, heads),
                  picture(output / f"compare{suffix}.png", "Curves of the validation split.", ""),
                  picture(output / f"compare_images{suffix}.png", "Reconstructions of the same test images, and samples "
                          "of the same numbers.", "")]

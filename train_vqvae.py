@@ -20,7 +20,7 @@ import dataset
 from loading import summary
 from loading.reading import Reading
 from loading.settings import *  # noqa: F403
-from modules import Reconstruction, VQVAEConfig
+from modules import Reconstruction, VQVAEConfig, grid_size
 from priors.codes import PIXELS, perplexity, psnr, warn_if_unused
 from running import devices
 from running.cli import run as run_script
@@ -51,12 +51,12 @@ BATCH_SIZE = "auto"       # images a step, over all processes; "auto": 32 for up
 OPTIMIZER = "muon"        # "muon": kernels by Muon, the rest by Adam; or "adam"
 LEARNING_RATE = 2e-3      # the highest; it rises briefly, and at the end falls to 0
 SEED = 0                  # of the weights, the order of the images and the revival of codes
-DOWNSAMPLE = 4            # pixels a code stands for along each side: 2, 4, 8 or 16
+DOWNSAMPLE = "auto"       # pixels a code covers a side: 2, 4, 8 or 16; "auto": 4, more where that gives over 512 codes
 ARCHITECTURE = "auto"     # "paper", as in [1], or "space-to-depth"; "auto": "paper" for images of up to 48x48 pixels
 HIDDEN = 64               # channels of encoder and decoder
 RESIDUAL_BLOCKS = 2       # in the encoder, and as many in the decoder
 RESIDUAL_HIDDEN = 32      # channels inside a residual block of the "paper"
-NUM_CODES = "auto"        # K, entries in the codebook; "auto": 128 for images of up to 48x48 pixels, 512 above
+NUM_CODES = "auto"        # K, entries in the codebook; "auto": 128 up to 48x48 pixels, 512 above, 1024 for 8x8, 16x16
 CODE_DIM = "auto"         # D, size of a codebook entry; "auto": 32, or what "fsq" and "bsq" need for NUM_CODES
 QUANTIZER = "vq"          # "vq"; or "fsq", "bsq", "simvq", see training/quantizers.py
 GRADIENT = "straight"     # how that of z_q is passed on to z_e: "straight" (through), or by the "rotation" trick
@@ -98,8 +98,10 @@ def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> arg
     """The constants, those of "auto" chosen by the number and the size of the training images."""
     pixels = height * width
     small = pixels <= 48**2
-    args = filled(args, BATCH_SIZE=min(count, images_a_step(pixels)),
-                  NUM_CODES=128 if small else 512, ARCHITECTURE="paper" if small else "space-to-depth")
+    sides = [side for side in (4, 8, 16) if math.prod(grid_size(height, width, side)) <= 512]
+    args = filled(args, BATCH_SIZE=min(count, images_a_step(pixels)), DOWNSAMPLE=(sides or [16])[0])
+    args = filled(args, NUM_CODES=128 if small else 512 if args.DOWNSAMPLE <= 4 else 1024,
+                  ARCHITECTURE="paper" if small else "space-to-depth")
     args = filled(args, CODE_DIM=code_dim(args.QUANTIZER, args.NUM_CODES))
     steps = math.ceil(count / args.BATCH_SIZE)
     return filled(args, EPOCHS=dataset.auto_epochs(3, min(2 * pixels, 10_000), steps))

@@ -88,7 +88,7 @@ GROUPS = {
     },
     "network": {
         "PRIOR": Rule(str, choices=("pixelcnn", "transformer", "masked")),
-        "DOWNSAMPLE": Rule(int, choices=(2, 4, 8, 16)),
+        "DOWNSAMPLE": Rule(int, choices=(2, 4, 8, 16), words=("auto",)),
         "ARCHITECTURE": Rule(str, choices=("space-to-depth", "paper"), words=("auto",)),
         "HIDDEN": Rule(int, low=2, high=8192, words=("auto",)),
         "RESIDUAL_BLOCKS": Rule(int, low=0, high=100),

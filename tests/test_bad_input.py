@@ -225,7 +225,7 @@ TABLE = [
     (V, ["--learning-rate", "0"], None, 2, "must be above 0"),
     (D, ["--perceptual", "lpips"], None, 2, "PERCEPTUAL (--perceptual) must be a number, not 'lpips'"),
     (V, ["--num-codes", "99999999999999999999"], None, 2, "must be at most 32768"),
-    (V, ["--downsample", "3"], None, 2, "DOWNSAMPLE (--downsample) must be one of 2, 4, 8, 16, not 3"),
+    (V, ["--downsample", "3"], None, 2, "DOWNSAMPLE (--downsample) must be one of 2, 4, 8, 16, auto, not 3"),
     (V, ["--channels", "2"], None, 2, "CHANNELS (--channels) must be one of 1, 3, auto, not 2"),
     (P, ["--optimizer", "sgd"], None, 2, "OPTIMIZER (--optimizer) must be one of muon, adam, auto, not 'sgd'"),
     (P, ["--prior", "lstm"], None, 2, "PRIOR (--prior) must be one of pixelcnn, transformer, masked, not 'lstm'"),
