@@ -123,6 +123,7 @@ GROUPS = {
         "NUM_IMAGES": Rule(int, low=1),
         "NUM_COMPLETIONS": Rule(int, low=1),
         "CLASS_LABEL": Rule(str, pattern=".+"),
+        "CODES": Rule(str),
         "CLASS_GIVEN": Rule(bool),
         "MASK": Rule(str, pattern=".+"),
         "TEMPERATURE": Rule(float, low=0),
