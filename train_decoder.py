@@ -52,7 +52,8 @@ def terms(vqvae: VQVAE, network: nn.Module, variance: float, weight: float, deco
     with torch.no_grad():
         z_q = vqvae.quantizer.look_up(codes.long())
     copies = decoder(z_q)[:, :, :images.shape[2], :images.shape[3]].float()
-    mse, perceptual = F.mse_loss(copies, images), imagenet.perceptual_loss(network, images, copies)
+    seen = imagenet.jitter(images, copies) if torch.is_grad_enabled() else (images, copies)
+    mse, perceptual = F.mse_loss(copies, images), imagenet.perceptual_loss(network, *seen)
     return {"mse": mse, "perceptual": perceptual, "loss": mse / variance + weight * perceptual}
 
 

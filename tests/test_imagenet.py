@@ -59,3 +59,22 @@ def test_the_perceptual_loss_is_its_formula_and_moves_only_the_copies(network):
     whole = network.extract_features(imagenet.prepare(images))  # the same network, to its last layer
     last = network._swish(network._bn1(network._conv_head(imagenet._depths(network, images)[-1])))
     torch.testing.assert_close(last, whole)
+
+
+@pytest.mark.parametrize("side", [28, 64, 128])
+def test_jitter_shows_the_same_part_of_both_at_a_size_and_place_of_its_own(side):
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, side, side + 8)
+    sizes = set()
+    for _ in range(20):
+        seen, copies = imagenet.jitter(images, images)
+        assert torch.equal(seen, copies) and min(seen.shape[2:]) >= imagenet.LEAST
+        sizes.add(seen.shape[2:])
+    assert len(sizes) > 10
+    state = torch.get_rng_state()
+    first = imagenet.jitter(images, images)[0]
+    torch.set_rng_state(state)  # as a training does that continues
+    assert torch.equal(imagenet.jitter(images, images)[0], first)
+    copies = images.clone().requires_grad_()
+    imagenet.jitter(images, copies)[1].sum().backward()
+    assert copies.grad.abs().sum() > 0

@@ -21,6 +21,8 @@ MEASURES, TEACHES = 1, 0  # sizes
 SIDE = 160    # pixels a side that images are measured at
 AT_ONCE = 8   # images measured at once on a CPU, whose cache is small: half the time of 50
 LEAST = 64    # pixels a side below which images are enlarged for the perceptual loss
+CUT = 8       # `jitter`: fewer pixels than this are cut from the top and the left ...
+ENLARGED = 0.5  # ... of images that are made larger by up to this share
 
 
 def packages(size: int) -> list[str]:
@@ -74,6 +76,19 @@ def perceptual_loss(network: nn.Module, images: Tensor, copies: Tensor) -> Tenso
     pairs = zip(originals, _depths(network, copies))
     loss = sum((F.normalize(a) - F.normalize(b)).square().sum(1).mean() for a, b in pairs) / 5
     return loss.float()  # of bfloat16 under autocast, in which a sum over an epoch would stop growing
+
+
+def jitter(images: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
+    """Both batches (B, C, H, W) enlarged by one factor and cut at the top and the left, both drawn at random.
+
+    For the perceptual loss of a training step. The strides of the network lie on a grid, and so do the pixels of a
+    code. Where they always coincide, a decoder learns a texture that this network does not see, but others do.
+    """
+    factor = max(1, (LEAST + CUT) / min(images.shape[2:])) * (1 + ENLARGED * torch.rand(()).item())
+    top, left = torch.randint(CUT, (2,)).tolist()
+    images, copies = (F.interpolate(batch, scale_factor=factor, mode="bilinear")[:, :, top:, left:]
+                      for batch in (images, copies))
+    return images, copies
 
 
 def _depths(network: nn.Module, images: Tensor) -> list[Tensor]:
