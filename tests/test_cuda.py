@@ -36,6 +36,7 @@ from running import devices, figures
 from running.cli import UserError, parse
 from training import checkpoint, loop
 from training.optimizers import AdamW, Muon
+from training.quantizers import make_vqvae
 
 IN_RASTER_ORDER = ["pixelcnn", "transformer"]
 FEW = ["--hidden", "16", "--layers", "2"]  # sizes of a prior
@@ -399,9 +400,13 @@ def fake():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_vqvae_keeps_to_its_device_and_its_quantizer_to_float32(fake, architecture):
+@pytest.mark.parametrize("quantizer, code_dim, gradient", [("vq", 8, "straight"), ("vq", 8, "rotation"),
+                                                           ("fsq", 2, "straight"), ("bsq", 4, "straight"),
+                                                           ("simvq", 8, "straight")])
+def test_a_vqvae_keeps_to_its_device_and_its_quantizer_to_float32(fake, architecture, quantizer, code_dim, gradient):
     with fake:
-        network = VQVAE(VQVAEConfig(3, 16, 1, 8, 4, 16, 8, architecture=architecture))
+        network = make_vqvae(VQVAEConfig(3, 16, 1, 8, 4, 16, code_dim, architecture=architecture, quantizer=quantizer,
+                                         gradient=gradient))
     images = torch.rand(2, 3, 30, 32, device=fake)
     network.quantizer.start(network.latents(images))
     torch.set_autocast_enabled("cuda", True)
