@@ -23,19 +23,26 @@ SHARPNESS = 100.0      # inverse temperature of the soft codes in the entropies 
 ENTROPY_WEIGHT = 0.1   # of these entropies, beside the squared error over the variance of the pixels
 
 
-class FixedCodebook(VectorQuantizer):
-    """A codebook (K, D) that nothing moves. A subclass says which code is the nearest: `index` of z_e (N, D)."""
+class WithoutAverages(VectorQuantizer):
+    """No moving averages, no k-means, no revival: if anything moves the codebook, it is the optimiser."""
 
-    def __init__(self, codebook: Tensor, gradient: str):
-        nn.Module.__init__(self)  # not that of a learnt codebook
-        self.ema, self.gradient = False, gradient
-        self.register_buffer("codebook", codebook)
+    def __init__(self, config: VQVAEConfig):
+        nn.Module.__init__(self)  # a subclass has another codebook than the parent
+        self.ema, self.gradient = False, config.gradient
 
     def start(self, z_e: Tensor) -> Quantized:
         return self.quantize(z_e)
 
     def forward(self, z_e: Tensor) -> Quantized:
         return self.quantize(z_e)
+
+
+class FixedCodebook(WithoutAverages):
+    """A codebook (K, D) that nothing moves. A subclass says which code is the nearest: `index` of z_e (N, D)."""
+
+    def __init__(self, config: VQVAEConfig, codebook: Tensor):
+        super().__init__(config)
+        self.register_buffer("codebook", codebook)
 
     def nearest(self, z_e: Tensor) -> tuple[Tensor, Tensor]:
         codes = self.index(z_e)
@@ -70,7 +77,7 @@ class FiniteScalarQuantizer(FixedCodebook):
         self.levels = levels(config.num_codes)
         sizes, basis = self.sizes(None)
         places = torch.arange(config.num_codes)[:, None] // basis % sizes
-        super().__init__((places - sizes // 2) / (sizes // 2), config.gradient)
+        super().__init__(config, (places - sizes // 2) / (sizes // 2))
 
     def sizes(self, device: torch.device | None) -> tuple[Tensor, Tensor]:
         """The number of values of each channel, and what one step of it adds to the code: both (D,)."""
@@ -115,7 +122,7 @@ class BinaryQuantizer(FixedCodebook):
     def __init__(self, config: VQVAEConfig):
         dim = bits(config.num_codes)
         ones = torch.arange(config.num_codes)[:, None] // 2 ** torch.arange(dim - 1, -1, -1) % 2
-        super().__init__((2 * ones - 1) / math.sqrt(dim), config.gradient)
+        super().__init__(config, (2 * ones - 1) / math.sqrt(dim))
 
     def normalise(self, z_e: Tensor) -> Tensor:
         return F.normalize(z_e.permute(0, 2, 3, 1), dim=-1)
@@ -141,26 +148,20 @@ def joint(plus: Tensor) -> Tensor:
     return result
 
 
-class LinearQuantizer(VectorQuantizer):
+class LinearQuantizer(WithoutAverages):
     """SimVQ: a codebook C W of fixed random rows C under one learnt linear map W ([4], section 4). Every step moves all
     codes together, so that none is left behind; it is learnt by the gradient of the codebook loss.
     """
 
     def __init__(self, config: VQVAEConfig):
-        nn.Module.__init__(self)
-        self.ema, self.gradient = False, config.gradient
+        super().__init__(config)
         self.register_buffer("rows", torch.randn(config.num_codes, config.code_dim))
         self.map = nn.Parameter(torch.eye(config.code_dim))
 
     @property
     def codebook(self) -> Tensor:
-        return self.rows @ self.map
-
-    def start(self, z_e: Tensor) -> Quantized:
-        return self.quantize(z_e)
-
-    def forward(self, z_e: Tensor) -> Quantized:
-        return self.quantize(z_e)
+        with torch.autocast(self.rows.device.type, enabled=False):  # distances need float32
+            return self.rows @ self.map
 
 
 QUANTIZERS = {"fsq": FiniteScalarQuantizer, "bsq": BinaryQuantizer, "simvq": LinearQuantizer}  # by QUANTIZER
@@ -175,8 +176,8 @@ def make_vqvae(config: VQVAEConfig) -> VQVAE:
     """The VQ-VAE of these sizes, with the quantizer that they name. UserError where it cannot have them."""
     if config.quantizer == "vq":
         return VQVAE(config)
-    quantizer = QUANTIZERS[config.quantizer](config)
-    if quantizer.codebook.shape[1] != config.code_dim:
-        raise UserError(f"CODE_DIM (--code-dim) must be {quantizer.codebook.shape[1]} for {config.quantizer} of "
-                        f"{config.num_codes} codes, not {config.code_dim}: leave it at auto")
-    return VQVAE(config, quantizer)
+    dim = code_dim(config.quantizer, config.num_codes)
+    if config.quantizer != "simvq" and config.code_dim != dim:
+        raise UserError(f"CODE_DIM (--code-dim) must be {dim} for {config.quantizer} of {config.num_codes} codes, not "
+                        f"{config.code_dim}: leave it at auto")
+    return VQVAE(config, QUANTIZERS[config.quantizer](config))
