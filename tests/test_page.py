@@ -151,10 +151,10 @@ def test_older_measures_are_marked(full):
 
 def test_a_large_picture_is_reduced(full, monkeypatch):
     monkeypatch.setattr(markup, "LARGEST", 10_000)
-    noise = np.random.default_rng(0).integers(0, 256, (100, 2 * page.WIDEST, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (100, 2 * markup.WIDEST, 3), np.uint8)
     Image.fromarray(noise).save(full / "nearest.png")
     [image] = [attrs for tag, attrs in shown(full).elements if attrs.get("src", "").startswith("data:image/jpeg")]
-    assert (image["width"], image["height"]) == (str(page.WIDEST), "50")
+    assert (image["width"], image["height"]) == (str(markup.WIDEST), "50")
     assert len(image["src"]) < (full / "nearest.png").stat().st_size / 4
 
 
