@@ -11,8 +11,7 @@ reconstructions of the same test images and samples of the same numbers; compare
 import running.start  # noqa: F401
 
 import argparse
-import csv
-import io
+import os
 import shlex
 import subprocess
 import sys
@@ -27,16 +26,16 @@ import dataset
 from judging import testset
 from judging.markup import missing, picture, table, text, write
 from judging.page import load_stages, read_rows
-from judging.report import COLUMNS
+from judging.report import COLUMNS, aligned
 from priors import runs
 from priors.codes import to_images
 from priors.draws import Draw
-from priors.sampler import draw_grids
+from priors.samples import draw_images
 from priors.table import PRIORS
 from running import devices, figures
 from running.cli import ROOT, UserError
 from running.cli import run as run_script
-from running.files import atomic
+from running.files import write_csv
 from training import checkpoint
 from training.loop import FREE
 
@@ -56,6 +55,7 @@ class Result(NamedTuple):
     """A run, read."""
 
     path: Path
+    name: str                          # of its directory; with more of its path where another run has the same
     stages: dict[str, dict[str, Any]]  # checkpoints
     evaluation: dict[str, Any]         # of evaluate.py; empty if it has not run
 
@@ -64,6 +64,10 @@ class Result(NamedTuple):
         """What tells the images of two runs apart."""
         data = self.stages["vqvae"]["data"]
         return self.stages["vqvae"].get("images"), data["channels"], data["height"], data["width"]
+
+    @property
+    def has_prior(self) -> bool:
+        return any(prior in self.stages for prior in PRIORS)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -75,13 +79,16 @@ def find(words: Sequence[str]) -> list[Result]:
     """The runs in these directories. UserError if there is none."""
     paths = [path for word in words for path in ([Path(word)] if checkpoint.path_of(word, "vqvae").exists() else
                                                  sorted(file.parent for file in Path(word).glob("*/vqvae.pt")))]
-    results = []
-    for path in dict.fromkeys(paths):
+    results, whole = [], {path.resolve(): path for path in paths}  # each once, however it is spelt
+    for place, path in whole.items():
         stages, left_out = load_stages(str(path))
         for line in left_out:
             print(f"{path}: {line}", file=sys.stderr)
         if "vqvae" in stages:
-            results.append(Result(path, stages, read_rows(path / "evaluation.json") or {}))
+            alone = sum(other.name == place.name for other in whole) == 1
+            name = place.name if alone else os.path.relpath(place, os.path.commonpath(whole))
+            name = name.encode(errors="replace").decode()  # a plot takes no bytes that are no text
+            results.append(Result(path, name, stages, read_rows(path / "evaluation.json") or {}))
     if not results:
         raise UserError(f"RUNS (--runs): there is no vqvae.pt in {', '.join(words)}, nor in a folder there")
     return results
@@ -96,7 +103,8 @@ def outcome(result: Result) -> dict[str, float]:
         for head, column in (("PSNR", "psnr"), ("perplexity", "perplexity"), ("bits/image", "bits_per_image")):
             if stage in ("vqvae", *PRIORS) and history and f"validation_{column}" in history[0]:
                 loss = "validation_mse" if stage == "vqvae" else "validation_nll"
-                found[head] = min(history, key=lambda row: row[loss])[f"validation_{column}"]
+                value = min(history, key=lambda row: row[loss])[f"validation_{column}"]
+                found[head] = min(value, found.get(head, value))  # of several priors the best
     for head, row, key in (("SSIM", copies, "ssim"), ("KID of reconstructions", copies, "kid"),
                            ("KID of samples", best, "kid"), ("recall", best, "recall"),
                            ("class", best, "class_accuracy")):
@@ -125,7 +133,7 @@ def make_rows(results: list[Result]) -> dict[str, dict[str, str]]:
         measured = outcome(result)
         rows[str(result.path)] = told | {head: format(value, FORMS[head]) for head, value in measured.items()}
         key = tuple(value for name, value in told.items() if not name.endswith(": SEED"))
-        alike.setdefault(key, []).append((result.path.name, told, measured))
+        alike.setdefault(key, []).append((result.name, told, measured))
     for members in alike.values():
         if len(members) > 1:
             (_, told, first), *_ = members
@@ -148,7 +156,7 @@ def curves(results: list[Result]) -> dict[str, dict[str, tuple[list[float], list
                 if not history:
                     continue
                 steps = -(-state.get("count", 0) // checkpoint.constants(result.stages[stage]).get("BATCH_SIZE", 1))
-                name = result.path.name if stage == "vqvae" else f"{result.path.name}, {stage}"
+                name = result.name if stage == "vqvae" else f"{result.name}, {stage}"
                 values = [row[column] for row in history]
                 panels.setdefault(f"{title}, over steps", {})[name] = [row["epoch"] * steps for row in history], values
                 if len(minutes := state.get("minutes", [])[:-1]) == len(values):
@@ -157,9 +165,9 @@ def curves(results: list[Result]) -> dict[str, dict[str, tuple[list[float], list
 
 
 @torch.no_grad()
-def draw_images(results: list[Result], args: argparse.Namespace, device: torch.device) -> dict[str, Tensor]:
-    """Strips of images by label: test images, their reconstructions by every run, and samples of every run. Without the
-    data set the first two are left out, with a line that says so.
+def make_strips(results: list[Result], args: argparse.Namespace, device: torch.device) -> dict[str, Tensor]:
+    """Strips of images by label: test images, their reconstructions by every run, and samples of every run. What lacks
+    its data set or a prior that fits is left out, with a line that says so.
     """
     strips, samples, originals = {}, {}, None
     stored = results[0].stages["vqvae"]
@@ -176,14 +184,17 @@ def draw_images(results: list[Result], args: argparse.Namespace, device: torch.d
         size = stored["data"]["height"], stored["data"]["width"]
         if originals is not None:
             codes = vqvae.encode(dataset.to_float(originals).to(device))
-            strips[f"reconstructions: {result.path.name}"] = to_images(vqvae, codes, *size)
-        if any(prior in result.stages for prior in PRIORS):
-            prior, model = runs.load_prior(str(result.path), stored)
+            strips[f"reconstructions: {result.name}"] = to_images(vqvae, codes, *size)
+        if result.has_prior:
+            try:
+                prior, model = runs.load_prior(str(result.path), stored)
+            except UserError as error:
+                print(f"no samples: {error}", file=sys.stderr)
+                continue
             guidance, top_p = runs.choose_guidance("auto", "auto", prior)
-            labels = torch.arange(args.NUM_IMAGES) % max(1, model.num_classes)
-            [codes] = draw_grids(model.to(device), labels, vqvae.grid(*size), args.SEED, args.NUM_IMAGES,
-                                 Draw(top_p=top_p, guidance=guidance))
-            samples[f"samples: {result.path.name}"] = to_images(vqvae, codes.to(device), *size)
+            samples[f"samples: {result.name}"] = draw_images(
+                model.to(device), vqvae, args.NUM_IMAGES, size, args.SEED, args.NUM_IMAGES,
+                Draw(top_p=top_p, guidance=guidance))
     return strips | samples
 
 
@@ -192,7 +203,7 @@ def main(args: argparse.Namespace) -> None:
     results = find(shlex.split(args.RUNS))
     if args.EVALUATE:
         for result in results:
-            if not result.evaluation and any(prior in result.stages for prior in PRIORS):
+            if not result.evaluation and result.has_prior:
                 subprocess.run([sys.executable, ROOT / "evaluate.py", "--output-dir", result.path], check=False)
         results = [result._replace(evaluation=read_rows(result.path / "evaluation.json") or {}) for result in results]
     kinds: dict[tuple, list[Result]] = {}
@@ -207,23 +218,22 @@ def main(args: argparse.Namespace) -> None:
         rows, data = make_rows(part), part[0].stages["vqvae"]["data"]
         columns = list(dict.fromkeys(name for row in rows.values() for name in row))
         heads = [*(name for name in columns if name not in FORMS), *(name for name in FORMS if name in columns)]
-        lines += [["run", *heads], *([title, *(row.get(name, "") for name in heads)] for title, row in rows.items())]
+        table_rows = [{"run": title} | {name: row.get(name, "") for name in heads} for title, row in rows.items()]
+        print(aligned([list(table_rows[0]), *(list(row.values()) for row in table_rows)]))
+        lines += table_rows
         figures.save_lines(curves(part), output / f"compare{suffix}.png")
-        figures.save_strips(draw_images(part, args, device), "The same test images and the same numbers of samples",
-                            output / f"compare_images{suffix}.png")
+        pictured = output / f"compare_images{suffix}.png"
+        pictured.unlink(missing_ok=True)  # of an earlier call
+        if strips := make_strips(part, args, device):
+            figures.save_strips(strips, "The same test images and the same numbers of samples", pictured)
         body += [f"<h2>{text(Path(data['dataset']).name)}: {len(part)} run{'s' * (len(part) > 1)}</h2>",
                  table("", rows, heads),
                  picture(output / f"compare{suffix}.png", "Curves of the validation split.", ""),
-                 picture(output / f"compare_images{suffix}.png", "Reconstructions of the same test images, and samples "
-                         "of the same numbers.", "")]
-        without = [result.path.name for result in part if not result.evaluation]
+                 picture(pictured, "Reconstructions of the same test images, and samples of the same numbers.",
+                         "these runs have no prior, and their data set is not there")]
+        without = [result.name for result in part if not result.evaluation]
         body += [missing(f"no evaluation.json in {', '.join(without)}: add `--evaluate`")] if without else []
-    written = io.StringIO(newline="")
-    csv.writer(written).writerows(lines)
-    with atomic(output / "compare.csv") as file:
-        file.write(written.getvalue().encode())
-    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(max(map(len, lines)))]
-    print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
+    write_csv(output / "compare.csv", lines)
     write(output / "compare.html", "Runs", body)
     print(f"wrote {output / 'compare.csv'}, {output / 'compare.png'}, {output / 'compare_images.png'} and "
           f"{output / 'compare.html'}: all of it on one page")

@@ -37,8 +37,6 @@ Papers, cited by number:
 import running.start  # noqa: F401
 
 import argparse
-import csv
-import io
 import math
 from pathlib import Path
 
@@ -151,16 +149,6 @@ def find(args: argparse.Namespace, name: str, stored: dict) -> Found:
     return found._replace(images=found.images[:args.LIMIT or None])
 
 
-def write_table(path: Path, rows: list[dict]) -> None:
-    """Write rows, at least one, as CSV."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, rows[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    with files.atomic(path) as file:
-        file.write(text.getvalue().encode(errors="surrogateescape"))
-
-
 def make_rows(name: str, found: Found, scores: dict[str, Tensor], first: int) -> list[dict]:
     """The rows of the table for a set of images, called `name`, of which the first is in row `first`."""
     columns = {key: column.tolist() for key, column in scores.items()}
@@ -240,14 +228,14 @@ def main(args: argparse.Namespace) -> None:
               f"{rank:.0%} of the validation images take; MSE {mse:.5f}")
         if args.TURNS:
             print(f"{(scores[name]['turned_bits'] > 0).sum()} of them are likelier turned than as they are")
-    write_table(output / "scores.csv", rows)
+    files.write_csv(output / "scores.csv", rows)
     save_extremes(sets, coded, side, usual.threshold, output / "scores.png")
     print(f"unlikely codes: above {usual.threshold:.2f} bits, quantile {args.THRESHOLD:g} of the validation split's")
     wrote = f"{output / 'scores.csv'}, {output / 'scores.png'}"
     if "AGAINST" in sets:
         table = [{"score": name, "auroc": f"{auroc(scores['AGAINST'][name], scores['DATASET'][name]):.4f}"}
                  for name in SCORES if name in scores["DATASET"]]
-        write_table(output / "auroc.csv", table)
+        files.write_csv(output / "auroc.csv", table)
         wrote += f", {output / 'auroc.csv'}"
         print(f"AUROC of telling {args.AGAINST} from {args.DATASET}:")
         print("\n".join(f"    {row['score']:<15}{row['auroc']}" for row in table))

@@ -20,7 +20,7 @@ from loading.reading import Reading
 from modules import VQVAE
 from priors import runs
 from priors.codes import psnr, to_images
-from priors.sampler import draw_grids
+from priors.samples import draw_images
 from running import devices, figures
 from running.cli import UserError
 from running.cli import run as run_script
@@ -142,9 +142,8 @@ def save_comparison(model: VAE, vqvae: VQVAE, stored: dict, images: Tensor, args
             "samples of the VAE": model.decode(latents(model, len(images), args.SEED))}
     try:
         prior, network = runs.load_prior(args.OUTPUT_DIR, stored)
-        labels = torch.arange(len(images)) % max(1, network.num_classes)
-        [codes] = draw_grids(network.to(images.device), labels, vqvae.grid(*size), args.SEED, len(images))
-        rows[f"samples of the VQ-VAE and its {prior['stage']}"] = to_images(vqvae, codes, *size)
+        rows[f"samples of the VQ-VAE and its {prior['stage']}"] = draw_images(
+            network.to(images.device), vqvae, len(images), size, args.SEED, len(images))
     except UserError as error:
         print(f"no samples of the VQ-VAE in vae_comparison.png: {error}")
     figures.save_strips(rows, "The VAE and the VQ-VAE", Path(args.OUTPUT_DIR) / "vae_comparison.png")

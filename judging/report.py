@@ -123,6 +123,11 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     lines = [["", *(column.head for column in columns.values())]]
     lines += [[title, *(format(row[name], column.form) if name in row else "-" for name, column in columns.items())]
               for title, row in rows.items()]
+    return aligned(lines)
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """Lines of as many cells each as text, the first column to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 

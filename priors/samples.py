@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loading.decode import read
 from loading.reading import Reading
 from modules import VQVAE
 from priors.codes import to_images
+from priors.draws import Draw
 from priors.sampler import draw_grids
 from running import figures
 from running.cli import UserError
@@ -22,14 +23,21 @@ MOST_COLUMNS = 20  # of a grid with a column for each class
 
 
 @torch.no_grad()
+def draw_images(model: nn.Module, vqvae: VQVAE, count: int, size: tuple[int, int], seed: int, batch_size: int,
+                how: Draw = Draw()) -> Tensor:
+    """Images (count, C, height, width) of this size drawn from a prior in eval mode, of its classes in turn."""
+    labels = torch.arange(count) % max(1, model.num_classes)
+    codes = torch.cat(list(draw_grids(model, labels, vqvae.grid(*size), seed, batch_size, how)))
+    return to_images(vqvae, codes, *size)
+
+
 def save_samples(model: nn.Module, vqvae: VQVAE, stored: dict, args: argparse.Namespace, path: Path) -> None:
     """Write a grid of samples of the classes in turn. stored: the checkpoint of the VQ-VAE."""
     size, classes = (stored["data"]["height"], stored["data"]["width"]), range(model.num_classes)
     names = column_names(stored, classes) if len(stored["data"]["class_names"]) == len(classes) else []
     count = PICTURED - PICTURED % max(1, len(names))  # rows that are full
-    labels = torch.arange(count) % max(1, len(classes))
-    codes = torch.cat(list(draw_grids(model.eval(), labels, vqvae.grid(*size), args.SEED, args.BATCH_SIZE)))
-    figures.save_grid(to_images(vqvae, codes, *size), path, names=names)
+    images = draw_images(model.eval(), vqvae, count, size, args.SEED, args.BATCH_SIZE)
+    figures.save_grid(images, path, names=names)
 
 
 def column_names(stored: dict, classes: Sequence[int]) -> list[str]:

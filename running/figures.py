@@ -243,12 +243,10 @@ def save_curves(history: list[dict[str, Any]], panels: dict[str, list[str]], pat
     late = history[len(history) // 2:]
     for axes, (title, columns) in zip(figure.subplots(len(panels), 2, squeeze=False), panels.items()):
         for axis, part, when in ((axes[0], history, "all epochs"), (axes[1], late, "later half")):
-            for column in columns:
-                axis.plot([row["epoch"] for row in part], [row[column] for row in part], ".-", label=column)
+            epochs = [row["epoch"] for row in part]
+            _lines(axis, {column: (epochs, [row[column] for row in part]) for column in columns})
             axis.set(title=f"{title}, {when}", xlabel="epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)
-            axis.grid(alpha=0.3)
-            axis.legend()
     _save_figure(figure, path)
 
 
@@ -257,12 +255,17 @@ def save_lines(panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float
     figure = _figure(2 * PANEL_WIDTH, PANEL_HEIGHT * max(1, math.ceil(len(panels) / 2)), layout="constrained")
     for number, (title, lines) in enumerate(panels.items()):
         axis = figure.add_subplot(math.ceil(len(panels) / 2), 2, number + 1)
-        for label, (x, y) in lines.items():
-            axis.plot(x, y, ".-", label=label)
+        _lines(axis, lines)
         axis.set(title=title)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
     _save_figure(figure, path)
+
+
+def _lines(axis: Any, lines: dict[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Plot lines (x, y) by label."""
+    for label, (x, y) in lines.items():
+        axis.plot(x, y, ".-", label=label)
+    axis.grid(alpha=0.3)
+    axis.legend()
 
 
 def save_shares(counts: Tensor, path: Path) -> None:

@@ -1,11 +1,13 @@
 """Files that are whole or not there, and directories that one process writes to at a time."""
+import csv
+import io
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -36,6 +38,16 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], end: str = "\n") -> None:
+    """Write rows as CSV, with the columns that any of them has. end: of a line."""
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator=end)
+    table.writeheader()
+    table.writerows(rows)
+    with atomic(path) as file:
+        file.write(text.getvalue().encode(errors="surrogateescape"))  # names of files may be no text
 
 
 def remove(directory: Path, pattern: str) -> None:

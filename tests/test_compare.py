@@ -1,6 +1,7 @@
 """compare.py: what differs and what came of it, by hand; what it shows; runs of other images; what lacks."""
 import csv
 import json
+import os
 import shutil
 
 import pytest
@@ -86,3 +87,34 @@ def test_evaluate_is_called_for_runs_without_it(done, three, tmp_path, monkeypat
     monkeypatch.setattr("compare.subprocess.run", lambda command, **_: called.append(str(command[-1])))
     done("compare", "--runs", three[0].parent, "--output-dir", tmp_path, "--evaluate")
     assert called == [str(place) for place in three[:2]]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(done, three, tmp_path):
+    twin = three[2].rename(tmp_path / three[0].name)
+    done("compare", "--runs", f"{three[0]} {twin}", "--output-dir", tmp_path)
+    page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert f"no evaluation.json in {three[0].relative_to(tmp_path)}:" in page
+    assert set(rows_of(tmp_path / "compare.csv")) == {str(three[0]), str(twin)}
+
+
+def test_runs_of_which_nothing_can_be_shown_are_still_a_table(script, three, tmp_path):
+    change(three[0], "vqvae", lambda content: content["data"].update(dataset=str(tmp_path / "gone")))
+    (three[0] / "pixelcnn.pt").unlink()
+    outcome = script("compare", "--runs", three[0], "--output-dir", tmp_path)
+    assert outcome.status == 0 and str(three[0]) in rows_of(tmp_path / "compare.csv")
+    assert not (tmp_path / "compare_images.png").exists()
+    page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert "these runs have no prior, and their data set is not there" in page
+
+
+def test_a_prior_of_other_codes_is_left_out_in_a_line(script, three, tmp_path):
+    change(three[0], "pixelcnn", lambda content: content.update(vqvae="0" * 64))
+    outcome = script("compare", "--runs", three[0], "--output-dir", tmp_path)
+    assert outcome.status == 0 and "no samples: pixelcnn.pt learnt the codes of another" in outcome.err
+
+
+def test_a_name_that_is_no_text(script, three, tmp_path):
+    odd = three[0].rename(tmp_path / os.fsdecode(b"\xff"))
+    outcome = script("compare", "--runs", odd, "--output-dir", tmp_path)
+    assert outcome.status == 0, outcome.err
+    assert b"\xff" in (tmp_path / "compare.csv").read_bytes()

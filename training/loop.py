@@ -5,8 +5,6 @@ checkpoint, so a training that was killed and started again ends as if it had ne
 """
 import argparse
 import copy
-import csv
-import io
 import math
 import re
 import signal
@@ -27,7 +25,7 @@ import dataset
 from loading.reading import Reading
 from running import devices, figures
 from running.cli import Stopped, UserError, flag, out_of_memory
-from running.files import atomic, lock_run
+from running.files import lock_run, write_csv
 from running.progress import Bar
 from training import checkpoint
 
@@ -177,6 +175,7 @@ class Run:
 
     @property
     def minutes_so_far(self) -> float:
+        """That the training has taken, with those before it was continued."""
         return (time.monotonic() - self.began) / 60
 
     @property
@@ -323,12 +322,7 @@ class Run:
         raise Stopped(number, f" at {where}: saved {self.path}, the same command continues")
 
     def _write_history(self) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(self.history[0]))
-        writer.writeheader()
-        writer.writerows(self.history)
-        with atomic(Path(self.args.OUTPUT_DIR) / f"{self.stage}_history.csv") as file:
-            file.write(text.getvalue().encode())
+        write_csv(Path(self.args.OUTPUT_DIR) / f"{self.stage}_history.csv", self.history, "\r\n")
         if self.args.TENSORBOARD:
             write_tensorboard(Path(self.args.OUTPUT_DIR) / "tensorboard" / self.stage, self.history[-1])
 
