@@ -17,7 +17,7 @@ import torch
 from judging import testset
 from modules import VQVAE
 from priors import runs
-from priors.codes import encode, to_images
+from priors.codes import PIXELS, encode, to_images
 from running import devices, figures, files
 from running.cli import UserError
 from running.cli import run as run_script
@@ -62,9 +62,9 @@ def main(args: argparse.Namespace) -> None:
     if args.CODES:
         codes, height, width = read(args.CODES, vqvae)
         files.remove(output, "decoded_*.png")  # of an earlier call
-        for number, grid in enumerate(Bar(codes, desc="decoding")):
-            figures.save_image(to_images(vqvae, grid[None].to(device), height, width)[0],
-                               output / f"decoded_{number}.png")
+        for part in Bar(torch.arange(len(codes)).split(max(1, PIXELS // (height * width))), desc="decoding"):
+            for number, image in zip(part, to_images(vqvae, codes[part].to(device), height, width)):
+                figures.save_image(image, output / f"decoded_{number}.png")
         print(f"wrote {len(codes)} images to {output / 'decoded_0.png'} ...")
         return
     images, names, _ = testset.find(args, stored, stored["data"]["channels"])

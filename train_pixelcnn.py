@@ -68,12 +68,13 @@ def main(args: argparse.Namespace) -> None:
     checkpoint.check_images(stored, data.train.images)
     prior = PRIORS[args.PRIOR]
     objective = prior.objective
-    train, validation, test = ([encode(vqvae, split.images), split.labels] for split in data[:3])
+    validation, test = ([encode(vqvae, split.images), split.labels] for split in (data.validation, data.test))
     for rows in (validation, test):
         rows += objective.hidden(*rows[0].shape, fixed=True)
+    train = [data.train.labels, *([encode(vqvae, data.train.images)] if args.AUGMENT == "none" else [])]
     train, validation, test = ([dataset.place(part, device) for part in rows] for rows in (train, validation, test))
     num_codes, num_classes = vqvae.config.num_codes, len(data.class_names)
-    count, *grid = train[0].shape
+    count, grid = len(data.train.images), list(validation[0].shape[1:])
     args = fit_to(args, count, positions := math.prod(grid))
     model = prior.network(configure(prior.config, args, num_codes=num_codes, num_classes=num_classes))
     start_from_codebook(model, vqvae.quantizer.codebook)
@@ -90,9 +91,9 @@ def main(args: argparse.Namespace) -> None:
     while run.epoch < args.EPOCHS:
         if args.AUGMENT != "none":
             codes = augmented_codes(vqvae, data.train.images, args.AUGMENT, args.SEED, run.epoch)
-            train[0] = dataset.place(codes, device)
+            train[1:] = [dataset.place(codes, device)]
             devices.wait()  # another process may take longer to encode
-        for codes, labels in run.batches(*train):
+        for labels, codes in run.batches(*train):
             no_class = devices.share(torch.rand(run.batch) < args.CLASS_DROPOUT).to(device)
             hidden = [devices.share(masks).to(device) for masks in objective.hidden(run.batch, *grid)]
             with run.autocast():

@@ -169,7 +169,9 @@ QUANTIZERS = {"fsq": FiniteScalarQuantizer, "bsq": BinaryQuantizer, "simvq": Lin
 
 def code_dim(quantizer: str, num_codes: int) -> int:
     """CODE_DIM of "auto". UserError if a quantizer of this name cannot have so many codes."""
-    return {"fsq": lambda: len(levels(num_codes)), "bsq": lambda: bits(num_codes)}.get(quantizer, lambda: 32)()
+    if quantizer == "fsq":
+        return len(levels(num_codes))
+    return bits(num_codes) if quantizer == "bsq" else 32
 
 
 def make_vqvae(config: VQVAEConfig) -> VQVAE:
