@@ -10,7 +10,6 @@ import running.start  # noqa: F401
 import argparse
 import copy
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -178,8 +177,7 @@ def training(device: torch.device, args: argparse.Namespace) -> list[dict[str, A
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
     torch.manual_seed(args.SEED)
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    machine = f"{platform.machine()} {platform.system()}, {device}, {place}, torch {torch.__version__}"
+    machine = devices.describe(device)
     print(f"{machine}; medians of {args.REPEATS} (smallest to largest)")
     rows = [*sampling(device, args), *training(device, args)]
     path = Path(args.OUTPUT_DIR) / "benchmark.json"

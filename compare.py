@@ -26,7 +26,8 @@ import dataset
 from judging import testset
 from judging.markup import missing, picture, table, text, write
 from judging.page import load_stages, read_rows
-from judging.report import COLUMNS, aligned
+from judging.published import FORMS, outcomes
+from judging.report import aligned
 from priors import runs
 from priors.codes import to_images
 from priors.draws import Draw
@@ -48,6 +49,7 @@ DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cp
 
 PANELS = {"PSNR (dB) of the validation split": "validation_psnr",
           "bits per image of the validation split": "validation_bits_per_image"}
+EVALUATED = "SSIM", "KID of reconstructions", "KID of samples", "recall", "class"  # by evaluate.py, on the test split
 UNTOLD = FREE - {"EPOCHS", "LEARNING_RATE", "PRECISION"}  # constants that change nothing of what comes out
 
 
@@ -96,8 +98,7 @@ def find(words: Sequence[str]) -> list[Result]:
 
 def outcome(result: Result) -> dict[str, float]:
     """What came of a run, by the head of its column."""
-    rows, found = result.evaluation.get("rows", {}), {}
-    copies, best = rows.get("VQ-VAE reconstructions", {}), rows.get(result.evaluation.get("best"), {})
+    found = {}
     for stage, stored in result.stages.items():
         history = stored.get("training", {}).get("history", [])
         for head, column in (("PSNR", "psnr"), ("perplexity", "perplexity"), ("bits/image", "bits_per_image")):
@@ -105,21 +106,13 @@ def outcome(result: Result) -> dict[str, float]:
                 loss = "validation_mse" if stage == "vqvae" else "validation_nll"
                 value = min(history, key=lambda row: row[loss])[f"validation_{column}"]
                 found[head] = min(value, found.get(head, value))  # of several priors the best
-    for head, row, key in (("SSIM", copies, "ssim"), ("KID of reconstructions", copies, "kid"),
-                           ("KID of samples", best, "kid"), ("recall", best, "recall"),
-                           ("class", best, "class_accuracy")):
-        if key in row:
-            found[head] = row[key]
+    evaluated = outcomes(result.evaluation)
+    found |= {head: evaluated[head][0] for head in EVALUATED if head in evaluated}
     minutes = [stored.get("training", {}).get("minutes", [None])[-1] for stored in result.stages.values()]
     if None not in minutes:  # an older checkpoint does not say
         found["minutes"] = sum(minutes)
     found["weights"] = sum(tensor.numel() for stored in result.stages.values() for tensor in stored["model"].values())
     return found
-
-
-FORMS = {"PSNR": ".2f", "perplexity": ".1f", "bits/image": ".1f", "minutes": ".1f", "weights": ",.0f",
-         "SSIM": COLUMNS["ssim"].form, "KID of reconstructions": ".1f", "KID of samples": ".1f",
-         "recall": COLUMNS["recall"].form, "class": COLUMNS["class_accuracy"].form}
 
 
 def make_rows(results: list[Result]) -> dict[str, dict[str, str]]:

@@ -36,7 +36,7 @@ COLUMNS = {
                   "about 0 for images of the same distribution, however few they are; no KID of a paper, which is of "
                   "another network"),
     "kid_error": Column("+-", ".2f", "", "standard error of the kernel distance"),
-    "frechet": Column("Frechet", ".2f", "lower", "distance of Gaussians fitted to the same features: the fewer the "
+    "frechet": Column("Fréchet", ".2f", "lower", "distance of Gaussians fitted to the same features: the fewer the "
                       "images, the larger, so that of the real images, half as many, is about twice too large; no FID "
                       "of a paper"),
     "precision": Column("precision", ".3f", "higher", "share of the images on the manifold of the test images, in the "

@@ -187,7 +187,7 @@ def lacks_for_guidance(prior: dict[str, Any]) -> str:
 
 def choose_guidance(guidance: float | str, top_p: float | str, prior: dict[str, Any], given: bool = True,
                     remedy: str = "") -> tuple[float, float]:
-    """GUIDANCE and TOP_P as numbers. What "auto" means was chosen by the tables in docs/RESULTS.md: "New digits".
+    """GUIDANCE and TOP_P as numbers. What "auto" means was chosen: docs/LOG.md, "New digits".
 
     prior: its checkpoint. given: whether the draws are given a class; remedy: how to give one.
     UserError if GUIDANCE is a number other than 1, and cannot be done.

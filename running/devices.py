@@ -6,12 +6,15 @@ import atexit
 import datetime
 import multiprocessing
 import os
+import platform
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -81,6 +84,16 @@ def autocast(device: torch.device, wanted: str) -> torch.autocast:
     differences, and a sample would depend on its batch.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision(device, wanted) == torch.bfloat16)
+
+
+def describe(device: torch.device = torch.device("cpu")) -> str:
+    """The machine, beside the figures that were measured on it."""
+    system = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", system.read_text()) if system.exists() else None
+    name = model[1] if model else platform.processor() or platform.machine()
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else \
+        f"{torch.get_num_threads()} threads of {name}"
+    return f"{place}, {platform.system()}, torch {torch.__version__}"
 
 
 def rank() -> int:

@@ -152,6 +152,8 @@ GROUPS = {
     },
     "run": {
         "RUNS": Rule(str, pattern=".+"),
+        "TABLES": Rule(str),
+        "RUNS_DIR": Rule(str, pattern=".+"),
         "EVALUATE": Rule(bool),
         "OUTPUT_DIR": Rule(str, pattern=".+"),
         "PRETRAINED": Rule(str),

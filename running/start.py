@@ -17,6 +17,9 @@ def _stop(number: int, _frame: Any) -> NoReturn:
     os._exit(128 + number)
 
 
+BEFORE_FLAGS = {"compare": "--runs", "results": "--tables"}  # what may stand before all flags, words of one flag
+
+
 def begin(script: Path) -> None:
     """Read the flags of a script that is being run: cli.run reads them again, where its own constants are set."""
     while os.open(os.devnull, os.O_RDWR) < 2:  # a standard stream that is closed is no place for the script's files
@@ -24,10 +27,10 @@ def begin(script: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
-    if words and script.stem == "dataset":  # it takes a data set before its flags ...
+    if words and script.stem == "dataset":  # it takes a data set before its flags
         sys.argv.insert(1, "--dataset")
-    if words and script.stem == "compare":  # ... and this one runs
-        sys.argv[1:1 + len(words)] = ["--runs", shlex.join(words)]
+    if words and script.stem in BEFORE_FLAGS:
+        sys.argv[1:1 + len(words)] = [BEFORE_FLAGS[script.stem], shlex.join(words)]
     if script.stem == "dataset":  # it has its constants elsewhere
         script = script.parent / "loading" / "look.py"
     cli.parse({"__file__": str(script), "__doc__": ast.get_docstring(ast.parse(script.read_text("utf-8")))})

@@ -209,11 +209,11 @@ def test_a_distance_that_is_not_to_be_read_is_told():
     assert report.find_doubts(good, ["uniform"]) == []
     good["real"]["frechet"] = 45.0
     [doubt] = report.find_doubts(good, ["uniform"])
-    assert doubt == ("Frechet of one half of the real images against the other is 45.00, as it grows where images are "
+    assert doubt == ("Fréchet of one half of the real images against the other is 45.00, as it grows where images are "
                      "few, and of prior 40.00: too near to rank rows")
     doubts = report.find_doubts(rows(real=0.5, copies=390.8, prior=419.5, marginal=247.2, uniform=270.8),
                                 ["marginal", "uniform"])
-    assert [doubt.split(" puts ")[0] for doubt in doubts] == ["KID", "Frechet"]
+    assert [doubt.split(" puts ")[0] for doubt in doubts] == ["KID", "Fréchet"]
     assert "puts marginal, which no prior made (247.20), before copies (390.80): do not read it" in doubts[0]
     [doubt] = report.find_doubts(rows(real=-0.5, copies=0.5, prior=3.0, uniform=900.0), ["uniform"])
     assert doubt == ("KID of one half of the real images against the other is -0.50 +- 1.00, and of prior 3.00: too "

@@ -54,6 +54,15 @@ def test_every_command_parses(command):
     cli.parse(vars(importlib.import_module(name)), flags)
 
 
+def test_the_lines_for_own_code_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    [code] = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    exec(code, found := {})
+    assert found["copies"].shape == (2, 3, 64, 64) and found["new"].shape == (4, 3, 64, 64)
+    z_q = found["vqvae"].quantizer.look_up(found["codes"])
+    assert found["decoder"].module()(z_q).clamp(0, 1).equal(found["copies"])
+
+
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 220
 

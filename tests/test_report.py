@@ -6,7 +6,7 @@ def test_the_table_is_aligned_and_leaves_out_columns_without_a_figure():
     rows = {"a": {"frechet": 1.0}, "long name": {"frechet": 123.456, "class_accuracy": 0.5}}
     lines = report.table(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert [line.split() for line in lines] == [["Frechet", "class"], ["a", "1.00", "-"],
+    assert [line.split() for line in lines] == [["Fréchet", "class"], ["a", "1.00", "-"],
                                                 ["long", "name", "123.46", "50.0%"]]
 
 

@@ -107,16 +107,16 @@ def test_every_file_and_picture_that_a_page_names_is_there(page):
     assert not missing, f"{page.name} names {', '.join(missing)}"
 
 
-def test_the_map_names_every_file():
-    """A line each in the README: files of the top level first, then every folder's below a line `folder/`."""
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"^## The files\n.*?^```text\n(.*?)^```", page, re.M | re.S)[1]
+def test_the_maps_name_every_file():
+    """In the README a line for each file of the top level and for each folder, in docs/DEVELOPMENT.md for its files."""
     found, folder = [], ""
-    for indent, name, _ in re.findall(r"^( *)(\S+) +(\S.*)$", block, re.M):
-        if name.endswith("/"):
-            folder = name
-        else:
+    for page, title in (("README.md", "The files"), ("docs/DEVELOPMENT.md", "The folders")):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        block = re.search(rf"^## {title}\n.*?^```text\n(.*?)^```", text, re.M | re.S)[1]
+        for indent, name, _ in re.findall(r"^( *)(\S+) +(\S.*)$", block, re.M):
+            folder = name if name.endswith("/") else folder
             found.append(folder * bool(indent) + name)
+    assert sorted(name for name in found if name.endswith("/")) == sorted(2 * [f"{name}/" for name in FOLDERS])
     assert sorted(name for name in found if name.endswith(".py")) == sorted(
         str(path.relative_to(ROOT)) for path in FILES.values())
 
