@@ -48,6 +48,7 @@ class Sampler:
         self.keep = torch.zeros(batch_size, width, dtype=torch.bool, device=device)
         self.columns = list(zip(*(row.unbind(1) for row in (self.uniform, self.keep, self.known, self.codes))))
         self.logits = torch.zeros(self.inputs, model.config.num_codes, device=device)  # of the codes drawn last
+        self.choose = lambda logits, uniform: draw(logits, uniform, *how[:3])
 
     @torch.inference_mode()
     def __call__(self, labels: Tensor, uniform: Tensor, known: Tensor | None = None,
@@ -93,7 +94,7 @@ class Sampler:
         """The codes (inputs,) of one column of the row: the known ones, the others drawn from `logits`."""
         uniform, keep, known, codes = self.columns[column]
         logits = self.logits if self.how.guidance == 1 else guide(*self.logits.chunk(2), self.how.guidance)
-        torch.where(keep, known, draw(logits, uniform, *self.how[:3]), out=codes)
+        torch.where(keep, known, self.choose(logits, uniform), out=codes)
         return codes if self.how.guidance == 1 else codes.repeat(2)
 
 
@@ -401,8 +402,7 @@ class MaskedSampler(Sampler):
         device, rows = self.codes.device, 0
         known = torch.full(uniform.shape, -1) if known is None else known
         for done, grids in draw_in_rounds(self.model, labels.to(device), uniform.to(device), known.to(device),
-                                          self.how.steps, self.how.guidance,
-                                          lambda logits, chance: draw(logits, chance, *self.how[:3])):
+                                          self.how.steps, self.how.guidance, self.choose):
             while rows < int(done * height):
                 rows += 1
                 on_row()

@@ -124,6 +124,7 @@ GROUPS = {
         "NUM_COMPLETIONS": Rule(int, low=1),
         "CLASS_LABEL": Rule(str, pattern=".+"),
         "CODES": Rule(str),
+        "STREAM": Rule(bool),
         "CLASS_GIVEN": Rule(bool),
         "MASK": Rule(str, pattern=".+"),
         "TEMPERATURE": Rule(float, low=0),

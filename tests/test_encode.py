@@ -1,4 +1,6 @@
 """encode.py: codes as a file and back, and what is no such file."""
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,34 @@ def test_codes_of_a_folder_and_back(done, copied, folder, tmp_path):
 def test_the_test_split_where_nothing_is_named(done, copied):
     outcome = done("encode", "--output-dir", copied)
     assert "the codes of 300 images, 7x7 each" in outcome.out
+
+
+def test_a_stream_and_back(done, script, copied, folder):
+    """The files' sizes are those of files that Pillow writes."""
+    done("encode", "--output-dir", copied, "--dataset", folder)
+    plain = dict(np.load(copied / "codes.npz"))
+    outcome = done("encode", "--output-dir", copied, "--dataset", folder, "--stream")
+    with np.load(copied / "codes.npz") as content:
+        assert "codes" not in content and content["files"].tolist() == plain["files"].tolist()
+        packed = content["stream"]
+    with open(copied / "sizes.csv", newline="") as file:
+        sizes = {name: float(size) for name, size in list(csv.reader(file))[1:]}
+    assert sizes["stream by the prior"] == round(packed.nbytes / 3, 1) and "bytes an image" in outcome.out
+    assert sizes["codes of equal length"] == 49 * 4 / 8
+    lengths = []
+    for path in folder.iterdir():
+        Image.open(path).save(folder / "again.png", optimize=True)
+        lengths.append((folder / "again.png").stat().st_size)
+    assert sizes["PNG, without loss"] == pytest.approx(np.mean(lengths), abs=0.1)
+    done("encode", "--output-dir", copied, "--codes", copied / "codes.npz")
+    streamed = [np.asarray(Image.open(copied / f"decoded_{number}.png")) for number in range(3)]
+    np.savez(copied / "plain.npz", **plain)
+    done("encode", "--output-dir", copied, "--codes", copied / "plain.npz")
+    assert np.array_equal(streamed, [np.asarray(Image.open(copied / f"decoded_{number}.png")) for number in range(3)])
+    other = {"stream": packed[::-1].copy(), "sum": np.array(1), "files": plain["files"], "size": plain["size"]}
+    np.savez(copied / "codes.npz", **other)
+    outcome = script("encode", "--output-dir", copied, "--codes", copied / "codes.npz")
+    assert outcome.status == 1 and "was written by another prior" in outcome.err
 
 
 @pytest.mark.parametrize("content, line", [
