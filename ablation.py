@@ -4,6 +4,7 @@ Reads `vqvae.pt` and a prior, such as `transformer.pt`, from OUTPUT_DIR or PRETR
 table, `ablation.png`, a strip of images of every row, and `report.html` anew. The rows, all decoded by the same VQ-VAE:
     the encoder's codes of the test images that every row is compared with, as an upper bound for any prior
     the prior sampled at several temperatures, and its likeliest code at every position (argmax)
+    the prior sampled among the likeliest codes, by several TOP_P
     where it learnt classes: sampled with guidance of several strengths s
     of a masked prior: sampled by the defaults of generate.py in several numbers of rounds, with the time that it took
     independent codes: by their frequency at each position, by their frequency overall, uniform
@@ -38,10 +39,11 @@ DATA_DIR = None           # where data sets are kept, or downloaded to; None: as
 LIMIT = None              # use only the first N images of each part; 0: all; None: as in the training
 NUM_SAMPLES = 2000        # images in every row; at most as many as the test split has
 TEMPERATURES = "0.7 1.0 1.3"  # at which the prior is sampled: they divide the logits
+TOP_PS = "0.9 0.95"       # TOP_P of further draws without guidance
 GUIDANCES = "1.25 1.5 2 3"  # scales of classifier-free guidance to sample with; 1: none
 STEPS = 16                # rounds in which a masked prior draws a grid; 0: one for each code, as other priors draw
 STEP_COUNTS = "8 16 0"    # STEPS of the rows that compare them, of a masked prior
-TOP_P = 1.0               # of the draws with guidance; those at TEMPERATURES have 1
+TOP_P = 1.0               # of the draws with guidance
 FEATURES = "auto"         # of a network that learnt "imagenet", or the "classes"; "auto": imagenet if installed
 CLASSIFIER_EPOCHS = "auto"  # of the classifier that learns the classes; "auto": 3, or more for 440 steps of 128
 INCEPTION = False         # also FID and Inception score, through torchmetrics, which downloads a network's weights
@@ -59,8 +61,9 @@ def main(args: argparse.Namespace) -> None:
     subject = load_subject(args, device)
     judge = load_judge(subject, inception)
     [(prior, model)] = subject.priors.items()
-    temperatures = {f"{prior}, T = {t:g}" if t else f"{prior}, argmax": Draw(t, steps=args.STEPS)
+    unguided = {f"{prior}, T = {t:g}" if t else f"{prior}, argmax": Draw(t, steps=args.STEPS)
                     for t in (*map(float, args.TEMPERATURES.split()), 0.0)}
+    unguided |= {f"{prior}, top p {p:g}": Draw(top_p=p, steps=args.STEPS) for p in map(float, args.TOP_PS.split())}
 
     def decoded(codes: Tensor, asked: bool) -> Row:
         images = subject.decoded(codes)
@@ -89,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
     plan = {
         "real images": lambda: Row(subject.originals, judge.baseline),
         "the encoder's codes": lambda: decoded(subject.test_codes[subject.chosen], asked=True),
-        **{name: partial(drawn, how) for name, how in (temperatures | guided).items()},
+        **{name: partial(drawn, how) for name, how in (unguided | guided).items()},
         **{name: partial(timed, how) for name, how in rounds.items()},
         **{name: partial(independent, probabilities) for name, probabilities in subject.independent.items()}}
     title = "Is the prior needed, and what does sampling do?"

@@ -193,7 +193,10 @@ def make_strips(results: list[Result], args: argparse.Namespace, device: torch.d
 
 def main(args: argparse.Namespace) -> None:
     device = devices.pick(args.DEVICE)
-    results = find(shlex.split(args.RUNS))
+    try:
+        results = find(shlex.split(args.RUNS))
+    except ValueError as error:
+        raise UserError(f"RUNS (--runs): {error}") from None
     if args.EVALUATE:
         for result in results:
             if not result.evaluation and result.has_prior:

@@ -4,8 +4,9 @@ Encodes the images of DATASET and writes `codes.npz` to OUTPUT_DIR: `codes` (N, 
 path of each image, empty where images are of no files, and `size`, height and width of the images in pixels. With CODES
 it decodes such a file instead, and writes `decoded_0.png` ... Weights are read from OUTPUT_DIR or PRETRAINED.
 
-With STREAM the codes are arithmetic-coded by the prior, and `sizes.csv` has the bytes that an image takes so, as codes
-of equal length, as PNG, and as JPEG of the quality at which the mean MSE is that of the reconstructions.
+With STREAM the file has, in the place of `codes`, `stream`: the codes arithmetic-coded by the prior, without a class;
+`count`, how many grids, and `sum`, which tells whether they came back. `sizes.csv` has the mean bytes of an image: in
+the stream, as codes of equal length, and of the first 200 images as PNG and JPEG files, headers included.
 """
 import running.start  # noqa: F401
 
@@ -47,7 +48,8 @@ CODES = ""                # a codes.npz to decode; "": encode images
 STREAM = False            # arithmetic-code the codes by the prior: fewer bytes, to be read on the same kind of machine
 DEVICE = "auto"           # "auto": CUDA, then Apple's MPS, then the CPU; or "cpu", "cuda", "cuda:1", "mps"
 
-MEASURED = 200            # images of which STREAM measures PNG and JPEG files
+# images of which STREAM measures PNG and JPEG files
+MEASURED = 200
 
 
 def read(path: str, vqvae: VQVAE, prior: Callable[[], nn.Module]) -> tuple[torch.Tensor, int, int]:
@@ -59,7 +61,7 @@ def read(path: str, vqvae: VQVAE, prior: Callable[[], nn.Module]) -> tuple[torch
             height, width = content["size"].tolist()
             if "stream" in content:
                 grid = vqvae.grid(height, width)
-                codes = stream.unpack(prior(), content["stream"], len(content["files"]), grid).numpy()
+                codes = stream.unpack(prior(), content["stream"], int(content["count"]), grid).numpy()
                 if zlib.crc32(codes.astype(np.int32).tobytes()) != content["sum"]:
                     raise UserError(f"CODES (--codes): the stream in {path} was written by another prior, or on a "
                                     f"machine that rounds differently, or is damaged")
@@ -76,7 +78,7 @@ def read(path: str, vqvae: VQVAE, prior: Callable[[], nn.Module]) -> tuple[torch
 
 
 def file_sizes(images: torch.Tensor, copies: torch.Tensor) -> dict[str, float]:
-    """Mean bytes of uint8 images as PNG, and as JPEG of the lowest quality whose mean MSE is at most that of copies."""
+    """Mean bytes of uint8 images as PNG, and as JPEG of the lowest quality whose MSE is at most that of copies."""
     pictures = [Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()) for image in images]
 
     def save(**how: Any) -> tuple[float, float]:
@@ -88,10 +90,11 @@ def file_sizes(images: torch.Tensor, copies: torch.Tensor) -> dict[str, float]:
             error += np.square(np.asarray(picture, np.float32) - np.asarray(Image.open(buffer), np.float32)).mean()
         return count / len(pictures), error / len(pictures)
 
-    most = F.mse_loss(copies.float(), images.float()).item()
-    quality = bisect_left(range(1, 100), True, key=lambda quality: save(format="JPEG", quality=quality)[1] <= most)
-    return {"PNG, without loss": save(format="PNG")[0],
-            "JPEG of that MSE": save(format="JPEG", quality=quality + 1)[0]}
+    most = F.mse_loss(copies, images.float()).item()
+    found = {"PNG": save(format="PNG")[0]}
+    if (quality := 1 + bisect_left(range(1, 96), True, key=lambda q: save(format="JPEG", quality=q)[1] <= most)) < 96:
+        found[f"JPEG of quality {quality}, the lowest of no larger MSE"] = save(format="JPEG", quality=quality)[0]
+    return found
 
 
 @torch.no_grad()
@@ -103,7 +106,11 @@ def main(args: argparse.Namespace) -> None:
     output = Path(args.OUTPUT_DIR)
 
     def prior() -> nn.Module:
-        return runs.load_prior(checkpoint.weights_dir(args), stored)[1]
+        found, model = runs.load_prior(checkpoint.weights_dir(args), stored)
+        if found["stage"] == "masked" or found["data"]["class_names"] and runs.class_dropout(found) == 0:
+            raise UserError("STREAM (--stream) needs a prior that has learnt the likelihood of codes without a class: "
+                            "one that is not masked, with CLASS_DROPOUT above 0")
+        return model
 
     if args.CODES:
         codes, height, width = read(args.CODES, vqvae, prior)
@@ -118,14 +125,14 @@ def main(args: argparse.Namespace) -> None:
     content = {"codes": codes.numpy()}
     if args.STREAM:
         packed = stream.pack(prior(), codes)
-        content = {"stream": packed, "sum": np.array(zlib.crc32(codes.numpy().astype(np.int32).tobytes()))}
+        total = zlib.crc32(codes.numpy().astype(np.int32).tobytes())
+        content = {"stream": packed, "count": np.array(len(codes)), "sum": np.array(total)}
         copies = to_images(vqvae, codes[:MEASURED].long().to(device), *images.shape[2:]).mul(255).round()
         sizes = {"stream by the prior": packed.nbytes / len(codes),
                  "codes of equal length": codes[0].numel() * math.log2(vqvae.config.num_codes) / 8,
                  **file_sizes(torch.as_tensor(images[:MEASURED]), copies)}
-        files.write_csv(output / "sizes.csv", [{"": name, "bytes an image": f"{size:.1f}"}
-                                               for name, size in sizes.items()])
-        print("bytes an image: " + ", ".join(f"{name} {size:.1f}" for name, size in sizes.items()))
+        files.write_csv(output / "sizes.csv", [{"": name, "bytes": f"{size:.1f}"} for name, size in sizes.items()])
+        print("bytes an image: " + "; ".join(f"{name} {size:.1f}" for name, size in sizes.items()))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **content, files=np.array(names, dtype=str), size=np.array(images.shape[2:]))
     with files.atomic(output / "codes.npz") as file:

@@ -1,6 +1,7 @@
 """The figures of the published tables: read from what runs wrote, kept as JSON, put into pages between markers."""
 import csv
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable
@@ -8,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from judging.report import COLUMNS
+from priors.table import PRIORS
+from running.cli import UserError
 
-# the columns of a run, in the order of their table, and the format of their numbers
-FORMS = {"PSNR": ".2f", "SSIM": ".3f", "codes in use": ".1%", "perplexity": ".1f", "bits/image": ",.1f",
-         "bits of independent codes": ",.1f", "minutes": ".1f", "weights": ",.0f", "KID of real images": ".1f",
+# the columns of tables, those of a run in the order of their table, and the format of their numbers
+FORMS = {"PSNR": ".2f", "SSIM": ".3f", "codes in use": ".1%", "perplexity": ".1f", "bits/image": ".1f",
+         "bits of independent codes": ".1f", "minutes": ".1f", "weights": ",.0f", "KID of real images": ".1f",
          "KID of reconstructions": ".1f", "KID of samples": ".1f", "Fréchet of real images": ".1f",
          "Fréchet of reconstructions": ".1f", "Fréchet of samples": ".1f", "precision": ".3f", "recall": ".3f",
-         "class": ".1%", "nearest, samples": ".1f", "nearest, real": ".1f"}
+         "class": ".1%", "nearest, samples": ".1f", "nearest, real": ".1f", "AUROC": ".3f", "time (s)": ".3g",
+         "over a forward pass": ".2f", "times as fast as the plain loop": ".1f", "images/s": ".0f",
+         "of a matrix product": ".0%"}
+SPEEDS = {"seconds": "time (s)", "over_forward": "over a forward pass", "images_per_second": "images/s",
+          "times_faster_than_plain_loop": "times as fast as the plain loop", "share": "of a matrix product"}
 MARKED = re.compile(r"(<!-- results (\S+) \|(.*?) -->\n).*?(<!-- end -->)", re.S)
 
 Figures = dict[str, dict[str, list[float]]]  # rows by label; of each a list by column: value, and standard error
@@ -23,8 +30,9 @@ Figures = dict[str, dict[str, list[float]]]  # rows by label; of each a list by 
 def outcomes(evaluation: dict[str, Any]) -> dict[str, list[float]]:
     """What evaluation.json says of a run, by column of FORMS: a value, and where it is known its standard error."""
     rows = evaluation.get("rows", {})
-    sources = {"real images": rows.get("real images", {}), "samples": rows.get(evaluation.get("best"), {}),
-               "reconstructions": rows.get("VQ-VAE reconstructions", {})}
+    priors = [row for name, row in rows.items() if name in PRIORS]
+    sources = {"real images": rows.get("real images", {}), "reconstructions": rows.get("VQ-VAE reconstructions", {}),
+               "samples": min(priors, key=lambda row: row.get("bits_per_image", math.inf), default={})}
     found = {f"{head} of {of}": [row[key], *([row[f"{key}_error"]] if f"{key}_error" in row else [])]
              for of, row in sources.items() for head, key in (("KID", "kid"), ("Fréchet", "frechet")) if key in row}
     for head, of, key in (("PSNR", "reconstructions", "psnr"), ("SSIM", "reconstructions", "ssim"),
@@ -36,7 +44,7 @@ def outcomes(evaluation: dict[str, Any]) -> dict[str, list[float]]:
     if "perplexity" in evaluation:
         found |= {"perplexity": [evaluation["perplexity"]],
                   "codes in use": [evaluation["codes_used"] / evaluation["codes"]]}
-    if independent := rows.get("codes at their frequency at each position"):
+    if independent := rows.get("per-position marginal"):
         found["bits of independent codes"] = [independent["bits_per_image"]]
     return {head: values for head, values in found.items() if head in FORMS}
 
@@ -49,14 +57,13 @@ def _reports(text: str) -> Figures:
 
 def _speeds(text: str) -> Figures:
     """The rows of benchmark.json."""
-    return {row["what"]: {head.replace("_", " "): [value["median"]] for head, value in row.items() if head != "what"}
+    return {row["what"]: {SPEEDS[head]: [value["median"]] for head, value in row.items() if head in SPEEDS}
             for row in json.loads(text)["rows"]}
 
 
 def _scores(text: str) -> Figures:
     """The rows of auroc.csv."""
-    (_, *heads), *rows = csv.reader(text.splitlines())
-    return {name: {head: [float(value)] for head, value in zip(heads, values)} for name, *values in rows}
+    return {row["score"]: {"AUROC": [float(row["auroc"])]} for row in csv.DictReader(text.splitlines())}
 
 
 # what is read of a run's directory, by the name of the file: its rows; "" is the row of the run itself
@@ -85,12 +92,13 @@ def cells(runs: Iterable[Figures]) -> dict[str, dict[str, str]]:
     """The rows of a table as text; runs: of one setting, with as many seeds."""
     first, *others = runs
     return {label: {head: told(head, [values, *(other[label][head] for other in others)])
-                    for head, values in row.items()} for label, row in first.items()}
+                    for head, values in row.items() if all(head in other[label] for other in others)}
+            for label, row in first.items()}
 
 
 def fill(page: str, tables: dict[str, dict[str, Any]]) -> str:
     """A page with its tables written anew. A table stands between the lines `<!-- results NAME | head | head -->`,
-    which says its columns, and `<!-- end -->`. KeyError where it has no such column.
+    which says its columns, and `<!-- end -->`. UserError where it has no such column.
     """
     def table(found: re.Match) -> str:
         opening, name, heads, end = found.groups()
@@ -99,7 +107,7 @@ def fill(page: str, tables: dict[str, dict[str, Any]]) -> str:
         heads, stored = [head.strip() for head in heads.split("|")], tables[name]
         rows = stored["rows"]
         if unknown := set(heads) - {head for row in rows.values() for head in row}:
-            raise KeyError(f"the table {name} has no column {', '.join(sorted(unknown))}")
+            raise UserError(f"the table {name} has no column {', '.join(sorted(unknown))}, which a page asks for")
         lines = [["", *heads], ["---"] * (len(heads) + 1),
                  *([label, *(row.get(head, "") for head in heads)] for label, row in rows.items())]
         source = f"By `python results.py {name}` at {stored['commit']}, {stored['date']}, on {stored['machine']}.\n"

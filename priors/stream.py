@@ -1,4 +1,4 @@
-"""Codes as an arithmetic-coded stream: the more likely the prior thinks a code, the fewer bits it takes.
+"""Codes as an arithmetic-coded stream: the likelier a code under the prior, without a class, the fewer bits it takes.
 
 A stream is read with the very probabilities that wrote it, so by the same prior, on the same kind of CPU, with the same
 torch and number of threads. The sum of the codes is kept beside it, which tells whether they came back.
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from priors.masked import Masked
 from priors.sampler import make_sampler
 from running.cli import UserError
+from running.progress import Bar
 
 BATCH = 64  # images at once: it changes the probabilities in their last digits
 
@@ -23,7 +23,7 @@ def _through(model: nn.Module, count: int, grid: tuple[int, int],
     position in raster order and the probabilities (B, K), the codes (B,).
     """
     grids = []
-    for part in torch.arange(count).split(BATCH):
+    for part in Bar(torch.arange(count).split(BATCH), desc="coding"):
         sampler, positions = make_sampler(model, len(part), grid[1]), iter(range(math.prod(grid)))
         sampler.choose = lambda logits, _, part=part, positions=positions: torch.from_numpy(
             take(part, next(positions), logits.softmax(1).numpy()).astype(np.int64))
@@ -31,10 +31,8 @@ def _through(model: nn.Module, count: int, grid: tuple[int, int],
     return torch.cat(grids)
 
 
-def _coding(model: nn.Module):
-    """The package that codes, and its family of distributions. UserError without it, and for a masked prior."""
-    if isinstance(model, Masked):
-        raise UserError("STREAM (--stream) needs a prior in raster order: train one by train_pixelcnn.py")
+def _coding() -> tuple:
+    """The package that codes, and its family of distributions. UserError without it."""
     try:
         import constriction
     except ImportError:
@@ -44,7 +42,7 @@ def _coding(model: nn.Module):
 
 def pack(model: nn.Module, codes: Tensor) -> np.ndarray:
     """Codes (N, height, width) as a stream, (words,) uint32, by a prior in eval mode on the CPU."""
-    queue, family = _coding(model)
+    queue, family = _coding()
     encoder, flat = queue.RangeEncoder(), codes.flatten(1).to(torch.int32)
 
     def write(part: Tensor, position: int, probabilities: np.ndarray) -> np.ndarray:
@@ -57,6 +55,6 @@ def pack(model: nn.Module, codes: Tensor) -> np.ndarray:
 
 def unpack(model: nn.Module, stream: np.ndarray, count: int, grid: tuple[int, int]) -> Tensor:
     """The codes (count, height, width) of a stream. Codes of another prior or machine come back wrong."""
-    queue, family = _coding(model)
+    queue, family = _coding()
     decoder = queue.RangeDecoder(stream)
     return _through(model, count, grid, lambda _part, _position, probabilities: decoder.decode(family, probabilities))

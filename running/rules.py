@@ -143,6 +143,7 @@ GROUPS = {
         "CLASSIFIER_EPOCHS": Rule(int, low=1, words=("auto",)),
         "INCEPTION": Rule(bool),
         "TEMPERATURES": Rule(str, pattern=r"\d+(\.\d+)?( \d+(\.\d+)?)*", join=" "),
+        "TOP_PS": Rule(str, pattern=r"(0?\.\d+|1)( (0?\.\d+|1))*", join=" "),
         "STEP_COUNTS": Rule(str, pattern=r"\d{1,9}( \d{1,9})*", join=" "),
         "GUIDANCES": Rule(str, pattern=r"\d{1,2}(\.\d+)?( \d{1,2}(\.\d+)?)*", join=" "),
         "REPEATS": Rule(int, low=1),
@@ -153,7 +154,7 @@ GROUPS = {
     },
     "run": {
         "RUNS": Rule(str, pattern=".+"),
-        "TABLES": Rule(str),
+        "TABLES": Rule(str, pattern=r"[\w -]*"),
         "RUNS_DIR": Rule(str, pattern=".+"),
         "EVALUATE": Rule(bool),
         "OUTPUT_DIR": Rule(str, pattern=".+"),

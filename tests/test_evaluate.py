@@ -15,7 +15,7 @@ import evaluate
 import train_pixelcnn
 import train_vae
 import train_vqvae
-from judging import classifier, judge, report
+from judging import classifier, judge, published, report
 from judging.classifier import Classifier, ClassifierConfig
 from priors import runs
 from priors.table import nll_terms, summarise_nll
@@ -89,6 +89,9 @@ def test_every_row_and_column(done, run, monkeypatch):
         Image.open(run / name).verify()
     text = (run / "report.html").read_text(encoding="utf-8")
     assert all(f">{name}</th>" in text for name in rows) and "no evaluation.json" not in text
+    [row] = published.read(run, "evaluation.json").values()
+    assert set(row) == set(published.FORMS) - {"minutes", "weights", "AUROC", *published.SPEEDS.values()}
+    assert row["bits of independent codes"] == [rows["per-position marginal"]["bits_per_image"]]
     assert f"New images of {content['best']}" in text and rows[content["best"]]["bits_per_image"] > 0
 
 
@@ -119,7 +122,8 @@ def test_the_classifier_is_trained_once_for_the_same_images_and_epochs(trained, 
 
 
 def test_ablation_argmax_collapses_to_one_image_a_class(done, run):
-    flags = ["--output-dir", run, *FEW, "--prior", "pixelcnn", "--temperatures", "0.5 2", "--guidances", "1 2.5"]
+    flags = ["--output-dir", run, *FEW, "--prior", "pixelcnn", "--temperatures", "0.5 2", "--top-ps", "0.5",
+             "--guidances", "1 2.5"]
     found = []
     for _ in range(2):
         done("ablation", *flags, "--top-p", 1)
@@ -127,8 +131,10 @@ def test_ablation_argmax_collapses_to_one_image_a_class(done, run):
     rows, again = found
     assert rows == again
     assert list(rows) == ["real images", "the encoder's codes", "pixelcnn, T = 0.5", "pixelcnn, T = 2",
-                          "pixelcnn, argmax", "pixelcnn, top p 1, s = 1", "pixelcnn, top p 1, s = 2.5",
-                          "per-position marginal", "marginal", "uniform codes"]
+                          "pixelcnn, argmax", "pixelcnn, top p 0.5", "pixelcnn, top p 1, s = 1",
+                          "pixelcnn, top p 1, s = 2.5", "per-position marginal", "marginal", "uniform codes"]
+    told = published.read(run, "ablation.json")["pixelcnn, argmax"]
+    assert told["distinct"] == [rows["pixelcnn, argmax"]["distinct"]]
     assert rows["pixelcnn, argmax"]["distinct"] * 40 <= 10
     assert rows["uniform codes"]["distinct"] == 1
     assert rows["pixelcnn, argmax"]["distinct"] < rows["pixelcnn, T = 0.5"]["distinct"] <= 1
