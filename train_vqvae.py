@@ -51,7 +51,7 @@ BATCH_SIZE = "auto"       # images a step, over all processes; "auto": 32 for up
 OPTIMIZER = "muon"        # "muon": kernels by Muon, the rest by Adam; or "adam"
 LEARNING_RATE = 2e-3      # the highest; it rises briefly, and at the end falls to 0
 SEED = 0                  # of the weights, the order of the images and the revival of codes
-DOWNSAMPLE = "auto"       # pixels a code covers a side: 2, 4, 8 or 16; "auto": 4, more where that gives over 512 codes
+DOWNSAMPLE = "auto"       # pixels a code covers a side: 2, 4, 8 or 16; "auto": 4, more above 512 codes (grey: 1,024)
 ARCHITECTURE = "auto"     # "paper", as in [1], or "space-to-depth"; "auto": "paper" for images of up to 48x48 pixels
 HIDDEN = 64               # channels of encoder and decoder
 RESIDUAL_BLOCKS = 2       # in the encoder, and as many in the decoder
@@ -94,11 +94,11 @@ def summarise(totals: dict[str, Tensor]) -> dict[str, float]:
             "codes_used": (counts > 0).float().mean().item()}
 
 
-def fit_to(args: argparse.Namespace, count: int, height: int, width: int) -> argparse.Namespace:
+def fit_to(args: argparse.Namespace, count: int, channels: int, height: int, width: int) -> argparse.Namespace:
     """The constants, those of "auto" chosen by the number and the size of the training images."""
-    pixels = height * width
+    pixels, most = height * width, 512 if channels == 3 else 1024  # a scan loses its detail to codes for 8x8 pixels
     small = pixels <= 48**2
-    sides = [side for side in (4, 8, 16) if math.prod(grid_size(height, width, side)) <= 512]
+    sides = [side for side in (4, 8, 16) if math.prod(grid_size(height, width, side)) <= most]
     args = filled(args, BATCH_SIZE=min(count, images_a_step(pixels)), DOWNSAMPLE=(sides or [16])[0])
     args = filled(args, NUM_CODES=128 if small else 512 if args.DOWNSAMPLE <= 4 else 1024,
                   ARCHITECTURE="paper" if small else "space-to-depth")
@@ -113,7 +113,7 @@ def main(args: argparse.Namespace) -> None:
     summary.show(args.DATASET, data, args.OUTPUT_DIR)
     train, validation, test = (split.to(device) for split in data[:3])
     channels, height, width = train.images.shape[1:]
-    args = fit_to(args, len(train.images), height, width)
+    args = fit_to(args, len(train.images), channels, height, width)
     model = make_vqvae(configure(VQVAEConfig, args, channels=channels))
     model.to(device, memory_format=torch.channels_last)
     devices.join(model)

@@ -43,14 +43,14 @@ def test_the_length_of_a_prior_follows_from_grids_and_images(count, positions, a
     assert train_pixelcnn.fit_to(args, count, positions).EPOCHS == epochs
 
 
-@pytest.mark.parametrize("height, width, downsample, num_codes, code_dim", [
-    (28, 28, 4, 128, 32), (64, 64, 4, 512, 32), (96, 96, 8, 1024, 32), (256, 128, 8, 1024, 32),
-    (256, 256, 16, 1024, 32), (512, 512, 16, 1024, 32)])
-def test_the_codes_of_an_image_are_512_at_most(height, width, downsample, num_codes, code_dim):
-    args = train_vqvae.fit_to(cli.parse(vars(train_vqvae), []), 5000, height, width)
-    assert (args.DOWNSAMPLE, args.NUM_CODES, args.CODE_DIM) == (downsample, num_codes, code_dim)
-    given = train_vqvae.fit_to(cli.parse(vars(train_vqvae), ["--downsample", "2", "--quantizer", "fsq"]), 5000, height,
-                               width)
+@pytest.mark.parametrize("channels, height, width, downsample, num_codes", [
+    (1, 28, 28, 4, 128), (3, 64, 64, 4, 512), (3, 96, 96, 8, 1024), (3, 128, 128, 8, 1024), (1, 128, 128, 4, 512),
+    (1, 256, 128, 8, 1024), (3, 256, 256, 16, 1024), (3, 512, 512, 16, 1024)])
+def test_the_codes_of_an_image_are_512_at_most_and_of_a_grey_one_1024(channels, height, width, downsample, num_codes):
+    args = train_vqvae.fit_to(cli.parse(vars(train_vqvae), []), 5000, channels, height, width)
+    assert (args.DOWNSAMPLE, args.NUM_CODES, args.CODE_DIM) == (downsample, num_codes, 32)
+    given = train_vqvae.fit_to(cli.parse(vars(train_vqvae), ["--downsample", "2", "--quantizer", "fsq"]), 5000,
+                               channels, height, width)
     assert given.DOWNSAMPLE == 2 and given.CODE_DIM == 3
 
 
