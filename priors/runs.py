@@ -15,7 +15,7 @@ from training import checkpoint
 from training.quantizers import make_vqvae
 
 GUIDED = 1.25          # what GUIDANCE of "auto" is where a draw is given a class
-UNGUIDED_TOP_P = 0.9   # what TOP_P of "auto" is without guidance
+UNGUIDED_TOP_P = 0.95  # what TOP_P of "auto" is without guidance
 STAGES = ["vqvae", "decoder", *PRIORS]  # checkpoints, by their file's name
 
 

@@ -250,7 +250,7 @@ def test_evaluate_draws_with_guidance(done, alone):
     rows, plain = (content["rows"] for content in contents)
     assert [name for name in rows if rows[name] != plain[name]] == ["pixelcnn"]
     assert [content["sampling"] for content in contents] == [
-        f"pixelcnn with GUIDANCE {s:g} and TOP_P {p:g}" for s, p in ((1.25, 1), (1, 0.9))]
+        f"pixelcnn with GUIDANCE {s:g} and TOP_P {p:g}" for s, p in ((1.25, 1), (1, 0.95))]
 
 
 def test_what_does_not_fit_is_left_out_with_a_line(done, run, tmp_path, capfd):
