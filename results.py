@@ -30,7 +30,7 @@ from training import checkpoint
 
 TABLES = ""               # the tables to remake; may stand without its flag, before all others; "": list them
 DATA_DIR = "data"         # where the folders celeba, brain_mri and cifar10 are, and MNIST as torchvision has it
-RUNS_DIR = "output/results"  # where the runs are kept, by commit
+OUTPUT_DIR = "output/results"  # where the runs are kept, by commit
 
 PAGES = "README.md", "docs/RESULTS.md", "pretrained/README.md"
 STORE = ROOT / "docs" / "results.json"
@@ -108,13 +108,13 @@ def run_commands(run: str, seed: int, args: argparse.Namespace, commit: str) -> 
     commands = [command.format_map({name: shlex.quote(str(value)) for name, value in named.items()})
                 for command in COMMANDS[run]]
     name = run + f" seed {seed}" * ("{seed}" in "".join(COMMANDS[run]))
-    directory = Path(args.RUNS_DIR).resolve() / commit / name.replace(" ", "-").replace(",", "")
+    directory = Path(args.OUTPUT_DIR).resolve() / commit / name.replace(" ", "-").replace(",", "")
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "ended.json"
     ended = json.loads(log.read_text(encoding="utf-8")) if log.exists() else {"commands": []}
     if ended["commands"] != commands[:len(ended["commands"])]:
-        raise UserError(f"{directory} is of other commands, such as of another DATA_DIR: choose another RUNS_DIR "
-                        f"({flag('RUNS_DIR')})")
+        raise UserError(f"{directory} is of other commands, such as of another DATA_DIR: choose another OUTPUT_DIR "
+                        f"({flag('OUTPUT_DIR')})")
     for command in commands[len(ended["commands"]):]:
         print(f"{directory.name}: {command}", flush=True)
         script, *flags = shlex.split(command)

@@ -155,7 +155,6 @@ GROUPS = {
     "run": {
         "RUNS": Rule(str, pattern=".+"),
         "TABLES": Rule(str, pattern=r"[\w -]*"),
-        "RUNS_DIR": Rule(str, pattern=".+"),
         "EVALUATE": Rule(bool),
         "OUTPUT_DIR": Rule(str, pattern=".+"),
         "PRETRAINED": Rule(str),

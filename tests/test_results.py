@@ -118,12 +118,12 @@ def small(monkeypatch, tmp_path):
 
 def test_a_call_that_failed_goes_on_and_the_page_has_the_mean(script, done, small):
     (small / "measure.py").write_text("raise SystemExit(1)")
-    outcome = script("results", "--tables", "small", "--runs-dir", small / "runs")
+    outcome = script("results", "--tables", "small", "--output-dir", small / "runs")
     assert outcome.status == 1 and "measure.py has failed" in outcome.err
     measure = ("import sys, json; place = sys.argv[-1]; json.dump({'rows': {'VQ-VAE reconstructions': "
                "{'psnr': 20.0 + 2 * place.endswith('1')}}}, open(place + '/evaluation.json', 'w'))")
     (small / "measure.py").write_text(measure)
-    done("results", "--tables", "small", "--runs-dir", small / "runs")
+    done("results", "--tables", "small", "--output-dir", small / "runs")
     assert [path.read_text() for path in sorted(small.glob("runs/abc/*/trained.txt"))] == ["once ", "once "]
     page = (small / "page.md").read_text()
     assert "| a row | 21.00 (20.00 to 22.00) |\n<!--" in page and " at abc, " in page
@@ -132,9 +132,9 @@ def test_a_call_that_failed_goes_on_and_the_page_has_the_mean(script, done, smal
 
 def test_runs_of_other_commands_are_not_taken(script, small, monkeypatch):
     (small / "measure.py").write_text("raise SystemExit(1)")
-    script("results", "--tables", "small", "--runs-dir", small / "runs")
+    script("results", "--tables", "small", "--output-dir", small / "runs")
     monkeypatch.setitem(results.COMMANDS, "small", ["train --dataset {data} --seed {seed}"])
-    outcome = script("results", "--tables", "small", "--runs-dir", small / "runs")
+    outcome = script("results", "--tables", "small", "--output-dir", small / "runs")
     assert outcome.status == 1 and "is of other commands, such as of another DATA_DIR" in outcome.err
 
 
@@ -153,7 +153,7 @@ def test_a_signal_reaches_the_training(small):
     threading.Thread(target=interrupt, daemon=True).start()
     before = signal.signal(signal.SIGINT, cli._stop)
     with pytest.raises(Stopped):
-        results.measure("small", argparse.Namespace(DATA_DIR="a b", RUNS_DIR=str(small / "runs")), "abc")
+        results.measure("small", argparse.Namespace(DATA_DIR="a b", OUTPUT_DIR=str(small / "runs")), "abc")
     signal.signal(signal.SIGINT, before)
     assert list(small.glob("runs/abc/*/saved.txt"))
 
