@@ -31,13 +31,13 @@ OUTPUT_DIR = "output"     # the run's directory, with its vqvae.pt
 DATASET = None            # the images to learn; None: those that the VQ-VAE was trained on
 DATA_DIR = None           # where data sets are kept, or downloaded to; None: as in the training
 LIMIT = None              # use only the first N images of each part; 0: all; None: as in the training
-EPOCHS = "auto"           # passes over the training images; "auto": 1, or more for 1,500 steps
+EPOCHS = "auto"           # passes over the training images; "auto": 1, or more for 1,400 steps
 BATCH_SIZE = "auto"       # images a step, over all processes; "auto": 32 for up to 48x48 pixels, 16 for 96x96, 8 above
 LEARNING_RATE = 1e-3      # the highest, of Muon; it rises briefly, and at the end falls to 0
 SEED = 0                  # of the order of the images
 PERCEPTUAL = 0.1          # weight of the error in features of a network trained on ImageNet; of the MSE it is 1
 
-STEPS = 1_500  # that EPOCHS of "auto" makes at least
+STEPS = 1_400  # that EPOCHS of "auto" makes at least
 PANELS = {"reconstruction MSE": ["train_mse", "validation_mse"], "PSNR (dB)": ["train_psnr", "validation_psnr"],
           "perceptual loss": ["train_perceptual", "validation_perceptual"]}
 LINE = "MSE {mse:.5f}, PSNR {psnr:.2f} dB, perceptual loss {perceptual:.4f}"
